@@ -1,0 +1,79 @@
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LINE_BYTES 2048
+
+static const char *log_program = "avl";
+static avl_log_level_t log_least = AVL_LOG_INFO;
+static int log_json;
+static const char *const level_names[] = {"debug", "info", "warn", "error"};
+
+void avl_log_begin(const char *program, avl_log_level_t least, int json) {
+    log_program = program;
+    log_least = least;
+    log_json = json;
+}
+
+avl_status_t avl_log_level_parse(const char *name, avl_log_level_t *level_p) {
+    for (int level = AVL_LOG_DEBUG; level <= AVL_LOG_ERROR; level++) {
+        if (strcmp(name, level_names[level]) == 0) {
+            *level_p = (avl_log_level_t)level;
+            return AVL_OK;
+        }
+    }
+    return avl_fail(AVL_ERR_INVALID, "unknown log level \"%s\": use debug, info, warn or error", name);
+}
+
+/* Control characters never reach the terminal raw: a client's text may end up in a line. */
+static size_t append_escaped(char *line, size_t used, size_t capacity, const char *text) {
+    for (const unsigned char *c = (const unsigned char *)text; *c != '\0' && used + 8 < capacity; c++) {
+        if (*c == '\n') {
+            used += (size_t)snprintf(line + used, capacity - used, "\\n");
+        } else if (*c < 0x20 || *c == 0x7f) {
+            used += (size_t)snprintf(line + used, capacity - used, "\\u%04x", *c);
+        } else if (log_json && (*c == '"' || *c == '\\')) {
+            line[used++] = '\\';
+            line[used++] = (char)*c;
+        } else {
+            line[used++] = (char)*c;
+        }
+    }
+    return used;
+}
+
+void avl_log_write(avl_log_level_t level, const char *format, ...) {
+    if (level < log_least)
+        return;
+    char message[LINE_BYTES / 2];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    struct tm utc;
+    gmtime_r(&now.tv_sec, &utc);
+    char when[40];
+    size_t when_bytes = strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
+    snprintf(when + when_bytes, sizeof when - when_bytes, ".%03ldZ", now.tv_nsec / 1000000);
+
+    char line[LINE_BYTES];
+    size_t used = (size_t)snprintf(
+        line, sizeof line,
+        log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"program\":\"%s\",\"message\":\"" : "%s %-5s %s: ",
+        when, level_names[level], log_program);
+    used = append_escaped(line, used, sizeof line - 4, message);
+    if (log_json) {
+        line[used++] = '"';
+        line[used++] = '}';
+    }
+    line[used++] = '\n';
+    ssize_t written = write(STDERR_FILENO, line, used);
+    (void)written; /* nowhere left to report it */
+}
