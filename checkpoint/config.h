@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/activation.h"
 #include "base/dtype.h"
 #include "base/status.h"
 
@@ -22,15 +23,6 @@ typedef enum avl_family {
     AVL_FAMILY_LLAVA,      /* model_type "llava": one square picture */
     AVL_FAMILY_LLAVA_NEXT, /* model_type "llava_next": anyres tiles, unpadding, image_newline */
 } avl_family_t;
-
-typedef enum avl_activation {
-    AVL_ACTIVATION_NONE,
-    AVL_ACTIVATION_GELU,       /* x/2 (1 + erf(x/sqrt 2)) */
-    AVL_ACTIVATION_GELU_TANH,  /* tanh approximation: "gelu_pytorch_tanh", "gelu_new" */
-    AVL_ACTIVATION_QUICK_GELU, /* x sigmoid(1.702 x) */
-    AVL_ACTIVATION_SILU,       /* x sigmoid(x) */
-    AVL_ACTIVATION_RELU,
-} avl_activation_t;
 
 typedef enum avl_rope_scaling {
     AVL_ROPE_DEFAULT,
