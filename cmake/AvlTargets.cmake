@@ -8,7 +8,8 @@ target_include_directories(avl_options INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_definitions(avl_options INTERFACE _GNU_SOURCE AVL_VERSION="${PROJECT_VERSION}")
 target_compile_options(avl_options INTERFACE
   -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
-  -Wcast-qual -Wwrite-strings -Wundef -fno-common)
+  -Wcast-qual -Wwrite-strings -Wundef -fno-common
+  $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation>) # texts of errors and logs are cut on purpose
 if(AVL_SANITIZE STREQUAL "address")
   target_compile_options(avl_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
     -fno-omit-frame-pointer)
