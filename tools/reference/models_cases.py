@@ -1,0 +1,59 @@
+"""The cases of every model: prompts and picture sizes. Pictures are drawn by models_images.py."""
+
+ONE = "USER: <image>\nDescribe the image. ASSISTANT:"
+TEXT = "USER: Which of the objects is at the bottom right of the middle? ASSISTANT:"
+
+# per model: [(prompt, [(width, height), ...])]
+CASES = {
+    "llava-mha": [
+        (ONE, [(60, 44)]),
+        ("USER: <image>\n<image> What is in the first image and the second image?<image> ASSISTANT:",
+         [(42, 42), (31, 77), (90, 33)]),
+        ("A chat.</s>USER: <image>\nRead the text. ASSISTANT: It is", [(97, 1)]),
+        (TEXT, []),
+    ],
+    "llava-gqa": [
+        (ONE, [(50, 71)]),
+        ("USER: First <image>\nthen <image>\n which one is green? ASSISTANT:", [(120, 43), (41, 43)]),
+        (TEXT, []),
+    ],
+    "llava-mistral": [
+        ("[INST] <image>\nDescribe the image, one object after the other. [/INST]", [(44, 61)]),
+        ("[INST] <image> or <image>? Read the bottom text. [/INST]", [(28, 28), (64, 29)]),
+        ("[INST] Read the middle text and the top text and describe what you see there, object by object. "
+         "[/INST]", []),
+    ],
+    "next-mha": [
+        (ONE, [(80, 45)]),
+        ("USER: <image>\n and <image>\nDescribe the image. ASSISTANT:", [(33, 90), (57, 55)]),
+        ("USER: <image>\nWhat shape is it? ASSISTANT:", [(150, 3)]),
+        ("USER: <image>\nWhat shape is it? ASSISTANT:", [(1, 64)]),
+        (TEXT, []),
+    ],
+    "next-gqa": [
+        ("[INST] <image>\nDescribe the image. [/INST]", [(75, 52)]),
+        ("[INST] <image>\n<image>\nWhich is larger? [/INST]", [(29, 83), (110, 39)]),
+        ("[INST] <image>\nWhat shape is it? [/INST]", [(3, 119)]),
+        (TEXT, []),
+    ],
+    "llava-rope-linear": [
+        (ONE, [(60, 44)]),
+        ("USER: <image> and <image> are which? ASSISTANT:", [(36, 60), (29, 28)]),
+    ],
+    "llava-rope-dynamic": [
+        # longer than max_position_embeddings (32) from the start
+        ("USER: <image>\nDescribe the image, top to bottom, object by object, and read the text. ASSISTANT:",
+         [(60, 44)]),
+        # grows past it while decoding
+        ("USER: <image>\nRead. ASSISTANT:", [(30, 44)]),
+    ],
+    "llava-rope-llama3": [
+        (ONE, [(60, 44)]),
+        ("USER: <image> and <image> are which? ASSISTANT:", [(36, 60), (29, 28)]),
+    ],
+    "llava-bias": [
+        (ONE, [(60, 44)]),
+        ("USER: <image> and <image> are which? ASSISTANT:", [(36, 60), (29, 28)]),
+        (TEXT, []),
+    ],
+}
