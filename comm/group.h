@@ -1,11 +1,13 @@
 /* comm/group.h: the ranks that shard one model, and the only door to MPI.
  *
- * Backends: `mpi` (one process a rank, under mpirun or srun) and `loopback` (ranks are threads of one process: one rank needs no
- * launcher, several serve the tests, ThreadSanitizer included). Every call is collective unless marked "local": all ranks make the same calls in the same
- * order with the same sizes. One thread of a rank at a time calls these (MPI_THREAD_FUNNELED).
+ * Backends: `mpi` (one process a rank, under mpirun or srun) and `loopback` (ranks are threads of
+ * one process: one rank needs no launcher, several serve the tests, ThreadSanitizer included).
+ * Every call is collective unless marked "local": all ranks make the same calls in the same order
+ * with the same sizes. One thread of a rank at a time calls these (MPI_THREAD_FUNNELED).
  *
- * Errors: AVL_ERR_COMM, AVL_ERR_TIMEOUT (a peer stayed away longer than the group's bound), AVL_ERR_PEER. After any of them the group is
- * unusable: the process reports and ends; the coordinator starts another. */
+ * Errors: AVL_ERR_COMM, AVL_ERR_TIMEOUT (a peer stayed away longer than the group's bound),
+ * AVL_ERR_PEER. After any of them the group is unusable: the process reports and ends; the
+ * coordinator starts another. */
 #ifndef AVL_COMM_GROUP_H
 #define AVL_COMM_GROUP_H
 
@@ -18,7 +20,8 @@ typedef struct avl_group avl_group_t;
 
 /* One rank in this process, no launcher. */
 AVL_MUST_CHECK avl_status_t avl_group_open_single(avl_group_t **group_p);
-/* `rank_count` handles for threads of this process; groups_p[r] is rank r's. Each is closed by avl_group_close. */
+/* `rank_count` handles for threads of this process; groups_p[r] is rank r's. Each is closed by
+ * avl_group_close. */
 AVL_MUST_CHECK avl_status_t avl_group_open_loopback(int rank_count, avl_group_t **groups_p);
 /* The job of the MPI launcher that started this process. */
 AVL_MUST_CHECK avl_status_t avl_group_open_mpi(avl_group_t **group_p);
@@ -26,7 +29,8 @@ void avl_group_close(avl_group_t *group);
 
 int avl_group_rank(const avl_group_t *group);  /* local; rank 0 leads */
 int avl_group_ranks(const avl_group_t *group); /* local */
-/* Ranks on this host, and this rank's place among them: for dividing cores. Local (found at open). */
+/* Ranks on this host, and this rank's place among them: for dividing cores. Local (found at open).
+ */
 int avl_group_local_ranks(const avl_group_t *group);
 int avl_group_local_rank(const avl_group_t *group);
 /* Bound of every wait; default 60 s. Local. */
@@ -36,24 +40,29 @@ void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns);
 AVL_MUST_CHECK avl_status_t avl_group_broadcast(avl_group_t *group, void *data, size_t bytes);
 /* Sum of f32 [count] over ranks, in place. Every rank ends with bit-identical data. */
 AVL_MUST_CHECK avl_status_t avl_group_all_reduce(avl_group_t *group, float *data, int64_t count);
-/* Rank r gets, in data[first..last) of its own slice (avl_group_slice(count, r)), the sum over ranks; the rest of `data` is undefined. */
-AVL_MUST_CHECK avl_status_t avl_group_reduce_scatter(avl_group_t *group, float *data, int64_t count);
+/* Rank r gets, in data[first..last) of its own slice (avl_group_slice(count, r)), the sum over
+ * ranks; the rest of `data` is undefined. */
+AVL_MUST_CHECK avl_status_t avl_group_reduce_scatter(avl_group_t *group, float *data,
+                                                     int64_t count);
 /* data[r * item_bytes ..] holds rank r's item on entry (own place filled), everyone's on return. */
 AVL_MUST_CHECK avl_status_t avl_group_all_gather(avl_group_t *group, void *data, size_t item_bytes);
-/* Rank r's bytes_by_rank[r] bytes, one after the other in `target` on rank 0 (NULL elsewhere). bytes_by_rank is known to all. */
-AVL_MUST_CHECK avl_status_t avl_group_gather(avl_group_t *group, const void *source, const size_t *bytes_by_rank,
-                                             void *target);
-/* Everyone states how it went; everyone learns the worst. Returns AVL_OK, the caller's own status when that was a failure, or
- * AVL_ERR_PEER naming the lowest failed rank and its status. */
+/* Rank r's bytes_by_rank[r] bytes, one after the other in `target` on rank 0 (NULL elsewhere).
+ * bytes_by_rank is known to all. */
+AVL_MUST_CHECK avl_status_t avl_group_gather(avl_group_t *group, const void *source,
+                                             const size_t *bytes_by_rank, void *target);
+/* Everyone states how it went; everyone learns the worst. Returns AVL_OK, the caller's own status
+ * when that was a failure, or AVL_ERR_PEER naming the lowest failed rank and its status. */
 AVL_MUST_CHECK avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own);
 
-/* Waiting for work without burning a core. Rank 0 calls wake before its broadcast; the others call wait, which sleeps with growing
- * pauses (at most a millisecond) and, after work, spins briefly first. Returns AVL_ERR_TIMEOUT after `timeout_ns` (AVL_DEADLINE_NONE: never)
- * with the group intact. Not bounded by the group's timeout. */
+/* Waiting for work without burning a core. Rank 0 calls wake before its broadcast; the others call
+ * wait, which sleeps with growing pauses (at most a millisecond) and, after work, spins briefly
+ * first. Returns AVL_ERR_TIMEOUT after `timeout_ns` (AVL_DEADLINE_NONE: never) with the group
+ * intact. Not bounded by the group's timeout. */
 AVL_MUST_CHECK avl_status_t avl_group_wake(avl_group_t *group);
 AVL_MUST_CHECK avl_status_t avl_group_wait(avl_group_t *group, int64_t timeout_ns);
 
-/* The part [first, last) of `count` things that rank r of `ranks` holds: as even as it goes, the larger parts first. */
+/* The part [first, last) of `count` things that rank r of `ranks` holds: as even as it goes, the
+ * larger parts first. */
 static inline void avl_group_slice(int64_t count, int rank, int ranks, int64_t *first_p,
                                    int64_t *last_p) {
     int64_t base = count / ranks, extra = count % ranks;
