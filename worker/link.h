@@ -1,8 +1,10 @@
 /* worker/link.h: the leader's line to the coordinator: requests and cancels in, events out.
  *
- * The leader dials (proto/worker.proto, one bidirectional stream); gRPC lives in link.c and in its own threads. The step loop meets them in
- * two bounded queues and is never blocked by the network: an event queue that is full means a coordinator that does not read, and that ends
- * the link. A lost link ends the worker group (the coordinator keeps the requests and replays them elsewhere). */
+ * The leader dials (proto/worker.proto, one bidirectional stream); gRPC lives in link.c and in its
+ * own threads. The step loop meets them in two bounded queues and is never blocked by the network:
+ * an event queue that is full means a coordinator that does not read, and that ends the link. A
+ * lost link ends the worker group (the coordinator keeps the requests and replays them elsewhere).
+ */
 #ifndef AVL_WORKER_LINK_H
 #define AVL_WORKER_LINK_H
 
@@ -13,7 +15,7 @@ typedef struct avl_link avl_link_t;
 /* What the coordinator wants next. */
 typedef enum avl_command_kind {
     AVL_COMMAND_NONE,   /* nothing now */
-    AVL_COMMAND_SUBMIT, /* `request`: the caller owns it */
+    AVL_COMMAND_SUBMIT, /* `request`: the caller owns it; numbers are as they came: not yet checked against model or capacity */
     AVL_COMMAND_CANCEL, /* `request_id` */
     AVL_COMMAND_DRAIN,  /* finish what runs, accept nothing new, leave when idle */
     AVL_COMMAND_LOST,   /* the link is gone: `status`; repeated at every further poll */
@@ -37,8 +39,9 @@ typedef struct avl_capacity {
     int64_t load_ns;
 } avl_capacity_t;
 
-/* Dials `address` ("unix:PATH" or "HOST:PORT"), introduces the group by `group_token` (a secret that the coordinator gave its child).
- * Errors: AVL_ERR_UNAVAILABLE when nobody answers within `timeout_ns`. */
+/* Dials `address` ("unix:PATH" or "HOST:PORT"), introduces the group by `group_token` (a secret
+ * that the coordinator gave its child). Errors: AVL_ERR_UNAVAILABLE when nobody answers within
+ * `timeout_ns`. */
 AVL_MUST_CHECK avl_status_t avl_link_open(const char *address, const char *group_token,
                                           int64_t timeout_ns, avl_link_t **link_p);
 void avl_link_close(avl_link_t *link);
@@ -46,12 +49,13 @@ void avl_link_close(avl_link_t *link);
 /* Loading progress, 0..1, and its end. */
 void avl_link_loading(avl_link_t *link, double share);
 void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity);
-/* Tells why the group cannot serve; delivered before avl_link_close returns when the peer still reads. */
+/* Tells why the group cannot serve; delivered before avl_link_close returns when the peer still
+ * reads. */
 void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail);
 
 /* The next command. Waits for one up to `timeout_ns` (0: only looks). */
 void avl_link_poll(avl_link_t *link, int64_t timeout_ns, avl_command_t *command_p);
-/* Queues an event; never blocks. */
+/* Queues an event; never blocks. Events queued while an earlier message is on its way travel together. */
 void avl_link_send(avl_link_t *link, const avl_event_t *event);
 
 #endif
