@@ -1,10 +1,11 @@
 /* checkpoint/config.h: a Hugging Face model directory's JSON files as typed, validated data.
  *
- * Reads config.json, generation_config.json and preprocessor_config.json (and what newer directories put into
- * processor_config.json). Whatever a file omits has the default of the configuration class in `transformers`
- * that the model_type names (LlavaConfig, LlavaNextConfig, CLIPVisionConfig, LlamaConfig, MistralConfig,
- * CLIPImageProcessor, LlavaNextImageProcessor). Unknown keys are ignored; a known key with an impossible
- * value is an error that names file, key and value. */
+ * Reads config.json, generation_config.json and preprocessor_config.json (and what newer
+ * directories put into processor_config.json). Whatever a file omits has the default of the
+ * configuration class in `transformers` that the model_type names (LlavaConfig, LlavaNextConfig,
+ * CLIPVisionConfig, LlamaConfig, MistralConfig, CLIPImageProcessor, LlavaNextImageProcessor).
+ * Unknown keys are ignored; a known key with an impossible value is an error that names file, key
+ * and value. */
 #ifndef AVL_CHECKPOINT_CONFIG_H
 #define AVL_CHECKPOINT_CONFIG_H
 
@@ -35,8 +36,8 @@ typedef struct avl_rope_config {
     avl_rope_scaling_t scaling;
     double theta;
     double factor;
-    double low_freq_factor;                /* llama3 */
-    double high_freq_factor;               /* llama3 */
+    double low_freq_factor;               /* llama3 */
+    double high_freq_factor;              /* llama3 */
     int original_max_position_embeddings; /* llama3 */
 } avl_rope_config_t;
 
@@ -77,8 +78,8 @@ typedef struct avl_model_config {
     avl_activation_t projector_activation;
     bool projector_bias;
     int image_token_id; /* image_token_index or image_token_id */
-    /* vision_feature_layer, resolved: hidden states after this many layers (0: the embeddings). More than one
-     * are concatenated along the width, in this order. */
+    /* vision_feature_layer, resolved: hidden states after this many layers (0: the embeddings).
+     * More than one are concatenated along the width, in this order. */
     int feature_layers[AVL_FEATURE_LAYERS_MAX];
     int feature_layer_count;
     bool feature_drop_class; /* vision_feature_select_strategy "default": without the class token */
@@ -93,8 +94,8 @@ typedef struct avl_model_config {
 typedef struct avl_generation_config {
     int eos_ids[AVL_EOS_IDS_MAX]; /* generation_config.json, else config.json's text part */
     int eos_count;
-    int bos_id; /* -1: none */
-    int pad_id; /* -1: none */
+    int bos_id;  /* -1: none */
+    int pad_id;  /* -1: none */
     bool sample; /* do_sample */
     float temperature;
     float top_p;
@@ -118,9 +119,11 @@ typedef struct avl_preprocessor_config {
     avl_resample_t resample;
     double rescale_factor;
     float mean[3], std[3];
-    bool pad; /* llava 4.50+: do_pad to a square with the mean colour; llava_next: pad to the grid (always) */
-    /* llava_next: the image processor's own list (it wins over the model's when they differ: the processor makes
-     * the tiles); equal to avl_model_config_t.grid_pinpoints when the file omits it */
+    bool pad; /* llava 4.50+: do_pad to a square with the mean colour; llava_next: pad to the grid
+                 (always) */
+    /* llava_next: the image processor's own list (it wins over the model's when they differ: the
+     * processor makes the tiles); equal to avl_model_config_t.grid_pinpoints when the file omits it
+     */
     struct {
         int height, width;
     } grid_pinpoints[AVL_GRID_PINPOINTS_MAX];
@@ -133,10 +136,11 @@ typedef struct avl_config {
     avl_preprocessor_config_t preprocessor;
 } avl_config_t;
 
-/* Reads and validates the JSON files of `directory`. All sizes in a config that was accepted are positive and
- * small enough that no product of three of them overflows int64.
- * Errors: AVL_ERR_NOT_FOUND (no such directory or file), AVL_ERR_IO, AVL_ERR_DATA (malformed, impossible,
- * contradictory), AVL_ERR_UNSUPPORTED (model_type, rope type, activation ... that avl does not know). */
+/* Reads and validates the JSON files of `directory`. All sizes in a config that was accepted are
+ * positive and small enough that no product of three of them overflows int64. Errors:
+ * AVL_ERR_NOT_FOUND (no such directory or file), AVL_ERR_IO, AVL_ERR_DATA (malformed, impossible,
+ * contradictory), AVL_ERR_UNSUPPORTED (model_type, rope type, activation ... that avl does not
+ * know). */
 AVL_MUST_CHECK avl_status_t avl_config_load(const char *directory, avl_config_t *config_p);
 
 #endif

@@ -1,12 +1,14 @@
 /* checkpoint/image_layout.h: how one picture becomes tiles and then rows of the prompt.
  *
- * Both sides need it and must agree: inputs/ cuts the tiles and counts placeholders, model/ assembles the
- * features. The arithmetic is that of `transformers` (LlavaNextImageProcessor.select_best_resolution and
- * get_patch_output_size; LlavaNextForConditionalGeneration.pack_image_features and unpad_image).
+ * Both sides need it and must agree: inputs/ cuts the tiles and counts placeholders, model/
+ * assembles the features. The arithmetic is that of `transformers`
+ * (LlavaNextImageProcessor.select_best_resolution and get_patch_output_size;
+ * LlavaNextForConditionalGeneration.pack_image_features and unpad_image).
  *
  * llava:      1 tile, patches² rows (one more with feature_drop_class == false).
- * llava_next: tile 0 is the whole picture, resized; tiles 1.. are the grid, row by row. The rows of the prompt are
- *             tile 0's patches, then the unpadded grid's rows from top to bottom, each followed by image_newline. */
+ * llava_next: tile 0 is the whole picture, resized; tiles 1.. are the grid, row by row. The rows of
+ * the prompt are tile 0's patches, then the unpadded grid's rows from top to bottom, each followed
+ * by image_newline. */
 #ifndef AVL_CHECKPOINT_IMAGE_LAYOUT_H
 #define AVL_CHECKPOINT_IMAGE_LAYOUT_H
 

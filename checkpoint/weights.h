@@ -1,14 +1,16 @@
-/* checkpoint/weights.h: the tensors of a model directory, memory-mapped and validated, used in place.
+/* checkpoint/weights.h: the tensors of a model directory, memory-mapped and validated, used in
+ * place.
  *
- * Reads model.safetensors, or the shards that model.safetensors.index.json names. Every header is checked before
- * a byte is used: its length, the JSON, known dtypes, shapes whose product equals the byte range, ranges inside the
- * file that neither overlap nor leave holes, no name twice. A view points into the mapping, so that a rank pays for
- * the pages it touches and nothing else.
+ * Reads model.safetensors, or the shards that model.safetensors.index.json names. Every header is
+ * checked before a byte is used: its length, the JSON, known dtypes, shapes whose product equals
+ * the byte range, ranges inside the file that neither overlap nor leave holes, no name twice. A
+ * view points into the mapping, so that a rank pays for the pages it touches and nothing else.
  *
  * Names: asked for in the older layout ("language_model.model.layers.0.self_attn.q_proj.weight",
  * "vision_tower.vision_model...", "multi_modal_projector.linear_1.weight", "image_newline",
- * "language_model.lm_head.weight"); a directory in the newer layout ("model.language_model.layers...",
- * "model.vision_tower...", "model.multi_modal_projector...", "model.image_newline", "lm_head.weight") answers too. */
+ * "language_model.lm_head.weight"); a directory in the newer layout
+ * ("model.language_model.layers...", "model.vision_tower...", "model.multi_modal_projector...",
+ * "model.image_newline", "lm_head.weight") answers too. */
 #ifndef AVL_CHECKPOINT_WEIGHTS_H
 #define AVL_CHECKPOINT_WEIGHTS_H
 
@@ -21,7 +23,7 @@
 #define AVL_TENSOR_AXES_MAX 4
 
 typedef struct avl_tensor_view {
-    const void *data;  /* row-major; aligned to its element at best (safetensors promises no more) */
+    const void *data; /* row-major; aligned to its element at best (safetensors promises no more) */
     avl_dtype_t dtype; /* f32, f16 or bf16 */
     int axis_count;
     int64_t shape[AVL_TENSOR_AXES_MAX];
@@ -31,7 +33,8 @@ typedef struct avl_tensor_view {
 typedef struct avl_weights avl_weights_t;
 
 /* Maps all shards of `directory`. Views stay valid until avl_weights_close.
- * Errors: AVL_ERR_NOT_FOUND (no weights file, missing shard), AVL_ERR_IO, AVL_ERR_DATA, AVL_ERR_MEMORY. */
+ * Errors: AVL_ERR_NOT_FOUND (no weights file, missing shard), AVL_ERR_IO, AVL_ERR_DATA,
+ * AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_weights_open(const char *directory, avl_weights_t **weights_p);
 void avl_weights_close(avl_weights_t *weights);
 
@@ -39,7 +42,8 @@ void avl_weights_close(avl_weights_t *weights);
 int avl_weights_has(const avl_weights_t *weights, const char *name);
 
 /* The tensor `name`, which must have exactly the shape given (axis_count extents).
- * Errors: AVL_ERR_DATA naming the tensor, when it is missing, has another shape, or has a dtype that is no float. */
+ * Errors: AVL_ERR_DATA naming the tensor, when it is missing, has another shape, or has a dtype
+ * that is no float. */
 AVL_MUST_CHECK avl_status_t avl_weights_view(const avl_weights_t *weights, const char *name,
                                              int axis_count, const int64_t *shape,
                                              avl_tensor_view_t *view_p);
