@@ -9,7 +9,8 @@
 /* A deadline that never comes. */
 #define AVL_DEADLINE_NONE INT64_MAX
 
-/* Nanoseconds since an arbitrary start; never goes back; the same origin for every process of a host. */
+/* Nanoseconds since an arbitrary start; never goes back; the same origin for every process of a
+ * host. */
 int64_t avl_clock_now_ns(void);
 /* Sleeps for at least `duration_ns`, signals notwithstanding. */
 void avl_clock_sleep_ns(int64_t duration_ns);

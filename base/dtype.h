@@ -1,4 +1,5 @@
-/* base/dtype.h: the number formats of weights, activations and caches, and conversions between them. */
+/* base/dtype.h: the number formats of weights, activations and caches, and conversions between
+ * them. */
 #ifndef AVL_BASE_DTYPE_H
 #define AVL_BASE_DTYPE_H
 

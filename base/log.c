@@ -26,12 +26,14 @@ avl_status_t avl_log_level_parse(const char *name, avl_log_level_t *level_p) {
             return AVL_OK;
         }
     }
-    return avl_fail(AVL_ERR_INVALID, "unknown log level \"%s\": use debug, info, warn or error", name);
+    return avl_fail(AVL_ERR_INVALID, "unknown log level \"%s\": use debug, info, warn or error",
+                    name);
 }
 
 /* Control characters never reach the terminal raw: a client's text may end up in a line. */
 static size_t append_escaped(char *line, size_t used, size_t capacity, const char *text) {
-    for (const unsigned char *c = (const unsigned char *)text; *c != '\0' && used + 8 < capacity; c++) {
+    for (const unsigned char *c = (const unsigned char *)text; *c != '\0' && used + 8 < capacity;
+         c++) {
         if (*c == '\n') {
             used += (size_t)snprintf(line + used, capacity - used, "\\n");
         } else if (*c < 0x20 || *c == 0x7f) {
@@ -66,7 +68,8 @@ void avl_log_write(avl_log_level_t level, const char *format, ...) {
     char line[LINE_BYTES];
     size_t used = (size_t)snprintf(
         line, sizeof line,
-        log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"program\":\"%s\",\"message\":\"" : "%s %-5s %s: ",
+        log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"program\":\"%s\",\"message\":\""
+                 : "%s %-5s %s: ",
         when, level_names[level], log_program);
     used = append_escaped(line, used, sizeof line - 4, message);
     if (log_json) {

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static avl_status_t total_bytes(size_t count, size_t item_bytes, const char *what, size_t *total_p) {
+static avl_status_t total_bytes(size_t count, size_t item_bytes, const char *what,
+                                size_t *total_p) {
     if (__builtin_mul_overflow(count, item_bytes, total_p) || *total_p > PTRDIFF_MAX) {
         return avl_fail(AVL_ERR_MEMORY, "%s: %zu items of %zu bytes do not fit the address space",
                         what, count, item_bytes);

@@ -1,9 +1,9 @@
 /* base/status.h: the one result type of the project, and the text that explains a failure.
  *
- * Codes are grouped by what must be rebuilt after them: nothing but the request, the rank, or the whole
- * group. The function that detects a failure calls avl_fail() with the precise cause; callers pass the code
- * up unchanged (AVL_TRY) and may put what they were doing before the text (avl_fail_in). The text lives in
- * the calling thread until its next failure, as with dlerror(). */
+ * Codes are grouped by what must be rebuilt after them: nothing but the request, the rank, or the
+ * whole group. The function that detects a failure calls avl_fail() with the precise cause; callers
+ * pass the code up unchanged (AVL_TRY) and may put what they were doing before the text
+ * (avl_fail_in). The text lives in the calling thread until its next failure, as with dlerror(). */
 #ifndef AVL_BASE_STATUS_H
 #define AVL_BASE_STATUS_H
 
