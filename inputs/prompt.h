@@ -1,8 +1,10 @@
-/* inputs/prompt.h: a conversation as the token ids the model expects, with the places of its pictures.
+/* inputs/prompt.h: a conversation as the token ids the model expects, with the places of its
+ * pictures.
  *
- * The chat template comes from the model directory (chat_template.jinja, chat_template.json or tokenizer_config.json),
- * recognised by its markers and rendered by code of our own per kind: Vicuna, LLaMA-2, Mistral, LLaMA-3, ChatML. A
- * directory without one gets its family's default: Vicuna ("USER: <image>\n{text} ASSISTANT:"). */
+ * The chat template comes from the model directory (chat_template.jinja, chat_template.json or
+ * tokenizer_config.json), recognised by its markers and rendered by code of our own per kind:
+ * Vicuna, LLaMA-2, Mistral, LLaMA-3, ChatML. A directory without one gets its family's default:
+ * Vicuna ("USER: <image>\n{text} ASSISTANT:"). */
 #ifndef AVL_INPUTS_PROMPT_H
 #define AVL_INPUTS_PROMPT_H
 
@@ -33,23 +35,26 @@ typedef struct avl_message {
 
 typedef struct avl_chat_template avl_chat_template_t;
 
-/* Errors: AVL_ERR_IO, AVL_ERR_DATA; AVL_ERR_UNSUPPORTED for a template of an unknown kind (its first line is quoted). */
-AVL_MUST_CHECK avl_status_t avl_chat_template_open(const char *directory, const avl_config_t *config,
+/* Errors: AVL_ERR_IO, AVL_ERR_DATA; AVL_ERR_UNSUPPORTED for a template of an unknown kind (its
+ * first line is quoted). */
+AVL_MUST_CHECK avl_status_t avl_chat_template_open(const char *directory,
+                                                   const avl_config_t *config,
                                                    avl_chat_template_t **template_p);
 void avl_chat_template_close(avl_chat_template_t *chat_template);
 /* "vicuna", "llama-2", "mistral", "llama-3", "chatml". */
 const char *avl_chat_template_name(const avl_chat_template_t *chat_template);
 
-/* Renders messages, with the generation prompt, into malloc'ed text; every picture is the model's image placeholder.
- * Errors: AVL_ERR_INVALID (no message, empty message, roles in an order that the template refuses, a picture outside a
- * user message, text that spells the image placeholder), AVL_ERR_MEMORY. */
+/* Renders messages, with the generation prompt, into malloc'ed text; every picture is the model's
+ * image placeholder. Errors: AVL_ERR_INVALID (no message, empty message, roles in an order that the
+ * template refuses, a picture outside a user message, text that spells the image placeholder),
+ * AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_chat_template_render(const avl_chat_template_t *chat_template,
                                                      const avl_message_t *messages,
                                                      size_t message_count, char **text_p);
 
 typedef struct avl_image_span {
-    int32_t start;    /* first prompt row of this picture, after expansion */
-    int32_t rows;     /* its rows: layout.prompt_rows */
+    int32_t start; /* first prompt row of this picture, after expansion */
+    int32_t rows;  /* its rows: layout.prompt_rows */
 } avl_image_span_t;
 
 typedef struct avl_prompt {
@@ -59,9 +64,9 @@ typedef struct avl_prompt {
     int32_t image_count;
 } avl_prompt_t;
 
-/* Tokenizes `text` (with the post-processor's bos unless the text already starts with it) and expands the i-th image
- * placeholder to layouts[i].prompt_rows rows.
- * Errors: AVL_ERR_INVALID when placeholders and layouts differ in number (both numbers are named) or the prompt is empty;
+/* Tokenizes `text` (with the post-processor's bos unless the text already starts with it) and
+ * expands the i-th image placeholder to layouts[i].prompt_rows rows. Errors: AVL_ERR_INVALID when
+ * placeholders and layouts differ in number (both numbers are named) or the prompt is empty;
  * AVL_ERR_TOO_LARGE when it has more than `rows_max` rows; AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_prompt_build(const avl_tokenizer_t *tokenizer,
                                              const avl_config_t *config, const char *text,

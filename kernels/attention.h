@@ -1,9 +1,10 @@
 /* kernels/attention.h: attention over rows named by index, for prompts, pictures and single steps.
  *
- * The cache is two tensors, keys and values, of [slots, Hk, D]; a page is AVL_PAGE_ROWS consecutive slots. Which slots a query reads
- * is always a list of slot numbers ("row list"), so that evicted and non-core rows are skipped and nothing is ever sliced,
- * copied or masked away. Keys are stored rotated. Every query head h of this rank reads KV head
- * (h + query_head_offset) / group: ranks may hold a part of a group. */
+ * The cache is two tensors, keys and values, of [slots, Hk, D]; a page is AVL_PAGE_ROWS consecutive
+ * slots. Which slots a query reads is always a list of slot numbers ("row list"), so that evicted
+ * and non-core rows are skipped and nothing is ever sliced, copied or masked away. Keys are stored
+ * rotated. Every query head h of this rank reads KV head (h + query_head_offset) / group: ranks may
+ * hold a part of a group. */
 #ifndef AVL_KERNELS_ATTENTION_H
 #define AVL_KERNELS_ATTENTION_H
 
@@ -26,23 +27,23 @@ typedef struct avl_head_map {
     int query_head_offset; /* place of this rank's first query head inside its group */
 } avl_head_map_t;
 
-/* One sequence's chunk of queries. The list `rows` names, in the order of positions, every cached row up to and including the
- * chunk's own (already written). Query i of the chunk stands at index row_count - query_count + i of that list and sees the
- * indices max(0, that - window + 1) .. that (causal), or all (not causal). */
+/* One sequence's chunk of queries. The list `rows` names, in the order of positions, every cached
+ * row up to and including the chunk's own (already written). Query i of the chunk stands at index
+ * row_count - query_count + i of that list and sees the indices max(0, that - window + 1) .. that
+ * (causal), or all (not causal). */
 typedef struct avl_attention_sequence {
-    int64_t first_query;  /* row of `query` and `output` */
+    int64_t first_query; /* row of `query` and `output` */
     int32_t query_count;
     int32_t row_count;
-    const int32_t *rows;  /* slots i32 [row_count]; NULL: slot = first_row + index */
+    const int32_t *rows; /* slots i32 [row_count]; NULL: slot = first_row + index */
     int64_t first_row;
 } avl_attention_sequence_t;
 
-/*   query     read   dtype: head h of row t at query + t * query_stride + h * D; rotated, not scaled
- *   sequences read   HOST array [sequence_count]; the row lists in it are device memory
- *   output    write  dtype: the same layout with output_stride
- *   scale     softmax of scale * q.k; window 0: unlimited
- * Numbers: f32 accumulation, |got - ref| <= 2e-5 (f32), 1e-3 + 2^-7 |ref| (bf16). Results do not depend on the number of threads or on
- * what else is in the call. */
+/*   query     read   dtype: head h of row t at query + t * query_stride + h * D; rotated, not
+ * scaled sequences read   HOST array [sequence_count]; the row lists in it are device memory output
+ * write  dtype: the same layout with output_stride scale     softmax of scale * q.k; window 0:
+ * unlimited Numbers: f32 accumulation, |got - ref| <= 2e-5 (f32), 1e-3 + 2^-7 |ref| (bf16). Results
+ * do not depend on the number of threads or on what else is in the call. */
 typedef struct avl_attention_args {
     const void *query;
     int64_t query_stride;
@@ -57,8 +58,8 @@ typedef struct avl_attention_args {
     int causal;
 } avl_attention_args_t;
 
-/* A decode step's rows: three lists, read as one. Order inside and among them does not matter for the result's meaning.
- * Span AVL_SPAN_VISUAL is the one whose weights can be exported. */
+/* A decode step's rows: three lists, read as one. Order inside and among them does not matter for
+ * the result's meaning. Span AVL_SPAN_VISUAL is the one whose weights can be exported. */
 enum { AVL_SPAN_SYSTEM = 0, AVL_SPAN_VISUAL = 1, AVL_SPAN_TEXT = 2, AVL_SPAN_COUNT = 3 };
 
 typedef struct avl_row_span {
@@ -69,15 +70,16 @@ typedef struct avl_row_span {
 typedef struct avl_decode_sequence {
     int64_t query_row;                    /* row of `query` and `output` */
     avl_row_span_t spans[AVL_SPAN_COUNT]; /* at least one row in all */
-    /* NULL, or f32 [spans[VISUAL].row_count]: the sum over this rank's query heads of the softmax weight of each visual row.
-     * (A-VL's score times the number of heads, before the sum over ranks.) */
+    /* NULL, or f32 [spans[VISUAL].row_count]: the sum over this rank's query heads of the softmax
+     * weight of each visual row. (A-VL's score times the number of heads, before the sum over
+     * ranks.) */
     float *visual_weights;
 } avl_decode_sequence_t;
 
-/* One query row per sequence. `output` may be NULL when only visual_weights are wanted (A-VL's pass after prefill).
- *   query, output: as above;  sequences: HOST array [sequence_count]
- * Numbers: as avl_attention; weights f32, |got - ref| <= 1e-5 per head. Results are the same for the same spans whatever else is in
- * the call and however many threads there are. */
+/* One query row per sequence. `output` may be NULL when only visual_weights are wanted (A-VL's pass
+ * after prefill). query, output: as above;  sequences: HOST array [sequence_count] Numbers: as
+ * avl_attention; weights f32, |got - ref| <= 1e-5 per head. Results are the same for the same spans
+ * whatever else is in the call and however many threads there are. */
 typedef struct avl_decode_attention_args {
     const void *query;
     int64_t query_stride;
@@ -90,7 +92,8 @@ typedef struct avl_decode_attention_args {
     float scale;
 } avl_decode_attention_args_t;
 
-/* keys[slots[t]] = key row t; values[slots[t]] = value row t. Rows [T, Hk * D] of the cache's dtype, source_stride apart. */
+/* keys[slots[t]] = key row t; values[slots[t]] = value row t. Rows [T, Hk * D] of the cache's
+ * dtype, source_stride apart. */
 typedef struct avl_kv_write_args {
     const void *key;
     const void *value;
@@ -103,8 +106,8 @@ typedef struct avl_kv_write_args {
     avl_dtype_t dtype;
 } avl_kv_write_args_t;
 
-/* Moves rows inside the cache: slot targets[i] = slot sources[i], for i ascending. Safe in place when the list is a compaction
- * (each target was a source of an index <= i, or is free). */
+/* Moves rows inside the cache: slot targets[i] = slot sources[i], for i ascending. Safe in place
+ * when the list is a compaction (each target was a source of an index <= i, or is free). */
 typedef struct avl_kv_move_args {
     void *keys;
     void *values;

@@ -1,15 +1,16 @@
 /* kernels/device.h: where tensors live and what computes on them.
  *
- * A device is the CPU or one GPU. It carries a table of operations, one header each; the model and the worker call those
- * and never ask which device it is. Pointers in the argument structs are device memory unless a comment says "host".
- * Operations enqueue on the device's one stream and return; they run in the order of the calls. On the CPU they have run
- * when the call returns.
+ * A device is the CPU or one GPU. It carries a table of operations, one header each; the model and
+ * the worker call those and never ask which device it is. Pointers in the argument structs are
+ * device memory unless a comment says "host". Operations enqueue on the device's one stream and
+ * return; they run in the order of the calls. On the CPU they have run when the call returns.
  *
- * Errors of every operation: AVL_ERR_SHAPE (arguments outside the contract; nothing enqueued), AVL_ERR_DEVICE.
- * Zero rows are legal everywhere and do nothing.
+ * Errors of every operation: AVL_ERR_SHAPE (arguments outside the contract; nothing enqueued),
+ * AVL_ERR_DEVICE. Zero rows are legal everywhere and do nothing.
  *
- * Shape letters: T rows (tokens) of a step, B sequences, H width of the residual stream, Hq and Hk query and KV heads of this
- * rank, D head width, N output width, K input width, V vocabulary rows. "row" of a cache = one token's K or V of one layer. */
+ * Shape letters: T rows (tokens) of a step, B sequences, H width of the residual stream, Hq and Hk
+ * query and KV heads of this rank, D head width, N output width, K input width, V vocabulary rows.
+ * "row" of a cache = one token's K or V of one layer. */
 #ifndef AVL_KERNELS_DEVICE_H
 #define AVL_KERNELS_DEVICE_H
 
@@ -22,9 +23,9 @@
 typedef struct avl_device avl_device_t;
 
 typedef struct avl_device_info {
-    char name[64];        /* "cpu: AVX-512 with bf16" */
-    size_t memory_bytes;  /* available to this process when the device was opened */
-    int threads;          /* CPU: worker threads */
+    char name[64];          /* "cpu: AVX-512 with bf16" */
+    size_t memory_bytes;    /* available to this process when the device was opened */
+    int threads;            /* CPU: worker threads */
     avl_dtype_t fast_dtype; /* what --dtype auto takes for 16-bit checkpoints */
 } avl_device_info_t;
 
@@ -49,8 +50,8 @@ typedef struct avl_device_ops {
     /* Zeroed memory, aligned to 256 bytes. Errors: AVL_ERR_MEMORY naming `what`. */
     avl_status_t (*allocate)(avl_device_t *device, size_t bytes, const char *what, void **memory_p);
     void (*release)(avl_device_t *device, void *memory);
-    /* Host to device and back. `upload` may read `source` until the next synchronize; `download` returns when the bytes are
-     * there. */
+    /* Host to device and back. `upload` may read `source` until the next synchronize; `download`
+     * returns when the bytes are there. */
     avl_status_t (*upload)(avl_device_t *device, void *target, const void *source, size_t bytes);
     avl_status_t (*download)(avl_device_t *device, void *target, const void *source, size_t bytes);
     avl_status_t (*synchronize)(avl_device_t *device);
@@ -78,12 +79,15 @@ struct avl_device { /* the head of every implementation's own struct */
     int is_host; /* device memory can be read by the host (CPU) */
 };
 
-/* The CPU device. `threads` 0: as many as this process may run on; `isa` NULL: the best the machine has, else one of
- * "portable", "avx2", "avx512", "avx512bf16" (tests and comparisons). Errors: AVL_ERR_UNSUPPORTED, AVL_ERR_MEMORY. */
-AVL_MUST_CHECK avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **device_p);
+/* The CPU device. `threads` 0: as many as this process may run on; `isa` NULL: the best the machine
+ * has, else one of "portable", "avx2", "avx512", "avx512bf16" (tests and comparisons). Errors:
+ * AVL_ERR_UNSUPPORTED, AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_device_open_cpu(int threads, const char *isa,
+                                                avl_device_t **device_p);
 
 /* "cpu", "cuda" or "auto" (cuda when its library loads and finds a GPU, else cpu).
- * Errors: AVL_ERR_INVALID (unknown name), AVL_ERR_UNSUPPORTED (no CUDA here: why), AVL_ERR_DEVICE. */
+ * Errors: AVL_ERR_INVALID (unknown name), AVL_ERR_UNSUPPORTED (no CUDA here: why), AVL_ERR_DEVICE.
+ */
 AVL_MUST_CHECK avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p);
 void avl_device_close(avl_device_t *device);
 

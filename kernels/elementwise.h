@@ -1,4 +1,5 @@
-/* kernels/elementwise.h: norms, activations, additions, gathers: everything between the matrix products. */
+/* kernels/elementwise.h: norms, activations, additions, gathers: everything between the matrix
+ * products. */
 #ifndef AVL_KERNELS_ELEMENTWISE_H
 #define AVL_KERNELS_ELEMENTWISE_H
 
@@ -6,11 +7,12 @@
 #include "kernels/device.h"
 
 /* output[t] = rms:   input[t] / sqrt(mean(input[t]^2) + epsilon) * weight
- *             layer: (input[t] - mean) / sqrt(variance + epsilon) * weight + bias      (biased variance)
+ *             layer: (input[t] - mean) / sqrt(variance + epsilon) * weight + bias      (biased
+ * variance)
  *
- *   input   read   f32 [T, width] (the residual stream), rows input_stride apart; weight f32 [width]; bias f32 [width] selects
- *                  the layer norm, NULL the RMS norm
- *   output  write  output_dtype [T, width], contiguous; may be `input` itself when output_dtype is f32 and strides agree */
+ *   input   read   f32 [T, width] (the residual stream), rows input_stride apart; weight f32
+ * [width]; bias f32 [width] selects the layer norm, NULL the RMS norm output  write  output_dtype
+ * [T, width], contiguous; may be `input` itself when output_dtype is f32 and strides agree */
 typedef struct avl_norm_args {
     const float *input;
     int64_t input_stride;
@@ -31,7 +33,8 @@ typedef struct avl_activation_args {
     avl_activation_t activation;
 } avl_activation_args_t;
 
-/* output[t, j] = act(gate_up[t, j]) * gate_up[t, width + j]; gate_up dtype [T, 2 width], output dtype [T, width]. */
+/* output[t, j] = act(gate_up[t, j]) * gate_up[t, width + j]; gate_up dtype [T, 2 width], output
+ * dtype [T, width]. */
 typedef struct avl_gated_args {
     const void *gate_up;
     void *output;
@@ -41,8 +44,9 @@ typedef struct avl_gated_args {
     avl_activation_t activation;
 } avl_gated_args_t;
 
-/* target[t, j] += addend[t, j], f32, contiguous, `count` elements; addend == NULL does nothing. With bias (f32 [width])
- * that is added to every row as well: count must then be a multiple of width. */
+/* target[t, j] += addend[t, j], f32, contiguous, `count` elements; addend == NULL does nothing.
+ * With bias (f32 [width]) that is added to every row as well: count must then be a multiple of
+ * width. */
 typedef struct avl_add_args {
     float *target;
     const float *addend;
@@ -51,9 +55,9 @@ typedef struct avl_add_args {
     int64_t count;
 } avl_add_args_t;
 
-/* output[t] = table[token_ids[t] - first_row] as f32 when first_row <= id < first_row + table_rows, else zeros (another rank
- * holds that row, or it is a picture's row: id -1).
- *   token_ids i32 [T]; table dtype [table_rows, width]; output f32 [T, width] */
+/* output[t] = table[token_ids[t] - first_row] as f32 when first_row <= id < first_row + table_rows,
+ * else zeros (another rank holds that row, or it is a picture's row: id -1). token_ids i32 [T];
+ * table dtype [table_rows, width]; output f32 [T, width] */
 typedef struct avl_embed_args {
     const int32_t *token_ids;
     const void *table;
@@ -66,10 +70,11 @@ typedef struct avl_embed_args {
     avl_dtype_t dtype;
 } avl_embed_args_t;
 
-/* Gathers the patches of 8-bit tiles as rows for the patch embedding's product, normalising on the way.
- *   pixels  u8 [tiles, 3, side, side];  output dtype [tiles * (side/patch)^2, 3 * patch * patch], column order (channel, y, x),
- *           rows in row-major order of patches: the order of a convolution's flattened weight. value = byte * scale[c] + shift[c]
- * Patches that do not fit the side are dropped, as a convolution with stride = patch drops them. scale, shift: host. */
+/* Gathers the patches of 8-bit tiles as rows for the patch embedding's product, normalising on the
+ * way. pixels  u8 [tiles, 3, side, side];  output dtype [tiles * (side/patch)^2, 3 * patch *
+ * patch], column order (channel, y, x), rows in row-major order of patches: the order of a
+ * convolution's flattened weight. value = byte * scale[c] + shift[c] Patches that do not fit the
+ * side are dropped, as a convolution with stride = patch drops them. scale, shift: host. */
 typedef struct avl_patches_args {
     const uint8_t *pixels;
     void *output;
@@ -81,8 +86,9 @@ typedef struct avl_patches_args {
     avl_dtype_t dtype;
 } avl_patches_args_t;
 
-/* output[target_rows ? target_rows[i] : i] = input[source_rows ? source_rows[i] : i] for i < rows: f32 rows of `width`. Index arrays i32. A source or
- * target of -1 skips the row. No row is written twice; input and output do not overlap. */
+/* output[target_rows ? target_rows[i] : i] = input[source_rows ? source_rows[i] : i] for i < rows:
+ * f32 rows of `width`. Index arrays i32. A source or target of -1 skips the row. No row is written
+ * twice; input and output do not overlap. */
 typedef struct avl_copy_rows_args {
     const float *input;
     int64_t input_stride;
@@ -94,9 +100,9 @@ typedef struct avl_copy_rows_args {
     int64_t width;
 } avl_copy_rows_args_t;
 
-/* Rotary embedding in place, NeoX halves: for j < D/2, (x[j], x[j + D/2]) turns by the row's angle j.
- *   data      dtype: heads of row t at data + t * row_stride + h * D
- *   cosines, sines  f32 [T, D/2] */
+/* Rotary embedding in place, NeoX halves: for j < D/2, (x[j], x[j + D/2]) turns by the row's angle
+ * j. data      dtype: heads of row t at data + t * row_stride + h * D cosines, sines  f32 [T, D/2]
+ */
 typedef struct avl_rope_args {
     void *data;
     int64_t row_stride;

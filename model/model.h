@@ -1,11 +1,14 @@
 /* model/model.h: the network on one rank: sharded weights, vision tower, projector, decoder.
  *
- * The model knows weights and arithmetic. It knows nothing of caches: each layer hands its rotated queries, keys and values to an
- * attention hook (worker/ implements it over the paged cache; tests over plain arrays). Query heads, MLP columns and vocabulary rows are dealt
- * as evenly as they go; a KV head lives on every rank whose query heads read it. The residual stream is f32 and the same on all ranks.
+ * The model knows weights and arithmetic. It knows nothing of caches: each layer hands its rotated
+ * queries, keys and values to an attention hook (worker/ implements it over the paged cache; tests
+ * over plain arrays). Query heads, MLP columns and vocabulary rows are dealt as evenly as they go;
+ * a KV head lives on every rank whose query heads read it. The residual stream is f32 and the same
+ * on all ranks.
  *
- * Sources of the formulas: modeling_clip.py, modeling_llava.py, modeling_llava_next.py, modeling_llama.py, modeling_rope_utils.py of
- * transformers; the details are named where they are used. */
+ * Sources of the formulas: modeling_clip.py, modeling_llava.py, modeling_llava_next.py,
+ * modeling_llama.py, modeling_rope_utils.py of transformers; the details are named where they are
+ * used. */
 #ifndef AVL_MODEL_MODEL_H
 #define AVL_MODEL_MODEL_H
 
@@ -50,40 +53,43 @@ typedef struct avl_model_options {
     void *progress_context;
 } avl_model_options_t;
 
-/* Loads this rank's slices (in place where dtype and layout allow), checks every value to be finite, allocates the activations. All that
- * forward and encode need is allocated here. Collective: ends in an agreement, so that either all ranks have a model or none.
- * Errors: AVL_ERR_DATA (missing tensor, wrong shape, NaN or infinity: tensor and index named), AVL_ERR_MEMORY, AVL_ERR_UNSUPPORTED, AVL_ERR_PEER. */
-AVL_MUST_CHECK avl_status_t avl_model_create(const avl_config_t *config, const avl_weights_t *weights,
-                                             avl_device_t *device, avl_group_t *group,
-                                             const avl_model_options_t *options, avl_model_t **model_p);
+/* Loads this rank's slices (in place where dtype and layout allow), checks every value to be
+ * finite, allocates the activations. All that forward and encode need is allocated here.
+ * Collective: ends in an agreement, so that either all ranks have a model or none. Errors:
+ * AVL_ERR_DATA (missing tensor, wrong shape, NaN or infinity: tensor and index named),
+ * AVL_ERR_MEMORY, AVL_ERR_UNSUPPORTED, AVL_ERR_PEER. */
+AVL_MUST_CHECK avl_status_t avl_model_create(const avl_config_t *config,
+                                             const avl_weights_t *weights, avl_device_t *device,
+                                             avl_group_t *group, const avl_model_options_t *options,
+                                             avl_model_t **model_p);
 void avl_model_destroy(avl_model_t *model);
 const avl_shards_t *avl_model_shards(const avl_model_t *model);
 
 /* Bytes this rank holds: for the ledger and the start-up report. */
 typedef struct avl_model_memory {
-    size_t weight_bytes;     /* owned copies */
-    size_t mapped_bytes;     /* used in place in the checkpoint's mapping */
+    size_t weight_bytes; /* owned copies */
+    size_t mapped_bytes; /* used in place in the checkpoint's mapping */
     size_t activation_bytes;
     size_t kv_duplicate_bytes; /* weights of KV heads that another rank holds as well */
 } avl_model_memory_t;
 avl_model_memory_t avl_model_memory(const avl_model_t *model);
 
-/* One picture to rows of the prompt: vision tower, projector, and for llava_next the assembly of tiles, unpadding and newlines.
- *   pixels    u8 [layout->tile_count, 3, side, side], device memory, the same on all ranks
- *   features  write f32 [layout->prompt_rows, hidden_width], device memory; the same on all ranks
- * Collective. Tiles beyond tiles_max are done in several passes. */
+/* One picture to rows of the prompt: vision tower, projector, and for llava_next the assembly of
+ * tiles, unpadding and newlines. pixels    u8 [layout->tile_count, 3, side, side], device memory,
+ * the same on all ranks features  write f32 [layout->prompt_rows, hidden_width], device memory; the
+ * same on all ranks Collective. Tiles beyond tiles_max are done in several passes. */
 AVL_MUST_CHECK avl_status_t avl_model_encode(avl_model_t *model, const uint8_t *pixels,
                                              const avl_image_layout_t *layout, float *features);
 
 /* One layer's attention, called by forward for every layer in order. */
 typedef struct avl_attention_call {
     int layer;
-    void *query;         /* dtype [T, Hq * D], rotated; rows query_stride elements apart */
-    const void *key;     /* dtype [T, Hk * D], rotated; rows kv_stride apart */
-    const void *value;   /* the same, not rotated */
+    void *query;       /* dtype [T, Hq * D], rotated; rows query_stride elements apart */
+    const void *key;   /* dtype [T, Hk * D], rotated; rows kv_stride apart */
+    const void *value; /* the same, not rotated */
     int64_t query_stride;
     int64_t kv_stride;
-    void *output;        /* write dtype [T, Hq * D], contiguous */
+    void *output; /* write dtype [T, Hq * D], contiguous */
 } avl_attention_call_t;
 
 typedef struct avl_attention_hook {
@@ -91,14 +97,17 @@ typedef struct avl_attention_hook {
     avl_status_t (*attend)(void *context, const avl_attention_call_t *call);
 } avl_attention_hook_t;
 
-/* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after the other. HOST arrays. */
+/* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after
+ * the other. HOST arrays. */
 typedef struct avl_forward_batch {
-    int rows; /* T <= rows_max */
+    int rows;                 /* T <= rows_max */
     const int32_t *token_ids; /* [T]; -1 for a row that comes from a picture */
     const int32_t *positions; /* [T] */
-    /* [T] or NULL: length of the row's sequence after this step, for dynamic rope scaling (HF: max position + 1 of the call). */
+    /* [T] or NULL: length of the row's sequence after this step, for dynamic rope scaling (HF: max
+     * position + 1 of the call). */
     const int32_t *sequence_rows;
-    /* Picture rows: row embed_rows[i] of the step takes feature row embed_sources[i] of `features` (device, f32 [*, H]). */
+    /* Picture rows: row embed_rows[i] of the step takes feature row embed_sources[i] of `features`
+     * (device, f32 [*, H]). */
     const float *const *embed_features; /* [embed_count] pointers to one device row each */
     const int32_t *embed_rows;
     int embed_count;
@@ -106,8 +115,8 @@ typedef struct avl_forward_batch {
     int logit_count;           /* <= logit_rows_max */
 } avl_forward_batch_t;
 
-/* Runs the decoder. logits: HOST f32 [logit_count, vocab_rows] on rank 0 (gathered over ranks), ignored elsewhere.
- * Collective. Errors: those of the hook, of kernels and of the group. */
+/* Runs the decoder. logits: HOST f32 [logit_count, vocab_rows] on rank 0 (gathered over ranks),
+ * ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the group. */
 AVL_MUST_CHECK avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *batch,
                                               const avl_attention_hook_t *hook, float *logits);
 

@@ -1,7 +1,8 @@
-/* worker/request.h: a request and its events as the leader of a worker group sees them: numbers only, no text.
+/* worker/request.h: a request and its events as the leader of a worker group sees them: numbers
+ * only, no text.
  *
- * The link (worker/link.h) makes requests out of the coordinator's messages and turns events back into messages; the scheduler sits
- * between. Both meet in bounded queues. */
+ * The link (worker/link.h) makes requests out of the coordinator's messages and turns events back
+ * into messages; the scheduler sits between. Both meet in bounded queues. */
 #ifndef AVL_WORKER_REQUEST_H
 #define AVL_WORKER_REQUEST_H
 
@@ -12,10 +13,11 @@
 #include "base/status.h"
 #include "checkpoint/image_layout.h"
 
-/* How visual rows are stored and computed (docs/A-VL.md). store = compute = 1 is dense attention. */
+/* How visual rows are stored and computed (docs/A-VL.md). store = compute = 1 is dense attention.
+ */
 typedef struct avl_attention_params {
-    double visual_store_ratio;    /* share of the visual rows kept after prefill: (0, 1] */
-    double visual_compute_ratio;  /* share computed in ordinary steps: (0, store] */
+    double visual_store_ratio;      /* share of the visual rows kept after prefill: (0, 1] */
+    double visual_compute_ratio;    /* share computed in ordinary steps: (0, store] */
     int32_t visual_update_interval; /* steps between reselections: >= 1 */
 } avl_attention_params_t;
 
@@ -23,7 +25,8 @@ typedef struct avl_sampling_params {
     double temperature; /* 0: greedy */
     double top_p;       /* 1: off */
     int32_t top_k;      /* 0: off */
-    uint64_t seed;      /* draws are a function of (seed, index of the token), so a replay draws the same */
+    uint64_t
+        seed; /* draws are a function of (seed, index of the token), so a replay draws the same */
 } avl_sampling_params_t;
 
 typedef struct avl_request_image {
@@ -34,18 +37,19 @@ typedef struct avl_request_image {
 } avl_request_image_t;
 
 typedef struct avl_request {
-    uint64_t id;         /* the coordinator's; unique while the link lives */
-    int32_t *token_ids;  /* [row_count]; picture rows hold -1 */
+    uint64_t id;        /* the coordinator's; unique while the link lives */
+    int32_t *token_ids; /* [row_count]; picture rows hold -1 */
     int32_t row_count;
     avl_request_image_t *images;
     int32_t image_count;
     avl_attention_params_t attention;
     avl_sampling_params_t sampling;
-    int32_t max_tokens;   /* new tokens at most, replayed ones included: >= 1 */
+    int32_t max_tokens; /* new tokens at most, replayed ones included: >= 1 */
     bool ignore_eos;
-    int64_t deadline_ns;  /* on this host's avl_clock; AVL_DEADLINE_NONE */
+    int64_t deadline_ns; /* on this host's avl_clock; AVL_DEADLINE_NONE */
     int64_t arrival_ns;
-    /* Tokens that were already sent before a group was lost: taken as if drawn, so that the state evolves as before; they make no events. */
+    /* Tokens that were already sent before a group was lost: taken as if drawn, so that the state
+     * evolves as before; they make no events. */
     int32_t *replay_ids;
     int32_t replay_count;
 } avl_request_t;
@@ -55,15 +59,16 @@ void avl_request_destroy(avl_request_t *request);
 
 /* Errors: AVL_ERR_INVALID naming parameter, value and allowed range. */
 AVL_MUST_CHECK avl_status_t avl_attention_params_check(const avl_attention_params_t *params);
-/* floor(ratio * count), exact for decimal ratios: a product that is whole up to rounding does not lose a row. */
+/* floor(ratio * count), exact for decimal ratios: a product that is whole up to rounding does not
+ * lose a row. */
 int32_t avl_ratio_rows(double ratio, int32_t count);
 
 typedef enum avl_finish_reason {
     AVL_FINISH_NONE,
-    AVL_FINISH_STOP,      /* an end-of-sequence token (it is not reported as a token) */
-    AVL_FINISH_LENGTH,    /* max_tokens, or the context is full */
+    AVL_FINISH_STOP,   /* an end-of-sequence token (it is not reported as a token) */
+    AVL_FINISH_LENGTH, /* max_tokens, or the context is full */
     AVL_FINISH_CANCELLED,
-    AVL_FINISH_ERROR,     /* status and detail say why */
+    AVL_FINISH_ERROR, /* status and detail say why */
 } avl_finish_reason_t;
 
 /* What attention did for one request, over its life. */
@@ -72,7 +77,7 @@ typedef struct avl_attention_report {
     int32_t visual_rows_stored;   /* m, per layer */
     int64_t visual_rows_computed; /* sum over decode steps of the rows computed, mean over layers */
     int32_t decode_steps;
-    int64_t kv_bytes_returned;    /* of all ranks: pages given back by eviction, in bytes */
+    int64_t kv_bytes_returned; /* of all ranks: pages given back by eviction, in bytes */
 } avl_attention_report_t;
 
 typedef struct avl_request_timings {
