@@ -90,8 +90,9 @@ static avl_status_t start_threads(avl_thread_pool_t *pool, const char *name, int
             return avl_fail(AVL_ERR_EXHAUSTED, "thread %d of %d of pool %s: %s", i + 1,
                             thread_count, name, strerror(error));
         pool->thread_count = i + 1;
-        char thread_name[16]; /* what the kernel keeps */
-        snprintf(thread_name, sizeof thread_name, "%.10s-%u", name, (unsigned)i % 10000);
+        char thread_name[32];
+        snprintf(thread_name, sizeof thread_name, "%.10s-%d", name, i);
+        thread_name[15] = '\0'; /* the kernel's limit */
         pthread_setname_np(pool->threads[i], thread_name);
     }
     return AVL_OK;
