@@ -6,18 +6,22 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 
 import numpy as np
 import torch
 
-from models_cases import CASES
+from avl_decoder import Decoder
+from models_cases import AVL_MORE_SETTINGS, AVL_SETTINGS, CASES
 from models_images import draw
 from models_reference import Reference, open_image, top2_gaps
 from models_write import SPECS, write_model
 
-GAP_MIN = 5e-3      # between the two best logits, every step of every greedy path
+GAP_MIN = 5e-3        # between the two best logits, every step of the dense greedy path
+AVL_GAP_MIN = 3e-3    # the same for A-VL runs
+SCORE_GAP_MIN = 1e-4  # at every cut of a selection, relative to the last score taken
 SEEDS_MAX = 400
 DISTINCT_MIN = 24   # different tokens among the 64
 BF16_MODELS = ("llava-gqa", "next-gqa")
@@ -25,7 +29,13 @@ BF16_MODELS = ("llava-gqa", "next-gqa")
 
 def compact_json(value):
     """One key per line, lists on one line."""
-    lines = [f" {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()]
+    lines = []
+    for key, item in value.items():
+        if key == "avl":
+            runs = ",\n".join("  " + json.dumps(run, separators=(",", ":")) for run in item)
+            lines.append(f' "avl": [\n{runs}\n ]')
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(item)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -41,7 +51,8 @@ def bf16_reference(directory, images, prompt_ids):
 class Case:
     """One case while its pictures are being chosen."""
 
-    def __init__(self, reference, prompt, images):
+    def __init__(self, reference, decoder, number, prompt, images):
+        self.decoder, self.number = decoder, number
         self.prompt, self.images = prompt, images
         self.prompt_ids = reference.prompt_ids(prompt)
         self.rows = reference.image_rows(images)
@@ -49,23 +60,80 @@ class Case:
         self.embeddings = reference.embeddings(self.expanded, self.rows)
         self.ids, self.logits = reference.greedy(self.embeddings)
         self.gap = float(top2_gaps(self.logits).min())
+        self.avl = []
 
     def good(self):
-        return self.gap > GAP_MIN and len(set(self.ids)) >= DISTINCT_MIN
+        """Decides as early as it can; fills self.avl."""
+        if self.gap <= GAP_MIN or len(set(self.ids)) < DISTINCT_MIN:
+            return False
+        visual = [p for start, count in self.spans for p in range(start, start + count)]
+        dense = self.decoder.run(self.embeddings, visual)
+        error = float(np.abs(dense["logits"] - self.logits).max())
+        assert dense["ids"] == self.ids and error < 2e-4, f"avl_decoder differs from transformers by {error}"
+        if not visual:
+            return True
+        for store, compute, interval in AVL_SETTINGS + (AVL_MORE_SETTINGS if self.number == 1 else []):
+            run = self.decoder.run(self.embeddings, visual, store, compute, interval)
+            if run["min_logit_gap"] <= AVL_GAP_MIN or run["min_score_gap_relative"] <= SCORE_GAP_MIN:
+                return False
+            self.avl.append({"store": store, "compute": compute, "interval": interval,
+                             "greedy_ids": run["ids"], "source": "decoder",
+                             "min_logit_gap": round(run["min_logit_gap"], 6),
+                             "min_score_gap": finite(run["min_score_gap"]),
+                             "min_score_gap_relative": finite(run["min_score_gap_relative"]),
+                             "visual_rows": run["visual_rows"], "stored_rows": run["stored_rows"],
+                             "core_rows": run["core_rows"], "secondary": run["secondary"] or [],
+                             "cores": run["cores"] if interval > 1 else []})
+        return True
 
 
-def choose(reference, number, prompt, sizes):
+def finite(value):
+    """None where nothing was cut."""
+    return value if np.isfinite(value) else None
+
+
+def choose(reference, decoder, number, prompt, sizes):
     """The first picture seed (for a text-only case: the first ending of the prompt) that makes a good case."""
     for seed in range(SEEDS_MAX):
-        images = [draw(w, h, 1000 * number + 10 * seed + i) for i, (w, h) in enumerate(sizes)]
+        images = [draw(w, h, 100000 * number + 10 * seed + i) for i, (w, h) in enumerate(sizes)]
         text = prompt if sizes or seed == 0 else prompt + " " + str(seed)
-        case = Case(reference, text, images)
+        case = Case(reference, decoder, number, text, images)
         if case.good():
             return case
     sys.exit(f"{reference.directory} case {number}: no good seed among {SEEDS_MAX}")
 
 
-def write_case(reference, spec, number, case, directory):
+def ask_official(checkout, reference, case, directory):
+    """Lets the authors' implementation repeat the A-VL runs that it can do; disagreement is an error."""
+    text = reference.config.text_config
+    scaling = (getattr(text, "rope_scaling", None) or {})
+    able = (text.model_type == "llama" and not getattr(text, "mlp_bias", False)
+            and scaling.get("rope_type", scaling.get("type")) != "llama3")
+    if not able or len(case.images) != 1:
+        return
+    runs, entries = [], []
+    for entry in case.avl:
+        # their sizes: int((1 - rate) * rows) in doubles, which can lose a token
+        sizes = [int((1 - (1 - entry[key])) * entry["visual_rows"]) for key in ("store", "compute")]
+        if sizes == [entry["stored_rows"], entry["core_rows"]]:
+            entries.append(entry)
+            runs.append({"prompt_ids": case.prompt_ids, "image_rows": [n for _, n in case.spans],
+                         "features": os.path.join(directory, "image_features.npy"), "store": entry["store"],
+                         "compute": entry["compute"], "interval": entry["interval"]})
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "avl_official.py")
+    answer = subprocess.run([sys.executable, script, checkout], text=True, stdout=subprocess.PIPE, check=True,
+                            input=json.dumps({"model": reference.directory, "runs": runs}))
+    for entry, official in zip(entries, json.loads(answer.stdout)):
+        if "error" in official:
+            print(f"{directory}: official cannot: {official['error']}")
+        elif official["greedy_ids"] != entry["greedy_ids"]:
+            sys.exit(f"{directory}: official and avl_decoder differ at {entry['store']}, {entry['compute']}, "
+                     f"{entry['interval']}")
+        else:
+            entry["source"] = "official"
+
+
+def write_case(reference, spec, number, case, directory, checkout):
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory)
     files = []
@@ -102,6 +170,10 @@ def write_case(reference, spec, number, case, directory):
         np.save(os.path.join(directory, "image_features.npy"), features.astype(np.float32))
     if spec["name"] in BF16_MODELS:
         record["bf16"] = bf16_reference(reference.directory, case.images, case.prompt_ids)
+    if case.avl:
+        if checkout:
+            ask_official(checkout, reference, case, directory)
+        record["avl"] = case.avl
     with open(os.path.join(directory, "case.json"), "w", encoding="utf-8") as file:
         file.write(compact_json(record))
 
@@ -113,6 +185,8 @@ def main():
     parser.add_argument("--tokenizer", default=os.path.join(repository, "models", "avl-tiny"),
                         help="directory whose tokenizer files the models get")
     parser.add_argument("--only", action="append", help="a model's name; may be repeated")
+    parser.add_argument("--official", help="checkout of the authors' A-VL repository; without it every A-VL run "
+                        "is avl_decoder.py's alone")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -121,14 +195,16 @@ def main():
         if arguments.only and spec["name"] not in arguments.only:
             continue
         directory = write_model(spec, os.path.join(arguments.out, "models"), arguments.tokenizer)
-        reference = Reference(directory)
+        reference, decoder = Reference(directory), Decoder(directory)
         shutil.rmtree(os.path.join(arguments.out, "cases", spec["name"]), ignore_errors=True)
         for number, (prompt, sizes) in enumerate(CASES[spec["name"]], 1):
-            case = choose(reference, number, prompt, sizes)
+            case = choose(reference, decoder, number, prompt, sizes)
             write_case(reference, spec, number, case,
-                       os.path.join(arguments.out, "cases", spec["name"], f"{number:02d}"))
+                       os.path.join(arguments.out, "cases", spec["name"], f"{number:02d}"), arguments.official)
             print(f"{spec['name']}/{number:02d}: {len(case.expanded)} rows, gap {case.gap:.4f}, "
-                  f"{len(set(case.ids))} different tokens", flush=True)
+                  f"{len(set(case.ids))} different tokens, A-VL "
+                  f"{[(e['source'], e['visual_rows'], e['stored_rows'], e['core_rows']) for e in case.avl]}",
+                  flush=True)
 
 
 if __name__ == "__main__":

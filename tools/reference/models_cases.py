@@ -22,6 +22,8 @@ CASES = {
         ("[INST] <image> or <image>? Read the bottom text. [/INST]", [(28, 28), (64, 29)]),
         ("[INST] Read the middle text and the top text and describe what you see there, object by object. "
          "[/INST]", []),
+        # the only one whose picture the last prompt row sees through the window (partly)
+        ("[INST] Describe the image: <image> [/INST]", [(57, 40)]),
     ],
     "next-mha": [
         (ONE, [(80, 45)]),
@@ -57,3 +59,8 @@ CASES = {
         (TEXT, []),
     ],
 }
+
+# A-VL runs of every case with pictures: (store, compute, interval)
+AVL_SETTINGS = [(0.5, 0.3, 3), (0.3, 0.15, 3), (0.1, 0.05, 3)]
+# ... and of each model's first case, besides
+AVL_MORE_SETTINGS = [(0.5, 0.3, 1), (0.7, 0.2, 4), (1, 0.25, 2), (1, 1, 3)]
