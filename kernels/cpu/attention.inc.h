@@ -1,0 +1,215 @@
+/* kernels/cpu/attention.inc.h: a block of queries of one head against its rows, tile by tile with a
+ * running softmax.
+ *
+ * A tile's keys are gathered transposed and its values as they lie, both as f32, so that the two
+ * products are the same plain product with the second operand's rows contiguous. Weights are kept
+ * in f32: rounding them to bf16 would cost more accuracy than the contract leaves. */
+
+#if AVL_LANES == 16
+enum { PRODUCT_ROWS = 6, PRODUCT_VECTORS = 4 };
+#else
+enum { PRODUCT_ROWS = 4, PRODUCT_VECTORS = 2 };
+#endif
+
+typedef struct attention_scratch {
+    int64_t padded_width; /* D, rounded up to whole vectors */
+    float *query;         /* [queries, padded] scaled */
+    float *sums;          /* [queries, padded] */
+    float *scores;        /* [queries, keys] */
+    float *keys;          /* [D, keys] */
+    float *values;        /* [keys, padded] */
+    float *largest;       /* [queries] */
+    float *weight_sums;   /* [queries] */
+} attention_scratch_t;
+
+static attention_scratch_t divide_scratch(void *memory, int head_width) {
+    attention_scratch_t scratch = {.padded_width = avl_round_up(head_width, AVL_LANES)};
+    float *next = memory;
+    scratch.query = next;
+    next += AVL_ATTENTION_QUERY_BLOCK * scratch.padded_width;
+    scratch.sums = next;
+    next += AVL_ATTENTION_QUERY_BLOCK * scratch.padded_width;
+    scratch.scores = next;
+    next += AVL_ATTENTION_QUERY_BLOCK * AVL_ATTENTION_KEY_TILE;
+    scratch.keys = next;
+    next += AVL_ATTENTION_KEY_TILE * scratch.padded_width;
+    scratch.values = next;
+    next += AVL_ATTENTION_KEY_TILE * scratch.padded_width;
+    scratch.largest = next;
+    scratch.weight_sums = next + AVL_ATTENTION_QUERY_BLOCK;
+    return scratch;
+}
+
+/* result[i][0..vectors) = or += left[i][0..depth) * right[0..depth)[...], PRODUCT_ROWS rows. */
+AVL_INLINE void product_tile(const float *left, int64_t left_stride, const float *right,
+                             int64_t right_stride, int64_t depth, float *result,
+                             int64_t result_stride, int add, const int vectors) {
+    avl_vf_t sum[PRODUCT_ROWS][PRODUCT_VECTORS];
+    for (int i = 0; i < PRODUCT_ROWS; i++) {
+        for (int j = 0; j < vectors; j++)
+            sum[i][j] = add ? avl_v_load(result + i * result_stride + j * AVL_LANES) : avl_v_set(0);
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        avl_vf_t r[PRODUCT_VECTORS];
+        for (int j = 0; j < vectors; j++)
+            r[j] = avl_v_load(right + k * right_stride + j * AVL_LANES);
+        for (int i = 0; i < PRODUCT_ROWS; i++) {
+            avl_vf_t l = avl_v_set(left[i * left_stride + k]);
+            for (int j = 0; j < vectors; j++)
+                sum[i][j] += l * r[j];
+        }
+    }
+    for (int i = 0; i < PRODUCT_ROWS; i++) {
+        for (int j = 0; j < vectors; j++)
+            avl_v_store(result + i * result_stride + j * AVL_LANES, sum[i][j]);
+    }
+}
+
+/* `rows` is a multiple of PRODUCT_ROWS, `columns` of AVL_LANES. */
+static void product(const float *left, int64_t left_stride, const float *right,
+                    int64_t right_stride, int64_t depth, float *result, int64_t result_stride,
+                    int add, int64_t rows, int64_t columns) {
+    const int64_t step = PRODUCT_VECTORS * AVL_LANES;
+    for (int64_t i = 0; i < rows; i += PRODUCT_ROWS) {
+        const float *l = left + i * left_stride;
+        float *to = result + i * result_stride;
+        int64_t j = 0;
+        for (; j + step <= columns; j += step)
+            product_tile(l, left_stride, right + j, right_stride, depth, to + j, result_stride, add,
+                         PRODUCT_VECTORS);
+        for (; j < columns; j += AVL_LANES)
+            product_tile(l, left_stride, right + j, right_stride, depth, to + j, result_stride, add,
+                         1);
+    }
+}
+
+static int64_t sequence_slot(const avl_attention_sequence_t *sequence, int64_t index) {
+    return sequence->rows != NULL ? sequence->rows[index] : sequence->first_row + index;
+}
+
+static void gather_tile(const avl_attention_args_t *args, const avl_attention_sequence_t *sequence,
+                        int kv_head, int64_t first, int64_t count,
+                        const attention_scratch_t *scratch) {
+    const avl_kv_view_t *kv = &args->kv;
+    int64_t width = kv->head_width;
+    for (int64_t j = 0; j < count; j++) {
+        int64_t from = sequence_slot(sequence, first + j) * kv->row_stride + kv_head * width;
+        float *value = scratch->values + j * scratch->padded_width;
+        for (int64_t d = 0; d < width; d += AVL_LANES) {
+            float lanes[AVL_LANES];
+            avl_v_store(lanes, avl_v_load_any(kv->keys, from + d, width - d, kv->dtype));
+            for (int64_t i = 0; i < avl_min64(AVL_LANES, width - d); i++)
+                scratch->keys[(d + i) * AVL_ATTENTION_KEY_TILE + j] = lanes[i];
+            avl_v_store(value + d, avl_v_load_any(kv->values, from + d, width - d, kv->dtype));
+        }
+    }
+}
+
+/* Turns scores [first, end) of a row into weights, zeros around them; returns by how much older
+ * sums shrink. */
+AVL_INLINE float soften_row(float *scores, int64_t first, int64_t end, float *largest,
+                            float *weight_sum) {
+    for (int64_t j = 0; j < first; j++)
+        scores[j] = -INFINITY;
+    for (int64_t j = end; j < AVL_ATTENTION_KEY_TILE; j++)
+        scores[j] = -INFINITY;
+    avl_vf_t top = avl_v_set(-INFINITY);
+    for (int j = 0; j < AVL_ATTENTION_KEY_TILE; j += AVL_LANES)
+        top = avl_v_max(avl_v_load(scores + j), top);
+    float before = *largest, now = avl_v_largest(top);
+    now = before > now ? before : now;
+    avl_vf_t sum = {0};
+    for (int j = 0; j < AVL_ATTENTION_KEY_TILE; j += AVL_LANES) {
+        avl_vf_t weight = avl_v_exp(avl_v_load(scores + j) - now);
+        avl_v_store(scores + j, weight);
+        sum += weight;
+    }
+    float shrink = before == now ? 1.0f : before == -INFINITY ? 0.0f : expf(before - now);
+    *weight_sum = *weight_sum * shrink + avl_v_sum(sum);
+    *largest = now;
+    return shrink;
+}
+
+/* The indices that query `i` of the chunk sees. */
+AVL_INLINE void visible_range(const avl_attention_args_t *args,
+                              const avl_attention_sequence_t *sequence, int i, int64_t *first_p,
+                              int64_t *end_p) {
+    int64_t place = (int64_t)sequence->row_count - sequence->query_count + i;
+    *first_p = args->window > 0 ? avl_max64(0, place - args->window + 1) : 0;
+    *end_p = args->causal ? place + 1 : sequence->row_count;
+}
+
+static void load_queries(const avl_attention_args_t *args, const avl_attention_sequence_t *sequence,
+                         int head, int first, int count, int64_t padded_count,
+                         const attention_scratch_t *scratch) {
+    int64_t width = args->kv.head_width, padded = scratch->padded_width;
+    memset(scratch->query, 0, (size_t)(padded_count * padded) * sizeof(float));
+    memset(scratch->sums, 0, (size_t)(padded_count * padded) * sizeof(float));
+    for (int i = 0; i < count; i++) {
+        int64_t from = (sequence->first_query + first + i) * args->query_stride + head * width;
+        for (int64_t d = 0; d < width; d += AVL_LANES) {
+            avl_vf_t value = avl_v_load_any(args->query, from + d, width - d, args->kv.dtype);
+            avl_v_store(scratch->query + i * padded + d, value * args->scale);
+        }
+        scratch->largest[i] = -INFINITY;
+        scratch->weight_sums[i] = 0.0f;
+    }
+}
+
+static void soften_tile(const avl_attention_args_t *args, const avl_attention_sequence_t *sequence,
+                        int first, int count, int64_t tile, const attention_scratch_t *scratch) {
+    for (int i = 0; i < count; i++) {
+        int64_t begin = 0, end = 0;
+        visible_range(args, sequence, first + i, &begin, &end);
+        begin = avl_max64(begin, tile) - tile;
+        end = avl_min64(end, tile + AVL_ATTENTION_KEY_TILE) - tile;
+        float *scores = scratch->scores + (int64_t)i * AVL_ATTENTION_KEY_TILE;
+        if (begin >= end) {
+            memset(scores, 0, AVL_ATTENTION_KEY_TILE * sizeof(float));
+            continue;
+        }
+        float shrink =
+            soften_row(scores, begin, end, &scratch->largest[i], &scratch->weight_sums[i]);
+        if (shrink == 1.0f)
+            continue;
+        float *sums = scratch->sums + i * scratch->padded_width;
+        for (int64_t d = 0; d < scratch->padded_width; d += AVL_LANES)
+            avl_v_store(sums + d, avl_v_load(sums + d) * shrink);
+    }
+}
+
+static void attention_block(const avl_attention_args_t *args,
+                            const avl_attention_sequence_t *sequence, int head, int first,
+                            int count, void *memory) {
+    const avl_kv_view_t *kv = &args->kv;
+    attention_scratch_t scratch = divide_scratch(memory, kv->head_width);
+    int64_t padded = scratch.padded_width;
+    int64_t padded_count = avl_round_up(count, PRODUCT_ROWS);
+    int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
+    load_queries(args, sequence, head, first, count, padded_count, &scratch);
+    int64_t begin = 0, end = 0, unused = 0;
+    visible_range(args, sequence, first, &begin, &unused);
+    visible_range(args, sequence, first + count - 1, &unused, &end);
+    /* Tiles stand at fixed places of the row list, so that a query's sums do not depend on its
+     * chunk's borders. */
+    begin -= begin % AVL_ATTENTION_KEY_TILE;
+    for (int64_t tile = begin; tile < end; tile += AVL_ATTENTION_KEY_TILE) {
+        int64_t rows = avl_min64(AVL_ATTENTION_KEY_TILE, end - tile);
+        gather_tile(args, sequence, kv_head, tile, rows, &scratch);
+        product(scratch.query, padded, scratch.keys, AVL_ATTENTION_KEY_TILE, kv->head_width,
+                scratch.scores, AVL_ATTENTION_KEY_TILE, 0, padded_count,
+                avl_round_up(rows, AVL_LANES));
+        soften_tile(args, sequence, first, count, tile, &scratch);
+        product(scratch.scores, AVL_ATTENTION_KEY_TILE, scratch.values, padded, rows, scratch.sums,
+                padded, 1, padded_count, padded);
+    }
+    for (int i = 0; i < count; i++) {
+        int64_t to = (sequence->first_query + first + i) * args->output_stride +
+                     (int64_t)head * kv->head_width;
+        float inverse = 1.0f / scratch.weight_sums[i];
+        for (int64_t d = 0; d < kv->head_width; d += AVL_LANES) {
+            avl_vf_t value = avl_v_load(scratch.sums + i * padded + d) * inverse;
+            avl_v_store_any(args->output, to + d, value, kv->head_width - d, kv->dtype);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+#include "kernels/cpu/check.h"
+
+#include <inttypes.h>
+
+/* No element is larger than 8 bytes and no address space larger than 2^48. */
+static const int64_t element_count_max = INT64_C(1) << 45;
+
+avl_status_t avl_check_matrix(const char *operation, const char *name, const void *memory,
+                              int64_t rows, int64_t stride, int64_t width) {
+    AVL_CHECK_SHAPE(rows >= 0 && width >= 0,
+                    "%s: %s has %" PRId64 " rows of width %" PRId64 ": sizes must not be negative",
+                    operation, name, rows, width);
+    if (rows == 0 || width == 0)
+        return AVL_OK;
+    AVL_CHECK_SHAPE(memory != NULL, "%s: %s is NULL but has %" PRId64 " rows of width %" PRId64,
+                    operation, name, rows, width);
+    AVL_CHECK_SHAPE(stride >= width,
+                    "%s: the rows of %s are %" PRId64 " elements wide but only %" PRId64 " apart",
+                    operation, name, width, stride);
+    int64_t count = 0;
+    AVL_CHECK_SHAPE(!__builtin_mul_overflow(rows, stride, &count) && count <= element_count_max,
+                    "%s: %s spans %" PRId64 " rows of %" PRId64
+                    " elements: more than memory can hold",
+                    operation, name, rows, stride);
+    return AVL_OK;
+}
+
+avl_status_t avl_check_array(const char *operation, const char *name, const void *memory,
+                             int64_t count) {
+    AVL_CHECK_SHAPE(count >= 0, "%s: %s has a negative length, %" PRId64, operation, name, count);
+    AVL_CHECK_SHAPE(count == 0 || memory != NULL, "%s: %s is NULL but has %" PRId64 " elements",
+                    operation, name, count);
+    AVL_CHECK_SHAPE(count <= element_count_max,
+                    "%s: %s has %" PRId64 " elements: more than memory can hold", operation, name,
+                    count);
+    return AVL_OK;
+}
+
+avl_status_t avl_check_dtype(const char *operation, const char *name, avl_dtype_t dtype) {
+    AVL_CHECK_SHAPE(dtype == AVL_DTYPE_F32 || dtype == AVL_DTYPE_BF16,
+                    "%s: %s is of number format %d; only f32 (%d) and bf16 (%d) are computed with",
+                    operation, name, (int)dtype, (int)AVL_DTYPE_F32, (int)AVL_DTYPE_BF16);
+    return AVL_OK;
+}
+
+avl_status_t avl_check_indices(const char *operation, const char *name, const int32_t *indices,
+                               int64_t count, int32_t lowest) {
+    AVL_TRY(avl_check_array(operation, name, indices, count));
+    int32_t smallest = lowest;
+    for (int64_t i = 0; i < count; i++)
+        smallest = indices[i] < smallest ? indices[i] : smallest;
+    AVL_CHECK_SHAPE(smallest >= lowest, "%s: %s holds %" PRId32 ", below %" PRId32, operation, name,
+                    smallest, lowest);
+    return AVL_OK;
+}
+
+avl_status_t avl_check_activation(const char *operation, avl_activation_t activation) {
+    AVL_CHECK_SHAPE((int)activation >= AVL_ACTIVATION_NONE && activation <= AVL_ACTIVATION_RELU,
+                    "%s: no activation function has the number %d", operation, (int)activation);
+    return AVL_OK;
+}

@@ -1,0 +1,213 @@
+/* kernels/cpu/decode_attention.inc.h: one query per sequence against a chunk of its rows, and the
+ * merge of chunks.
+ *
+ * A chunk takes a block of KV heads at once: their parts of a row lie side by side, so that a row
+ * named by index is one contiguous read and the next rows can be asked for in advance. */
+
+enum { PREFETCH_ROWS = 4, CACHE_LINE_BYTES = 64 };
+
+static int64_t span_slot(const avl_decode_sequence_t *sequence, int64_t index) {
+    int span = 0;
+    while (index >= sequence->spans[span].row_count)
+        index -= sequence->spans[span++].row_count;
+    return sequence->spans[span].rows[index];
+}
+
+AVL_INLINE void prefetch_bytes(const char *memory, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += CACHE_LINE_BYTES)
+        __builtin_prefetch(memory + i);
+}
+
+/* First query head of this rank that reads KV head `kv_head` or a later one. */
+AVL_INLINE int first_query_head(const avl_head_map_t *heads, int kv_head) {
+    int64_t head = (int64_t)kv_head * heads->group - heads->query_head_offset;
+    return (int)avl_min64(avl_max64(head, 0), heads->query_heads);
+}
+
+AVL_INLINE float dot_f32(const float *a, const float *b, int64_t width) {
+    avl_vf_t sum = {0};
+    int64_t d = 0;
+    for (; d + AVL_LANES <= width; d += AVL_LANES)
+        sum += avl_v_load(a + d) * avl_v_load(b + d);
+    if (d < width)
+        sum += avl_v_load_part(a + d, width - d) * avl_v_load_part(b + d, width - d);
+    return avl_v_sum(sum);
+}
+
+AVL_INLINE float dot_bf16(const uint16_t *a, const uint16_t *b, int64_t width) {
+    avl_vf_t sum = {0};
+    int64_t d = 0;
+    for (; d + 2 * AVL_LANES <= width; d += 2 * AVL_LANES)
+        sum = avl_v_dot_pairs(sum, avl_v_load_pairs(a + d), avl_v_load_pairs(b + d));
+    if (d < width)
+        sum = avl_v_dot_pairs(sum, avl_v_load_pairs_part(a + d, width - d),
+                              avl_v_load_pairs_part(b + d, width - d));
+    return avl_v_sum(sum);
+}
+
+static float *partial_of(const avl_decode_item_t *item, int head, int chunk) {
+    int64_t place = (int64_t)head * item->chunk_count + chunk;
+    return item->partials + place * (item->args->kv.head_width + 2);
+}
+
+/* logits[head - first_head][row] for every row and query head of the item. */
+AVL_INLINE void chunk_logits(const avl_decode_item_t *item, const int64_t *slots, float *logits,
+                             const avl_dtype_t dtype) {
+    const avl_decode_attention_args_t *args = item->args;
+    const avl_kv_view_t *kv = &args->kv;
+    int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
+    int first_head = first_query_head(&args->heads, item->first_kv_head);
+    const char *query =
+        (const char *)args->query + item->sequence->query_row * args->query_stride * element;
+    const char *keys = (const char *)kv->keys + item->first_kv_head * width * element;
+    for (int r = 0; r < item->row_count; r++) {
+        if (r + PREFETCH_ROWS < item->row_count)
+            prefetch_bytes(keys + slots[r + PREFETCH_ROWS] * kv->row_stride * element,
+                           item->kv_head_count * width * element);
+        const char *key = keys + slots[r] * kv->row_stride * element;
+        for (int h = 0; h < item->kv_head_count; h++, key += width * element) {
+            int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
+            for (int q = first_query_head(&args->heads, item->first_kv_head + h); q < end; q++) {
+                const char *head = query + q * width * element;
+                float dot = dtype == AVL_DTYPE_F32
+                                ? dot_f32((const float *)head, (const float *)key, width)
+                                : dot_bf16((const uint16_t *)head, (const uint16_t *)key, width);
+                logits[(int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + r] = dot * args->scale;
+            }
+        }
+    }
+}
+
+/* Keeps the logits of the chunk's visual rows for decode_weights. */
+static void keep_visual_logits(const avl_decode_item_t *item, int head, const float *logits) {
+    const avl_row_span_t *spans = item->sequence->spans;
+    int64_t visual = spans[AVL_SPAN_SYSTEM].row_count, count = spans[AVL_SPAN_VISUAL].row_count;
+    int64_t begin = avl_max64(item->first_row, visual);
+    int64_t end = avl_min64(item->first_row + item->row_count, visual + count);
+    if (begin < end) {
+        memcpy(item->visual_logits + head * count + (begin - visual),
+               logits + (begin - item->first_row), (size_t)(end - begin) * sizeof(float));
+    }
+}
+
+/* Logits become weights relative to the chunk's largest; largest and sum go behind the partial's
+ * values. */
+static void soften_logits(float *logits, int count, float *partial, int64_t width) {
+    float largest = -INFINITY;
+    for (int r = 0; r < count; r++)
+        largest = logits[r] > largest ? logits[r] : largest;
+    avl_vf_t sum = {0};
+    for (int r = 0; r < count; r += AVL_LANES) {
+        if (count - r < AVL_LANES) {
+            for (int i = count; i < r + AVL_LANES; i++)
+                logits[i] = -INFINITY;
+        }
+        avl_vf_t weight = avl_v_exp(avl_v_load(logits + r) - largest);
+        avl_v_store(logits + r, weight);
+        sum += weight;
+    }
+    partial[width] = largest;
+    partial[width + 1] = avl_v_sum(sum);
+}
+
+AVL_INLINE void add_scaled(float *target, const void *values, int64_t from, float weight,
+                           int64_t width, const avl_dtype_t dtype) {
+    for (int64_t d = 0; d < width; d += AVL_LANES) {
+        avl_vf_t value = avl_v_load_any(values, from + d, width - d, dtype) * weight;
+        value += avl_v_load_any(target, d, width - d, AVL_DTYPE_F32);
+        avl_v_store_any(target, d, value, width - d, AVL_DTYPE_F32);
+    }
+}
+
+AVL_INLINE void chunk_values(const avl_decode_item_t *item, const int64_t *slots,
+                             const float *weights, const avl_dtype_t dtype) {
+    const avl_decode_attention_args_t *args = item->args;
+    const avl_kv_view_t *kv = &args->kv;
+    int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
+    int first_head = first_query_head(&args->heads, item->first_kv_head);
+    int end_head = first_query_head(&args->heads, item->first_kv_head + item->kv_head_count);
+    for (int q = first_head; q < end_head; q++)
+        memset(partial_of(item, q, item->chunk), 0, (size_t)width * sizeof(float));
+    for (int r = 0; r < item->row_count; r++) {
+        int64_t from = slots[r] * kv->row_stride + item->first_kv_head * width;
+        if (r + PREFETCH_ROWS < item->row_count)
+            prefetch_bytes((const char *)kv->values + (slots[r + PREFETCH_ROWS] * kv->row_stride +
+                                                       item->first_kv_head * width) *
+                                                          element,
+                           item->kv_head_count * width * element);
+        for (int h = 0; h < item->kv_head_count; h++, from += width) {
+            int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
+            for (int q = first_query_head(&args->heads, item->first_kv_head + h); q < end; q++)
+                add_scaled(partial_of(item, q, item->chunk), kv->values, from,
+                           weights[(int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + r], width,
+                           dtype);
+        }
+    }
+}
+
+static void decode_chunk(const avl_decode_item_t *item, void *scratch) {
+    const avl_decode_attention_args_t *args = item->args;
+    int64_t *slots = scratch;
+    float *logits = (float *)(slots + AVL_DECODE_ROW_CHUNK);
+    for (int r = 0; r < item->row_count; r++)
+        slots[r] = span_slot(item->sequence, item->first_row + r);
+    if (args->kv.dtype == AVL_DTYPE_F32)
+        chunk_logits(item, slots, logits, AVL_DTYPE_F32);
+    else
+        chunk_logits(item, slots, logits, AVL_DTYPE_BF16);
+    int first_head = first_query_head(&args->heads, item->first_kv_head);
+    int end_head = first_query_head(&args->heads, item->first_kv_head + item->kv_head_count);
+    for (int q = first_head; q < end_head; q++) {
+        float *row = logits + (int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK;
+        if (item->visual_logits != NULL)
+            keep_visual_logits(item, q, row);
+        soften_logits(row, item->row_count, partial_of(item, q, item->chunk), args->kv.head_width);
+    }
+    if (args->output == NULL)
+        return;
+    if (args->kv.dtype == AVL_DTYPE_F32)
+        chunk_values(item, slots, logits, AVL_DTYPE_F32);
+    else
+        chunk_values(item, slots, logits, AVL_DTYPE_BF16);
+}
+
+static void decode_merge(const avl_decode_item_t *item, int head) {
+    const avl_decode_attention_args_t *args = item->args;
+    int64_t width = args->kv.head_width;
+    float *total = partial_of(item, head, 0);
+    for (int chunk = 1; chunk < item->chunk_count; chunk++) {
+        const float *part = partial_of(item, head, chunk);
+        float largest = part[width] > total[width] ? part[width] : total[width];
+        float old_share = expf(total[width] - largest), new_share = expf(part[width] - largest);
+        if (args->output != NULL) {
+            for (int64_t d = 0; d < width; d++)
+                total[d] = total[d] * old_share + part[d] * new_share;
+        }
+        total[width] = largest;
+        total[width + 1] = total[width + 1] * old_share + part[width + 1] * new_share;
+    }
+    if (args->output == NULL)
+        return;
+    int64_t to = item->sequence->query_row * args->output_stride + head * width;
+    float inverse = 1.0f / total[width + 1];
+    for (int64_t d = 0; d < width; d += AVL_LANES) {
+        avl_vf_t value = avl_v_load_any(total, d, width - d, AVL_DTYPE_F32) * inverse;
+        avl_v_store_any(args->output, to + d, value, width - d, args->kv.dtype);
+    }
+}
+
+static void decode_weights(const avl_decode_item_t *item, int first, int count) {
+    int64_t width = item->args->kv.head_width;
+    int64_t visual = item->sequence->spans[AVL_SPAN_VISUAL].row_count;
+    float *weights = item->sequence->visual_weights;
+    for (int j = 0; j < count; j += AVL_LANES) {
+        avl_vf_t sum = {0};
+        for (int head = 0; head < item->args->heads.query_heads; head++) {
+            const float *total = partial_of(item, head, 0);
+            avl_vf_t logit = avl_v_load_any(item->visual_logits + head * visual + first, j,
+                                            count - j, AVL_DTYPE_F32);
+            sum += avl_v_exp(logit - total[width]) * (1.0f / total[width + 1]);
+        }
+        avl_v_store_any(weights + first, j, sum, count - j, AVL_DTYPE_F32);
+    }
+}

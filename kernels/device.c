@@ -1,0 +1,72 @@
+#include "kernels/device.h"
+
+#include <dlfcn.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef avl_status_t open_cuda_t(int threads, avl_device_t **device_p);
+
+static const char cuda_library[] = "libavl_cuda.so";
+
+/* Next to the program, so that an unpacked directory works as it is; else wherever the loader
+ * looks. */
+static void *load_cuda(char *reason, size_t reason_bytes) {
+    char program[4096];
+    ssize_t bytes = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (bytes > 0) {
+        program[bytes] = '\0';
+        char path[sizeof program + sizeof cuda_library + 1];
+        snprintf(path, sizeof path, "%s/%s", dirname(program), cuda_library);
+        if (access(path, F_OK) == 0) {
+            void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+            if (library == NULL)
+                snprintf(reason, reason_bytes, "%s", dlerror());
+            return library;
+        }
+    }
+    void *library = dlopen(cuda_library, RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        snprintf(reason, reason_bytes, "%s", dlerror());
+    return library;
+}
+
+/* The library stays loaded for the life of the process: its device's functions live in it. */
+static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
+    char reason[AVL_STATUS_DETAIL_BYTES / 2] = "";
+    void *library = load_cuda(reason, sizeof reason);
+    if (library == NULL)
+        return avl_fail(AVL_ERR_UNSUPPORTED, "no CUDA device: %s", reason);
+    void *symbol = dlsym(library, "avl_device_open_cuda");
+    if (symbol == NULL) {
+        dlclose(library);
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "no CUDA device: %s has no function avl_device_open_cuda", cuda_library);
+    }
+    open_cuda_t *open = NULL;
+    memcpy(&open, &symbol, sizeof open); /* ISO C has no cast from data to function pointers */
+    return open(threads, device_p);
+}
+
+avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p) {
+    if (name == NULL)
+        return avl_fail(AVL_ERR_INVALID,
+                        "no device named; there are \"cpu\", \"cuda\" and \"auto\"");
+    if (strcmp(name, "cpu") == 0)
+        return avl_device_open_cpu(threads, NULL, device_p);
+    if (strcmp(name, "cuda") == 0)
+        return open_cuda(threads, device_p);
+    if (strcmp(name, "auto") == 0) {
+        if (open_cuda(threads, device_p) == AVL_OK)
+            return AVL_OK;
+        return avl_device_open_cpu(threads, NULL, device_p);
+    }
+    return avl_fail(AVL_ERR_INVALID,
+                    "no device is named \"%s\"; there are \"cpu\", \"cuda\" and \"auto\"", name);
+}
+
+void avl_device_close(avl_device_t *device) {
+    if (device != NULL)
+        device->ops->close(device);
+}
