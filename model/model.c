@@ -1,0 +1,171 @@
+/* model/model.c: putting a model together and taking it apart; what its parts share. */
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "model/network.h"
+
+#define ARENA_ALIGNMENT ((size_t)64)
+
+void *avl_arena_take(avl_arena_t *arena, int64_t count, int64_t item_bytes) {
+    size_t offset = arena->used_bytes;
+    size_t bytes = (size_t)count * (size_t)item_bytes;
+    arena->used_bytes += (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
+    return arena->memory ? arena->memory + offset : NULL;
+}
+
+avl_status_t avl_model_product(const avl_model_t *model, const avl_product_t *product,
+                               int with_bias, avl_linear_args_t args) {
+    if (args.out_width == 0)
+        return AVL_OK;
+    args.weight = product->weight.data;
+    args.weight_stride = product->weight.stride;
+    args.bias = with_bias ? product->bias : NULL;
+    args.dtype = model->options.dtype;
+    return avl_linear(model->device, &args);
+}
+
+avl_status_t avl_model_reduce_add(avl_model_t *model, float *stream, float *partial,
+                                  const float *bias, int64_t rows, int64_t width,
+                                  avl_status_t *status_p) {
+    AVL_TRY(avl_group_all_reduce(model->group, partial, rows * width));
+    if (*status_p == AVL_OK)
+        *status_p = avl_add(model->device, &(avl_add_args_t){.target = stream,
+                                                             .addend = partial,
+                                                             .bias = bias,
+                                                             .width = width,
+                                                             .count = rows * width});
+    return AVL_OK;
+}
+
+static avl_status_t check_options(const avl_config_t *config, const avl_device_t *device,
+                                  const avl_model_options_t *options) {
+    if (options->dtype != AVL_DTYPE_F32 && options->dtype != AVL_DTYPE_BF16)
+        return avl_fail(AVL_ERR_UNSUPPORTED, "a model computes in f32 or bf16, not in %s",
+                        avl_dtype_name(options->dtype));
+    if (options->rows_max < 1 || options->tiles_max < 1 || options->logit_rows_max < 1)
+        return avl_fail(AVL_ERR_INVALID, "model limits: %d rows, %d tiles, %d logit rows",
+                        options->rows_max, options->tiles_max, options->logit_rows_max);
+    if (!device->is_host)
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "device %s: the model uses weights in place in host memory",
+                        device->info.name);
+    if (config->model.family == AVL_FAMILY_LLAVA_NEXT && !config->model.feature_drop_class)
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "llava_next with vision_feature_select_strategy \"full\": a class token "
+                        "has no place in the grid of tiles");
+    return AVL_OK;
+}
+
+/* Weights of KV heads that other ranks hold as well: those whose query heads do not all live here.
+ */
+static size_t count_duplicates(const avl_model_t *model) {
+    const avl_text_config_t *text = &model->config.model.text;
+    const avl_shards_t *shards = &model->shards;
+    int group = shards->head_map.group;
+    int query_last = shards->query_heads.first + shards->query_heads.count;
+    size_t shared = 0;
+    for (int head = shards->kv_heads.first; head < shards->kv_heads.first + shards->kv_heads.count;
+         head++)
+        if (head * group < shards->query_heads.first || (head + 1) * group > query_last)
+            shared++;
+    return shared * 2 * (size_t)text->head_width * (size_t)text->hidden_width *
+           avl_dtype_bytes(model->options.dtype) * (size_t)text->layer_count;
+}
+
+static avl_status_t load(avl_model_t *model, const avl_weights_t *weights) {
+    avl_loader_t loader = {
+        .weights = weights,
+        .device = model->device,
+        .dtype = model->options.dtype,
+        .progress = model->options.progress,
+        .progress_context = model->options.progress_context,
+        .memory = &model->memory,
+        .owned_p = &model->owned,
+        .owned_count_p = &model->owned_count,
+    };
+    AVL_TRY(avl_vision_load(model, &loader));
+    AVL_TRY(avl_projector_load(model, &loader));
+    AVL_TRY(avl_decoder_load(model, &loader));
+    model->memory.kv_duplicate_bytes = count_duplicates(model);
+    if (loader.progress)
+        loader.progress(loader.progress_context, 1.0);
+    return AVL_OK;
+}
+
+static void lay_out(avl_model_t *model, avl_arena_t *encode, avl_arena_t *forward) {
+    avl_vision_layout(model, encode);
+    avl_projector_layout(model, encode);
+    avl_decoder_layout(model, forward);
+}
+
+static avl_status_t allocate_activations(avl_model_t *model) {
+    avl_arena_t encode = {0}, forward = {0};
+    lay_out(model, &encode, &forward);
+    size_t bytes = encode.used_bytes > forward.used_bytes ? encode.used_bytes : forward.used_bytes;
+    AVL_TRY(model->device->ops->allocate(model->device, bytes, "activations", &model->arena));
+    encode = forward = (avl_arena_t){.memory = model->arena};
+    lay_out(model, &encode, &forward);
+    model->memory.activation_bytes = bytes;
+    return avl_decoder_prepare(model);
+}
+
+static avl_status_t create_local(const avl_config_t *config, const avl_weights_t *weights,
+                                 avl_device_t *device, avl_group_t *group,
+                                 const avl_model_options_t *options, avl_model_t **model_p) {
+    AVL_TRY(check_options(config, device, options));
+    avl_model_t *model;
+    AVL_TRY(avl_alloc(1, sizeof *model, "model", &model));
+    model->config = *config;
+    model->device = device;
+    model->group = group;
+    model->options = *options;
+    avl_status_t status;
+    AVL_TRY_GOTO(status,
+                 avl_shards_plan(&config->model, avl_group_rank(group), avl_group_ranks(group),
+                                 &model->shards),
+                 err_destroy);
+    AVL_TRY_GOTO(status, load(model, weights), err_destroy);
+    AVL_TRY_GOTO(status, allocate_activations(model), err_destroy);
+    *model_p = model;
+    return AVL_OK;
+
+err_destroy:
+    avl_model_destroy(model);
+    return status;
+}
+
+avl_status_t avl_model_create(const avl_config_t *config, const avl_weights_t *weights,
+                              avl_device_t *device, avl_group_t *group,
+                              const avl_model_options_t *options, avl_model_t **model_p) {
+    avl_model_t *model = NULL;
+    avl_status_t own = create_local(config, weights, device, group, options, &model);
+    avl_status_t status = avl_group_agree(group, own);
+    if (status != AVL_OK) {
+        avl_model_destroy(model);
+        return status;
+    }
+    *model_p = model;
+    return AVL_OK;
+}
+
+void avl_model_destroy(avl_model_t *model) {
+    if (!model)
+        return;
+    avl_decoder_release(model);
+    if (model->arena)
+        model->device->ops->release(model->device, model->arena);
+    for (size_t index = 0; index < model->owned_count; index++)
+        model->device->ops->release(model->device, model->owned[index]);
+    free(model->owned);
+    free(model->vision.layers);
+    free(model->decoder.layers);
+    free(model);
+}
+
+const avl_shards_t *avl_model_shards(const avl_model_t *model) {
+    return &model->shards;
+}
+
+avl_model_memory_t avl_model_memory(const avl_model_t *model) {
+    return model->memory;
+}
