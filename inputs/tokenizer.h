@@ -54,5 +54,7 @@ AVL_MUST_CHECK avl_status_t avl_detokenizer_add(avl_detokenizer_t *detokenizer, 
 /* Ends the text: what was held back comes out, incomplete characters as U+FFFD. */
 AVL_MUST_CHECK avl_status_t avl_detokenizer_finish(avl_detokenizer_t *detokenizer,
                                                    const char **text_p);
+/* Bytes of the text that the last call gave: more than strlen() when the model wrote a NUL. */
+size_t avl_detokenizer_bytes(const avl_detokenizer_t *detokenizer);
 
 #endif
