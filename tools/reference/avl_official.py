@@ -93,6 +93,7 @@ class Official:
         self.settings(run)
         self.model.model.init_image_token_position_mask = mask
         inputs, cache, ids, gap = {"inputs_embeds": embeddings[None]}, None, [], float("inf")
+        inputs["attention_mask"] = torch.ones(1, len(embeddings), dtype=torch.long)
         with torch.no_grad():
             while len(ids) < run.get("count", 64):
                 out = self.model(**inputs, past_key_values=cache, use_cache=True)

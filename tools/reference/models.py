@@ -13,8 +13,8 @@ import warnings
 import numpy as np
 import torch
 
-from avl_decoder import Decoder
-from models_cases import AVL_MORE_SETTINGS, AVL_SETTINGS, CASES
+from avl_decoder import Decoder, share
+from models_cases import AVL_FILTER, AVL_MORE_SETTINGS, AVL_SETTINGS, AVL_TEXT, CASES
 from models_images import draw
 from models_reference import Reference, open_image, top2_gaps
 from models_write import SPECS, write_model
@@ -23,6 +23,7 @@ GAP_MIN = 5e-3        # between the two best logits, every step of the dense gre
 AVL_GAP_MIN = 3e-3    # the same for A-VL runs
 SCORE_GAP_MIN = 1e-4  # at every cut of a selection, relative to the last score taken
 SEEDS_MAX = 400
+TEXT_GAP_MIN = 1e-5   # between text rows kept and evicted, absolute
 DISTINCT_MIN = 24   # different tokens among the 64
 BF16_MODELS = ("llava-gqa", "next-gqa")
 
@@ -31,9 +32,9 @@ def compact_json(value):
     """One key per line, lists on one line."""
     lines = []
     for key, item in value.items():
-        if key == "avl":
+        if key in ("avl", "avl_more"):
             runs = ",\n".join("  " + json.dumps(run, separators=(",", ":")) for run in item)
-            lines.append(f' "avl": [\n{runs}\n ]')
+            lines.append(f' "{key}": [\n{runs}\n ]')
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(item)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -60,13 +61,13 @@ class Case:
         self.embeddings = reference.embeddings(self.expanded, self.rows)
         self.ids, self.logits = reference.greedy(self.embeddings)
         self.gap = float(top2_gaps(self.logits).min())
-        self.avl = []
+        self.avl, self.avl_more = [], []
 
     def good(self):
         """Decides as early as it can; fills self.avl."""
         if self.gap <= GAP_MIN or len(set(self.ids)) < DISTINCT_MIN:
             return False
-        visual = [p for start, count in self.spans for p in range(start, start + count)]
+        visual = self.visual = [p for start, count in self.spans for p in range(start, start + count)]
         dense = self.decoder.run(self.embeddings, visual)
         error = float(np.abs(dense["logits"] - self.logits).max())
         assert dense["ids"] == self.ids and error < 2e-4, f"avl_decoder differs from transformers by {error}"
@@ -85,6 +86,17 @@ class Case:
                              "core_rows": run["core_rows"], "secondary": run["secondary"] or [],
                              "cores": run["cores"] if interval > 1 else []})
         return True
+
+
+    def run_more(self):
+        for setting in AVL_TEXT + [s for s in AVL_FILTER if s["prefill_layer"] < self.decoder.layer_count]:
+            run = self.decoder.run(self.embeddings, self.visual, **setting)
+            if (run["min_logit_gap"] > AVL_GAP_MIN and run["min_score_gap_relative"] > SCORE_GAP_MIN
+                    and run["min_text_gap"] > TEXT_GAP_MIN):
+                self.avl_more.append({**setting, "greedy_ids": run["ids"], "source": "decoder",
+                                      "min_logit_gap": round(run["min_logit_gap"], 6),
+                                      "min_score_gap_relative": finite(run["min_score_gap_relative"]),
+                                      "min_text_gap": finite(run["min_text_gap"])})
 
 
 def finite(value):
@@ -112,14 +124,17 @@ def ask_official(checkout, reference, case, directory):
     if not able or len(case.images) != 1:
         return
     runs, entries = [], []
-    for entry in case.avl:
+    for entry in case.avl + case.avl_more:
         # their sizes: int((1 - rate) * rows) in doubles, which can lose a token
-        sizes = [int((1 - (1 - entry[key])) * entry["visual_rows"]) for key in ("store", "compute")]
-        if sizes == [entry["stored_rows"], entry["core_rows"]]:
+        rows = len(case.visual)
+        if all(int((1 - (1 - entry[key])) * rows) == share(entry[key], rows)
+               for key in ("store", "compute", "prefill_keep") if key in entry):
             entries.append(entry)
             runs.append({"prompt_ids": case.prompt_ids, "image_rows": [n for _, n in case.spans],
-                         "features": os.path.join(directory, "image_features.npy"), "store": entry["store"],
-                         "compute": entry["compute"], "interval": entry["interval"]})
+                         "features": os.path.join(directory, "image_features.npy"),
+                         **{key: entry[key] for key in ("store", "compute", "interval", "text_keep",
+                                                        "text_keep_min", "prefill_keep", "prefill_layer")
+                            if key in entry}})
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "avl_official.py")
     answer = subprocess.run([sys.executable, script, checkout], text=True, stdout=subprocess.PIPE, check=True,
                             input=json.dumps({"model": reference.directory, "runs": runs}))
@@ -127,8 +142,7 @@ def ask_official(checkout, reference, case, directory):
         if "error" in official:
             print(f"{directory}: official cannot: {official['error']}")
         elif official["greedy_ids"] != entry["greedy_ids"]:
-            sys.exit(f"{directory}: official and avl_decoder differ at {entry['store']}, {entry['compute']}, "
-                     f"{entry['interval']}")
+            sys.exit(f"{directory}: official and avl_decoder differ: {entry}")
         else:
             entry["source"] = "official"
 
@@ -171,9 +185,13 @@ def write_case(reference, spec, number, case, directory, checkout):
     if spec["name"] in BF16_MODELS:
         record["bf16"] = bf16_reference(reference.directory, case.images, case.prompt_ids)
     if case.avl:
+        if number <= 2:
+            case.run_more()
         if checkout:
             ask_official(checkout, reference, case, directory)
         record["avl"] = case.avl
+        if case.avl_more:
+            record["avl_more"] = case.avl_more
     with open(os.path.join(directory, "case.json"), "w", encoding="utf-8") as file:
         file.write(compact_json(record))
 
@@ -203,7 +221,8 @@ def main():
                        os.path.join(arguments.out, "cases", spec["name"], f"{number:02d}"), arguments.official)
             print(f"{spec['name']}/{number:02d}: {len(case.expanded)} rows, gap {case.gap:.4f}, "
                   f"{len(set(case.ids))} different tokens, A-VL "
-                  f"{[(e['source'], e['visual_rows'], e['stored_rows'], e['core_rows']) for e in case.avl]}",
+                  f"{[(e['source'], e['visual_rows'], e['stored_rows'], e['core_rows']) for e in case.avl]}, "
+                  f"{len(case.avl_more)} more, {sum(e['source'] == 'official' for e in case.avl_more)} official",
                   flush=True)
 
 

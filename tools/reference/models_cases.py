@@ -64,3 +64,20 @@ CASES = {
 AVL_SETTINGS = [(0.5, 0.3, 3), (0.3, 0.15, 3), (0.1, 0.05, 3)]
 # ... and of each model's first case, besides
 AVL_MORE_SETTINGS = [(0.5, 0.3, 1), (0.7, 0.2, 4), (1, 0.25, 2), (1, 1, 3)]
+
+# Runs with adaptive text attention (ours protects nothing here) and the prefill filter, of each model's first two
+# cases with pictures. Those whose gaps are too small to demand equality are left out.
+AVL_TEXT = [
+    {"text_keep": 0.6, "text_keep_min": 20},
+    {"text_keep": 0.5, "text_keep_min": 4},
+    {"store": 0.5, "compute": 0.3, "interval": 3, "text_keep": 0.6, "text_keep_min": 20},
+    {"store": 0.3, "compute": 0.15, "interval": 3, "text_keep": 0.5, "text_keep_min": 4},
+]
+AVL_FILTER = [
+    {"prefill_keep": 0.5, "prefill_layer": 1},
+    {"store": 0.3, "compute": 0.15, "interval": 3, "prefill_keep": 0.5, "prefill_layer": 1},
+    {"store": 0.3, "compute": 0.15, "interval": 3, "prefill_keep": 0.5, "prefill_layer": 1, "text_keep": 0.6,
+     "text_keep_min": 8},
+    {"prefill_keep": 0.5, "prefill_layer": 2},
+    {"store": 0.3, "compute": 0.15, "interval": 3, "prefill_keep": 0.5, "prefill_layer": 2},
+]
