@@ -39,6 +39,7 @@ typedef struct tensor {
                           kept */
     int64_t shape[AVL_TENSOR_AXES_MAX];
     const unsigned char *data;
+    void *copy;   /* of the data, where the file does not align it; else NULL */
     size_t begin; /* in the file's data, for the check of the whole */
     size_t bytes;
 } tensor_t;
@@ -338,6 +339,22 @@ static avl_status_t sort_tensors(avl_weights_t *weights) {
     return AVL_OK;
 }
 
+/* The format promises no alignment, though its writers have padded the header for years. A float
+ * tensor that a kernel could not load from is copied: slower to open and private to the rank, but
+ * right. */
+static avl_status_t align_tensors(avl_weights_t *weights) {
+    for (size_t i = 0; i < weights->tensor_count; i++) {
+        tensor_t *tensor = &weights->tensors[i];
+        size_t element_bytes = (size_t)dtypes[tensor->dtype].bits / 8;
+        if (dtypes[tensor->dtype].dtype < 0 || (uintptr_t)tensor->data % element_bytes == 0)
+            continue;
+        AVL_TRY(avl_alloc_aligned(tensor->bytes, 1, tensor->name, &tensor->copy));
+        memcpy(tensor->copy, tensor->data, tensor->bytes);
+        tensor->data = tensor->copy;
+    }
+    return AVL_OK;
+}
+
 static const tensor_t *find(const avl_weights_t *weights, const char *name) {
     size_t least = 0;
     size_t most = weights->tensor_count;
@@ -451,6 +468,8 @@ avl_status_t avl_weights_open(const char *directory, avl_weights_t **weights_p) 
     avl_weights_t *weights = NULL;
     AVL_TRY(avl_alloc(1, sizeof *weights, "weights", &weights));
     avl_status_t status = open_files(weights, directory);
+    if (status == AVL_OK)
+        status = align_tensors(weights);
     if (status != AVL_OK) {
         avl_weights_close(weights);
         return status;
@@ -465,6 +484,7 @@ void avl_weights_close(avl_weights_t *weights) {
     for (size_t i = 0; i < weights->tensor_count; i++) {
         free(weights->tensors[i].name);
         free(weights->tensors[i].stored_name);
+        free(weights->tensors[i].copy);
     }
     for (size_t i = 0; i < weights->mapping_count; i++) {
         void *bytes = NULL;

@@ -4,7 +4,10 @@
  * Reads model.safetensors, or the shards that model.safetensors.index.json names. Every header is
  * checked before a byte is used: its length, the JSON, known dtypes, shapes whose product equals
  * the byte range, ranges inside the file that neither overlap nor leave holes, no name twice. A
- * view points into the mapping, so that a rank pays for the pages it touches and nothing else.
+ * view points into the mapping, so that a rank pays for the pages it touches and nothing else (but
+ * for float tensors that an odd header leaves unaligned: they are copied).
+ *
+ * A file that shrinks while it is mapped is not noticed: touching what is gone raises SIGBUS.
  *
  * Names: asked for in the older layout ("language_model.model.layers.0.self_attn.q_proj.weight",
  * "vision_tower.vision_model...", "multi_modal_projector.linear_1.weight", "image_newline",
@@ -23,7 +26,7 @@
 #define AVL_TENSOR_AXES_MAX 4
 
 typedef struct avl_tensor_view {
-    const void *data; /* row-major; aligned to its element at best (safetensors promises no more) */
+    const void *data;  /* row-major; aligned to its element and no more */
     avl_dtype_t dtype; /* f32, f16 or bf16 */
     int axis_count;
     int64_t shape[AVL_TENSOR_AXES_MAX];

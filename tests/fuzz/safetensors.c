@@ -1,0 +1,66 @@
+/* tests/fuzz/safetensors.c: any bytes as model.safetensors. They are refused, or every tensor lies
+ * inside them: the sum of all views is read. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "checkpoint/weights.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+/* One directory for the whole run; its file is written anew each time. */
+static const char *directory(void) {
+    static char path[64];
+    if (path[0] == '\0') {
+        strcpy(path, "/tmp/avl-fuzz-XXXXXX");
+        AVL_ASSERT(mkdtemp(path) != NULL);
+    }
+    return path;
+}
+
+/* Reads each tensor that the header names, as whatever shape it claims. */
+static size_t read_all(const avl_weights_t *weights, const uint8_t *data, size_t bytes) {
+    uint64_t length = 0;
+    AVL_ASSERT(bytes >= sizeof length); /* else it would not have opened */
+    memcpy(&length, data, sizeof length);
+    json_t *header = json_loadb((const char *)data + 8, length, 0, NULL);
+    AVL_ASSERT(header != NULL);
+    size_t sum = 0;
+    const char *name = NULL;
+    json_t *entry = NULL;
+    json_object_foreach(header, name, entry) {
+        const json_t *shape = json_object_get(entry, "shape");
+        int64_t extents[AVL_TENSOR_AXES_MAX] = {0};
+        size_t axes = json_array_size(shape);
+        for (size_t i = 0; i < axes && i < AVL_TENSOR_AXES_MAX; i++)
+            extents[i] = json_integer_value(json_array_get(shape, i));
+        avl_tensor_view_t view;
+        if (axes > AVL_TENSOR_AXES_MAX ||
+            avl_weights_view(weights, name, (int)axes, extents, &view) != AVL_OK)
+            continue;
+        const unsigned char *tensor = view.data;
+        AVL_ASSERT(view.bytes <= bytes);
+        for (size_t i = 0; i < view.bytes; i++)
+            sum += tensor[i];
+    }
+    json_decref(header);
+    return sum;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/model.safetensors", directory());
+    FILE *file = fopen(path, "wb");
+    AVL_ASSERT(file != NULL);
+    AVL_ASSERT(fwrite(data, 1, bytes, file) == bytes);
+    AVL_ASSERT(fclose(file) == 0);
+    avl_weights_t *weights = NULL;
+    volatile size_t sum = 0;
+    if (avl_weights_open(directory(), &weights) == AVL_OK)
+        sum += read_all(weights, data, bytes);
+    avl_weights_close(weights);
+    return 0;
+}
