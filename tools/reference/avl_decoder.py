@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A plain f32 decoder with A-VL attention, written from the published description of the algorithm.
 
-It owes nothing to `transformers` but the meaning of the config's keys: its dense runs are compared with that
-library, its A-VL runs with the authors' implementation where that one can run. Everything is row by row and
-unoptimised on purpose.
+It owes nothing to `transformers` but the meaning of the config's keys: its dense runs are compared
+with that library, its A-VL runs with the authors' implementation where that one can run. Everything
+is row by row and unoptimised on purpose.
 
-Run by itself it checks the shipped cases: avl_decoder.py --model models/avl-tiny --cases models/cases
+Run by itself it checks the shipped cases: avl_decoder.py --model models/avl-tiny --cases
+models/cases
 """
 
 import argparse
@@ -39,7 +40,7 @@ def inverse_frequencies(config, dim, length):
         if length > maximum:
             base *= (factor * length / maximum - (factor - 1)) ** (dim / (dim - 2))
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-    frequencies = 1.0 / (base ** exponents)
+    frequencies = 1.0 / (base**exponents)
     if kind == "linear":
         frequencies = frequencies / scaling["factor"]
     elif kind == "llama3":
@@ -65,11 +66,11 @@ class Layer:
     """One layer's cache: rows in ascending position."""
 
     def __init__(self):
-        self.keys = self.values = None   # [Hk, n, D]
-        self.positions = []              # [n]
-        self.secondary = None            # visual positions kept, ascending
-        self.core = None                 # visual positions computed in ordinary steps, ascending
-        self.text = None                 # per KV head: {text position still held: its history score}
+        self.keys = self.values = None  # [Hk, n, D]
+        self.positions = []  # [n]
+        self.secondary = None  # visual positions kept, ascending
+        self.core = None  # visual positions computed in ordinary steps, ascending
+        self.text = None  # per KV head: {text position still held: its history score}
 
     def append(self, keys, values, positions):
         if self.keys is None:
@@ -109,8 +110,10 @@ class TextHistory:
     def __init__(self, keep, keep_min, prompt_text):
         self.keep, self.keep_min = Fraction(str(keep)), keep_min
         self.drop = float(1 - self.keep)
-        self.prompt_text = prompt_text  # positions of the prompt's text rows: no system text, no image rows
-        self.seen = 0                   # text rows so far, evicted ones too
+        self.prompt_text = (
+            prompt_text  # positions of the prompt's text rows: no system text, no image rows
+        )
+        self.seen = 0  # text rows so far, evicted ones too
         self.gap = math.inf
 
     def after(self, layer, weights):
@@ -143,7 +146,7 @@ class TextHistory:
             if len(held) <= budget:
                 continue
             recent = budget // 2
-            older, newer = held[:len(held) - recent], held[len(held) - recent:]
+            older, newer = held[: len(held) - recent], held[len(held) - recent :]
             heavy = budget - recent
             order = sorted(older, key=lambda p: (-history[p], p))
             self.gap = min(self.gap, history[order[heavy - 1]] - history[order[heavy]])
@@ -180,7 +183,9 @@ class Decoder:
 
     def rotate(self, x, positions, length):
         """x [H, n, D]: the halves of D are the two parts of each pair."""
-        angles = torch.tensor(positions).float()[:, None] * inverse_frequencies(self.text, self.dim, length)
+        angles = torch.tensor(positions).float()[:, None] * inverse_frequencies(
+            self.text, self.dim, length
+        )
         cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
         half = self.dim // 2
         turned = torch.cat([-x[..., half:], x[..., :half]], -1)
@@ -200,23 +205,44 @@ class Decoder:
             hidden |= torch.tensor([p in excluded for p in layer.positions])[None, :]
         hidden = hidden[None].expand(self.heads, -1, -1)
         if layer.text is not None:
-            gone = torch.tensor([[p in self.text_rows and p not in held and p != positions[-1]
-                                  for p in layer.positions] for held in layer.text])
+            gone = torch.tensor(
+                [
+                    [
+                        p in self.text_rows and p not in held and p != positions[-1]
+                        for p in layer.positions
+                    ]
+                    for held in layer.text
+                ]
+            )
             hidden = hidden | gone.repeat_interleave(group, 0)[:, None, :]
         weights = torch.softmax(logits.masked_fill(hidden, -math.inf), -1)
         out = (weights @ values).transpose(0, 1).reshape(len(positions), -1)
         return out, weights
 
     def forward(self, x, positions, layers, excluded_of, after):
-        """x [n, hidden] through all layers; excluded_of(l) names rows not attended to, after(l, layer, weights)
-        sees the attention weights of the layer and may return the positions that go on to the next one."""
+        """x [n, hidden] through all layers; excluded_of(l) names rows not attended to, after(l,
+        layer, weights) sees the attention weights of the layer and may return the positions that go
+        on to the next one.
+        """
         for i, layer in enumerate(layers):
             key = f"language_model.model.layers.{i}."
             y = self.norm(x, key + "input_layernorm.weight")
             n, length = len(positions), positions[-1] + 1
-            q = self.linear(y, key + "self_attn.q_proj").view(n, self.heads, self.dim).transpose(0, 1)
-            k = self.linear(y, key + "self_attn.k_proj").view(n, self.kv_heads, self.dim).transpose(0, 1)
-            v = self.linear(y, key + "self_attn.v_proj").view(n, self.kv_heads, self.dim).transpose(0, 1)
+            q = (
+                self.linear(y, key + "self_attn.q_proj")
+                .view(n, self.heads, self.dim)
+                .transpose(0, 1)
+            )
+            k = (
+                self.linear(y, key + "self_attn.k_proj")
+                .view(n, self.kv_heads, self.dim)
+                .transpose(0, 1)
+            )
+            v = (
+                self.linear(y, key + "self_attn.v_proj")
+                .view(n, self.kv_heads, self.dim)
+                .transpose(0, 1)
+            )
             q, k = self.rotate(q, positions, length), self.rotate(k, positions, length)
             layer.append(k, v, list(positions))
             out, weights = self.attend(layer, q, positions, excluded_of(i))
@@ -231,9 +257,23 @@ class Decoder:
         return self.norm(x[-1:], "language_model.model.norm.weight")[0] @ self.head.T
 
     @torch.no_grad()
-    def run(self, embeddings, visual, store=1, compute=1, interval=3, count=64, eos=None, text_keep=None,
-            text_keep_min=20, prefill_keep=None, prefill_layer=2):
-        """Greedy decoding. `visual`: prompt positions of image rows. Returns a dict as in case.json's "avl"."""
+    def run(
+        self,
+        embeddings,
+        visual,
+        store=1,
+        compute=1,
+        interval=3,
+        count=64,
+        eos=None,
+        text_keep=None,
+        text_keep_min=20,
+        prefill_keep=None,
+        prefill_layer=2,
+    ):
+        """Greedy decoding. `visual`: prompt positions of image rows. Returns a dict as in
+        case.json's "avl".
+        """
         layers = [Layer() for _ in range(self.layer_count)]
         visual_set, total = set(visual), len(visual)
         stored, core = share(store, total), share(compute, total)
@@ -277,8 +317,14 @@ class Decoder:
             best = gap.best(scores, candidates, stored)
             kept_scores = dict(zip(candidates, scores))
             layer.secondary = sorted(best)
-            layer.core = sorted(gap.best([kept_scores[p] for p in layer.secondary], layer.secondary, core,
-                                         matters=interval > 1))
+            layer.core = sorted(
+                gap.best(
+                    [kept_scores[p] for p in layer.secondary],
+                    layer.secondary,
+                    core,
+                    matters=interval > 1,
+                )
+            )
             layer.keep([p for p in layer.positions if p not in visual_set] + layer.secondary)
 
         def after_step(i, layer, weights):
@@ -292,8 +338,11 @@ class Decoder:
         def minor_of(i):
             return set(layers[i].secondary) - set(layers[i].core)
 
-        logits.append(self.forward(embeddings, list(range(len(embeddings))), layers, lambda i: None,
-                                   after_prefill))
+        logits.append(
+            self.forward(
+                embeddings, list(range(len(embeddings))), layers, lambda i: None, after_prefill
+            )
+        )
         if selecting:
             cores.append({"step": 0, "rows": [layer.core for layer in layers]})
         for step in range(1, count + 1):
@@ -305,22 +354,32 @@ class Decoder:
                 text.seen += 1
             position = len(embeddings) + step - 1
             excluded = minor_of if selecting and not update else lambda i: None
-            logits.append(self.forward(self.embedding[ids[-1]][None], [position], layers, excluded,
-                                       after_step))
+            logits.append(
+                self.forward(
+                    self.embedding[ids[-1]][None], [position], layers, excluded, after_step
+                )
+            )
             if update:
                 cores.append({"step": step, "rows": [layer.core for layer in layers]})
         ordered = torch.stack(logits).double().sort(-1).values
         return {
-            "ids": ids, "logits": torch.stack(logits).numpy(),
+            "ids": ids,
+            "logits": torch.stack(logits).numpy(),
             "min_logit_gap": float((ordered[:, -1] - ordered[:, -2]).min()),
-            "min_score_gap": gap.absolute, "min_score_gap_relative": gap.relative,
+            "min_score_gap": gap.absolute,
+            "min_score_gap_relative": gap.relative,
             "min_text_gap": text.gap if text else math.inf,
-            "visual_rows": total, "stored_rows": stored, "core_rows": core,
-            "secondary": [layer.secondary for layer in layers] if selecting else None, "cores": cores,
+            "visual_rows": total,
+            "stored_rows": stored,
+            "core_rows": core,
+            "secondary": [layer.secondary for layer in layers] if selecting else None,
+            "cores": cores,
         }
 
     def prompt(self, prompt_ids, image_rows, features):
-        """(embeddings, visual positions) of a case: `image_rows` per placeholder, their features packed."""
+        """(embeddings, visual positions) of a case: `image_rows` per placeholder, their features
+        packed.
+        """
         ids, counts = [], list(image_rows)
         for token in prompt_ids:
             ids += [token] * (counts.pop(0) if token == self.image_token else 1)
@@ -333,25 +392,42 @@ class Decoder:
 
 
 def check_shipped(model, cases):
-    from models_reference import Reference, open_image  # pulls in `transformers`, for the picture's rows only
+    from models_reference import (
+        Reference,
+        open_image,
+    )  # pulls in `transformers`, for the picture's rows only
+
     decoder, reference = Decoder(model), Reference(model)
     wrong = total = 0
     for path in sorted(glob.glob(os.path.join(cases, "*", "case.json"))):
         case = json.load(open(path))
-        # Not the case's own image_features.npy, nor its importance.npy: those were computed at a lower precision
-        # (features off by up to 0.19, importance by 8 %); tokens and first_logits.npy are of exact rows.
-        features = reference.image_rows([open_image(os.path.join(os.path.dirname(path), "image.png"))])[0].numpy()
+        # Not the case's own image_features.npy, nor its importance.npy: those were computed at a
+        # lower precision (features off by up to 0.19, importance by 8 %); tokens and
+        # first_logits.npy are of exact rows.
+        features = reference.image_rows(
+            [open_image(os.path.join(os.path.dirname(path), "image.png"))]
+        )[0].numpy()
         embeddings, visual = decoder.prompt(case["prompt_ids"], [case["image_tokens"]], features)
         first = np.load(os.path.join(os.path.dirname(path), "first_logits.npy"))
         for name, setting in case["settings"].items():
-            result = decoder.run(embeddings, visual, setting["store"], setting["compute"], setting["interval"],
-                                 count=case["max_tokens"], eos=case["eos"])
+            result = decoder.run(
+                embeddings,
+                visual,
+                setting["store"],
+                setting["compute"],
+                setting["interval"],
+                count=case["max_tokens"],
+                eos=case["eos"],
+            )
             same = result["ids"] == setting["token_ids"]
             error = float(np.abs(result["logits"][0] - first).max())
             total += 1
             wrong += not same
-            print(f"{path} {name}: {'same' if same else 'DIFFERENT'}, {len(result['ids'])} tokens, first logits "
-                  f"off by {error:.2e}, gaps {result['min_logit_gap']:.3f} {result['min_score_gap_relative']:.1e}")
+            print(
+                f"{path} {name}: {'same' if same else 'DIFFERENT'}, {len(result['ids'])} tokens, "
+                f"first logits off by {error:.2e}, "
+                f"gaps {result['min_logit_gap']:.3f} {result['min_score_gap_relative']:.1e}"
+            )
     print(f"{total - wrong} of {total} runs agree")
     return wrong
 

@@ -19,12 +19,12 @@ from models_images import draw
 from models_reference import Reference, open_image, top2_gaps
 from models_write import SPECS, write_model
 
-GAP_MIN = 5e-3        # between the two best logits, every step of the dense greedy path
-AVL_GAP_MIN = 3e-3    # the same for A-VL runs
+GAP_MIN = 5e-3  # between the two best logits, every step of the dense greedy path
+AVL_GAP_MIN = 3e-3  # the same for A-VL runs
 SCORE_GAP_MIN = 1e-4  # at every cut of a selection, relative to the last score taken
 SEEDS_MAX = 400
-TEXT_GAP_MIN = 1e-5   # between text rows kept and evicted, absolute
-DISTINCT_MIN = 24   # different tokens among the 64
+TEXT_GAP_MIN = 1e-5  # between text rows kept and evicted, absolute
+DISTINCT_MIN = 24  # different tokens among the 64
 BF16_MODELS = ("llava-gqa", "next-gqa")
 
 
@@ -67,36 +67,64 @@ class Case:
         """Decides as early as it can; fills self.avl."""
         if self.gap <= GAP_MIN or len(set(self.ids)) < DISTINCT_MIN:
             return False
-        visual = self.visual = [p for start, count in self.spans for p in range(start, start + count)]
+        visual = self.visual = [
+            p for start, count in self.spans for p in range(start, start + count)
+        ]
         dense = self.decoder.run(self.embeddings, visual)
         error = float(np.abs(dense["logits"] - self.logits).max())
-        assert dense["ids"] == self.ids and error < 2e-4, f"avl_decoder differs from transformers by {error}"
+        assert (
+            dense["ids"] == self.ids and error < 2e-4
+        ), f"avl_decoder differs from transformers by {error}"
         if not visual:
             return True
-        for store, compute, interval in AVL_SETTINGS + (AVL_MORE_SETTINGS if self.number == 1 else []):
+        for store, compute, interval in AVL_SETTINGS + (
+            AVL_MORE_SETTINGS if self.number == 1 else []
+        ):
             run = self.decoder.run(self.embeddings, visual, store, compute, interval)
-            if run["min_logit_gap"] <= AVL_GAP_MIN or run["min_score_gap_relative"] <= SCORE_GAP_MIN:
+            if (
+                run["min_logit_gap"] <= AVL_GAP_MIN
+                or run["min_score_gap_relative"] <= SCORE_GAP_MIN
+            ):
                 return False
-            self.avl.append({"store": store, "compute": compute, "interval": interval,
-                             "greedy_ids": run["ids"], "source": "decoder",
-                             "min_logit_gap": round(run["min_logit_gap"], 6),
-                             "min_score_gap": finite(run["min_score_gap"]),
-                             "min_score_gap_relative": finite(run["min_score_gap_relative"]),
-                             "visual_rows": run["visual_rows"], "stored_rows": run["stored_rows"],
-                             "core_rows": run["core_rows"], "secondary": run["secondary"] or [],
-                             "cores": run["cores"] if interval > 1 else []})
+            self.avl.append(
+                {
+                    "store": store,
+                    "compute": compute,
+                    "interval": interval,
+                    "greedy_ids": run["ids"],
+                    "source": "decoder",
+                    "min_logit_gap": round(run["min_logit_gap"], 6),
+                    "min_score_gap": finite(run["min_score_gap"]),
+                    "min_score_gap_relative": finite(run["min_score_gap_relative"]),
+                    "visual_rows": run["visual_rows"],
+                    "stored_rows": run["stored_rows"],
+                    "core_rows": run["core_rows"],
+                    "secondary": run["secondary"] or [],
+                    "cores": run["cores"] if interval > 1 else [],
+                }
+            )
         return True
 
-
     def run_more(self):
-        for setting in AVL_TEXT + [s for s in AVL_FILTER if s["prefill_layer"] < self.decoder.layer_count]:
+        for setting in AVL_TEXT + [
+            s for s in AVL_FILTER if s["prefill_layer"] < self.decoder.layer_count
+        ]:
             run = self.decoder.run(self.embeddings, self.visual, **setting)
-            if (run["min_logit_gap"] > AVL_GAP_MIN and run["min_score_gap_relative"] > SCORE_GAP_MIN
-                    and run["min_text_gap"] > TEXT_GAP_MIN):
-                self.avl_more.append({**setting, "greedy_ids": run["ids"], "source": "decoder",
-                                      "min_logit_gap": round(run["min_logit_gap"], 6),
-                                      "min_score_gap_relative": finite(run["min_score_gap_relative"]),
-                                      "min_text_gap": finite(run["min_text_gap"])})
+            if (
+                run["min_logit_gap"] > AVL_GAP_MIN
+                and run["min_score_gap_relative"] > SCORE_GAP_MIN
+                and run["min_text_gap"] > TEXT_GAP_MIN
+            ):
+                self.avl_more.append(
+                    {
+                        **setting,
+                        "greedy_ids": run["ids"],
+                        "source": "decoder",
+                        "min_logit_gap": round(run["min_logit_gap"], 6),
+                        "min_score_gap_relative": finite(run["min_score_gap_relative"]),
+                        "min_text_gap": finite(run["min_text_gap"]),
+                    }
+                )
 
 
 def finite(value):
@@ -105,7 +133,9 @@ def finite(value):
 
 
 def choose(reference, decoder, number, prompt, sizes):
-    """The first picture seed (for a text-only case: the first ending of the prompt) that makes a good case."""
+    """The first picture seed (for a text-only case: the first ending of the prompt) that makes a
+    good case.
+    """
     for seed in range(SEEDS_MAX):
         images = [draw(w, h, 100000 * number + 10 * seed + i) for i, (w, h) in enumerate(sizes)]
         text = prompt if sizes or seed == 0 else prompt + " " + str(seed)
@@ -115,29 +145,61 @@ def choose(reference, decoder, number, prompt, sizes):
     sys.exit(f"{reference.directory} case {number}: no good seed among {SEEDS_MAX}")
 
 
+def officials(runs):
+    return sum(run["source"] == "official" for run in runs)
+
+
 def ask_official(checkout, reference, case, directory):
-    """Lets the authors' implementation repeat the A-VL runs that it can do; disagreement is an error."""
+    """Lets the authors' implementation repeat the A-VL runs that it can do; disagreement is an
+    error.
+    """
     text = reference.config.text_config
-    scaling = (getattr(text, "rope_scaling", None) or {})
-    able = (text.model_type == "llama" and not getattr(text, "mlp_bias", False)
-            and scaling.get("rope_type", scaling.get("type")) != "llama3")
+    scaling = getattr(text, "rope_scaling", None) or {}
+    able = (
+        text.model_type == "llama"
+        and not getattr(text, "mlp_bias", False)
+        and scaling.get("rope_type", scaling.get("type")) != "llama3"
+    )
     if not able or len(case.images) != 1:
         return
     runs, entries = [], []
     for entry in case.avl + case.avl_more:
         # their sizes: int((1 - rate) * rows) in doubles, which can lose a token
         rows = len(case.visual)
-        if all(int((1 - (1 - entry[key])) * rows) == share(entry[key], rows)
-               for key in ("store", "compute", "prefill_keep") if key in entry):
+        if all(
+            int((1 - (1 - entry[key])) * rows) == share(entry[key], rows)
+            for key in ("store", "compute", "prefill_keep")
+            if key in entry
+        ):
             entries.append(entry)
-            runs.append({"prompt_ids": case.prompt_ids, "image_rows": [n for _, n in case.spans],
-                         "features": os.path.join(directory, "image_features.npy"),
-                         **{key: entry[key] for key in ("store", "compute", "interval", "text_keep",
-                                                        "text_keep_min", "prefill_keep", "prefill_layer")
-                            if key in entry}})
+            runs.append(
+                {
+                    "prompt_ids": case.prompt_ids,
+                    "image_rows": [n for _, n in case.spans],
+                    "features": os.path.join(directory, "image_features.npy"),
+                    **{
+                        key: entry[key]
+                        for key in (
+                            "store",
+                            "compute",
+                            "interval",
+                            "text_keep",
+                            "text_keep_min",
+                            "prefill_keep",
+                            "prefill_layer",
+                        )
+                        if key in entry
+                    },
+                }
+            )
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "avl_official.py")
-    answer = subprocess.run([sys.executable, script, checkout], text=True, stdout=subprocess.PIPE, check=True,
-                            input=json.dumps({"model": reference.directory, "runs": runs}))
+    answer = subprocess.run(
+        [sys.executable, script, checkout],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+        input=json.dumps({"model": reference.directory, "runs": runs}),
+    )
     for entry, official in zip(entries, json.loads(answer.stdout)):
         if "error" in official:
             print(f"{directory}: official cannot: {official['error']}")
@@ -198,13 +260,21 @@ def write_case(reference, spec, number, case, directory, checkout):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    repository = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+    repository = os.path.normpath(
+        os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+    )
     parser.add_argument("--out", default=os.path.join(repository, "tests", "data"))
-    parser.add_argument("--tokenizer", default=os.path.join(repository, "models", "avl-tiny"),
-                        help="directory whose tokenizer files the models get")
+    parser.add_argument(
+        "--tokenizer",
+        default=os.path.join(repository, "models", "avl-tiny"),
+        help="directory whose tokenizer files the models get",
+    )
     parser.add_argument("--only", action="append", help="a model's name; may be repeated")
-    parser.add_argument("--official", help="checkout of the authors' A-VL repository; without it every A-VL run "
-                        "is avl_decoder.py's alone")
+    parser.add_argument(
+        "--official",
+        help="checkout of the authors' A-VL repository; without it every A-VL run "
+        "is avl_decoder.py's alone",
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -217,13 +287,21 @@ def main():
         shutil.rmtree(os.path.join(arguments.out, "cases", spec["name"]), ignore_errors=True)
         for number, (prompt, sizes) in enumerate(CASES[spec["name"]], 1):
             case = choose(reference, decoder, number, prompt, sizes)
-            write_case(reference, spec, number, case,
-                       os.path.join(arguments.out, "cases", spec["name"], f"{number:02d}"), arguments.official)
-            print(f"{spec['name']}/{number:02d}: {len(case.expanded)} rows, gap {case.gap:.4f}, "
-                  f"{len(set(case.ids))} different tokens, A-VL "
-                  f"{[(e['source'], e['visual_rows'], e['stored_rows'], e['core_rows']) for e in case.avl]}, "
-                  f"{len(case.avl_more)} more, {sum(e['source'] == 'official' for e in case.avl_more)} official",
-                  flush=True)
+            write_case(
+                reference,
+                spec,
+                number,
+                case,
+                os.path.join(arguments.out, "cases", spec["name"], f"{number:02d}"),
+                arguments.official,
+            )
+            print(
+                f"{spec['name']}/{number:02d}: {len(case.expanded)} rows, gap {case.gap:.4f}, "
+                f"{len(set(case.ids))} different tokens, A-VL "
+                f"{len(case.avl)} runs, {officials(case.avl)} official, "
+                f"{len(case.avl_more)} more, {officials(case.avl_more)} official",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

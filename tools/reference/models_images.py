@@ -1,4 +1,6 @@
-"""Small synthetic pictures: shapes on a gradient, so that neighbouring patches differ and PNG stays small."""
+"""Small synthetic pictures: shapes on a gradient, so that neighbouring patches differ and PNG stays
+small.
+"""
 
 import numpy as np
 from PIL import Image, ImageDraw

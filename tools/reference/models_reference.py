@@ -1,4 +1,6 @@
-"""What `transformers` computes with a model directory and a case: pixels, image rows, logits, greedy tokens."""
+"""What `transformers` computes with a model directory and a case: pixels, image rows, logits,
+greedy tokens.
+"""
 
 import glob
 import json
@@ -9,9 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import (AutoTokenizer, CLIPImageProcessor, LlavaConfig,
-                          LlavaForConditionalGeneration, LlavaNextConfig,
-                          LlavaNextForConditionalGeneration, LlavaNextImageProcessor)
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+)
 from transformers.cache_utils import DynamicCache
 from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -24,13 +32,16 @@ NEW_TOKENS = 64
 
 
 class Reference:
-    """One model directory under `transformers`, eager attention everywhere, weights upcast to `dtype`."""
+    """One model directory under `transformers`, eager attention everywhere, weights upcast to
+    `dtype`.
+    """
 
     def __init__(self, directory, dtype=torch.float32):
         self.directory = directory
         self.dtype = dtype
         raw = json.load(open(os.path.join(directory, "config.json")))
-        # transformers 4.46 knows neither the newer key of the image token nor the newer weight names.
+        # transformers 4.46 knows neither the newer key of the image token nor the newer weight
+        # names.
         if "image_token_id" in raw:
             raw["image_token_index"] = raw.pop("image_token_id")
         self.is_next = raw["model_type"] == "llava_next"
@@ -39,14 +50,20 @@ class Reference:
         raw["vision_feature_layer"] = self.feature_layers[0]
         self.image_token = raw["image_token_index"]
         config_class = LlavaNextConfig if self.is_next else LlavaConfig
-        model_class = LlavaNextForConditionalGeneration if self.is_next else LlavaForConditionalGeneration
+        model_class = (
+            LlavaNextForConditionalGeneration if self.is_next else LlavaForConditionalGeneration
+        )
         self.config = config_class.from_dict(raw)
-        self.config.image_seq_length = 1  # prompts come here expanded: no second expansion by the model
+        self.config.image_seq_length = (
+            1  # prompts come here expanded: no second expansion by the model
+        )
         self.config._attn_implementation = "eager"
         self.config.text_config._attn_implementation = "eager"
         self.config.vision_config._attn_implementation = "eager"
         model = model_class._from_config(self.config, attn_implementation="eager")
-        if len(self.feature_layers) > 1:  # newer than 4.46: the projector reads the layers side by side
+        if (
+            len(self.feature_layers) > 1
+        ):  # newer than 4.46: the projector reads the layers side by side
             width = self.config.vision_config.hidden_size
             self.config.vision_config.hidden_size = width * len(self.feature_layers)
             model.multi_modal_projector = LlavaMultiModalProjector(self.config)
@@ -57,7 +74,9 @@ class Reference:
                 self.weights[old_key(key)] = value.to(torch.float32)
         state = {key: value.clone() for key, value in self.weights.items()}
         if "language_model.lm_head.weight" not in state:
-            state["language_model.lm_head.weight"] = state["language_model.model.embed_tokens.weight"]
+            state["language_model.lm_head.weight"] = state[
+                "language_model.model.embed_tokens.weight"
+            ]
         model.load_state_dict(state, strict=True)
         self.model = model.to(dtype).eval()
         for module in model.modules():
@@ -75,7 +94,8 @@ class Reference:
         return ids
 
     def process(self, images, tensors):
-        # Said, not guessed: the library takes a picture of height 1 or 3 for one with channels first.
+        # Said, not guessed: the library takes a picture of height 1 or 3 for one with channels
+        # first.
         return self.processor(images, return_tensors=tensors, input_data_format="channels_last")
 
     def pixels(self, image):
@@ -96,8 +116,11 @@ class Reference:
             features = self.model.multi_modal_projector(torch.cat(chosen, dim=-1))
             if self.is_next:
                 packed, lengths = self.model.pack_image_features(
-                    [features], torch.tensor([[image.height, image.width]]),
-                    self.config.vision_feature_select_strategy, image_newline=self.model.image_newline)
+                    [features],
+                    torch.tensor([[image.height, image.width]]),
+                    self.config.vision_feature_select_strategy,
+                    image_newline=self.model.image_newline,
+                )
                 assert packed.shape[0] == int(lengths[0])
                 rows.append(packed)
             else:
@@ -126,7 +149,9 @@ class Reference:
         return embeddings
 
     def forget_growth(self):
-        """A dynamic rope that grew for one prompt stays grown in the library: undone before every prompt."""
+        """A dynamic rope that grew for one prompt stays grown in the library: undone before every
+        prompt.
+        """
         for module in self.model.modules():
             if hasattr(module, "original_inv_freq"):
                 module.inv_freq = module.original_inv_freq
@@ -143,8 +168,13 @@ class Reference:
         for _ in range(count):
             length = len(embeddings) if position == 0 else 1
             positions = torch.arange(position, position + length)
-            out = language_model(**inputs, position_ids=positions[None], cache_position=positions,
-                                 past_key_values=cache, use_cache=True)
+            out = language_model(
+                **inputs,
+                position_ids=positions[None],
+                cache_position=positions,
+                past_key_values=cache,
+                use_cache=True
+            )
             last = out.logits[0, -1].float()
             logits.append(last.numpy())
             ids.append(int(last.argmax()))
