@@ -185,10 +185,14 @@ static int compare_begins(const void *left, const void *right) {
 }
 
 /* The ranges of one file, laid end to end, are its data: no overlap, no hole, nothing behind. */
-static avl_status_t check_ranges(tensor_t *tensors, size_t count, const char *path,
+static avl_status_t check_ranges(avl_weights_t *weights, size_t first, const char *path,
                                  size_t data_bytes) {
-    if (count > 0)
+    size_t count = weights->tensor_count - first;
+    tensor_t *tensors = NULL; /* the table itself is none before the first tensor */
+    if (count > 0) {
+        tensors = weights->tensors + first;
         qsort(tensors, count, sizeof *tensors, compare_begins);
+    }
     size_t end = 0;
     for (size_t i = 0; i < count; i++) {
         const tensor_t *tensor = &tensors[i];
@@ -238,8 +242,7 @@ static avl_status_t read_tensors(avl_weights_t *weights, const avl_json_node_t *
             AVL_TRY(read_tensor(weights, &node, data_offset));
     }
     const mapping_t *mapping = &weights->mappings[weights->mapping_count - 1];
-    return check_ranges(weights->tensors + first, weights->tensor_count - first, mapping->path,
-                        mapping->byte_count - data_offset);
+    return check_ranges(weights, first, mapping->path, mapping->byte_count - data_offset);
 }
 
 /* Reads the header of the last mapping. */

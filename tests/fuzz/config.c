@@ -15,9 +15,21 @@ static const char *const names[] = {"config.json", "preprocessor_config.json",
 static const char *const minimal[] = {"{\"model_type\": \"llava_next\"}",
                                       "{\"size\": 336, \"crop_size\": 336}", "{}", "{}"};
 
-static void write_file(const char *directory, const char *name, const void *text, size_t bytes) {
+/* One directory for the whole run; its files are written anew each time. */
+static char scratch[64];
+
+static void remove_directory(void) {
     char path[128];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", scratch, names[i]);
+        remove(path);
+    }
+    remove(scratch);
+}
+
+static void write_file(const char *name, const void *text, size_t bytes) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", scratch, name);
     FILE *file = fopen(path, "wb");
     AVL_ASSERT(file != NULL);
     AVL_ASSERT(fwrite(text, 1, bytes, file) == bytes);
@@ -45,23 +57,23 @@ static void check(const avl_config_t *config) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
-    static char directory[64];
     size_t count = sizeof names / sizeof names[0];
     if (bytes < 1)
         return 0;
-    if (directory[0] == '\0') {
-        strcpy(directory, "/tmp/avl-fuzz-XXXXXX");
-        AVL_ASSERT(mkdtemp(directory) != NULL);
+    if (scratch[0] == '\0') {
+        strcpy(scratch, "/tmp/avl-fuzz-XXXXXX");
+        AVL_ASSERT(mkdtemp(scratch) != NULL);
+        atexit(remove_directory);
     }
     size_t chosen = data[0] % count;
     for (size_t i = 0; i < count; i++) {
         if (i == chosen)
-            write_file(directory, names[i], data + 1, bytes - 1);
+            write_file(names[i], data + 1, bytes - 1);
         else
-            write_file(directory, names[i], minimal[i], strlen(minimal[i]));
+            write_file(names[i], minimal[i], strlen(minimal[i]));
     }
     avl_config_t config;
-    if (avl_config_load(directory, &config) == AVL_OK)
+    if (avl_config_load(scratch, &config) == AVL_OK)
         check(&config);
     return 0;
 }
