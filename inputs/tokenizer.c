@@ -56,7 +56,7 @@ out:
     return status;
 }
 
-static avl_status_t parse_json(const char *json, size_t bytes, json_t **root_p) {
+avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p) {
     json_error_t error;
     json_t *root = json_loadb(json, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (root == NULL)
@@ -97,7 +97,7 @@ avl_status_t avl_tokenizer_parse(const char *json, size_t json_bytes, const char
     avl_tokenizer_t *tokenizer = NULL;
     avl_status_t status;
     AVL_TRY_GOTO(status, avl_alloc(1, sizeof *tokenizer, "tokenizer", &tokenizer), out);
-    status = parse_json(json, json_bytes, &root);
+    status = avl_tokenizer_json(json, json_bytes, &root);
     if (status == AVL_OK)
         status = avl_tokenizer_read(tokenizer, root);
     json_decref(root);
@@ -106,7 +106,7 @@ avl_status_t avl_tokenizer_parse(const char *json, size_t json_bytes, const char
         goto out;
     }
     if (config_json != NULL) {
-        status = parse_json(config_json, config_bytes, &config);
+        status = avl_tokenizer_json(config_json, config_bytes, &config);
         if (status == AVL_OK)
             status = avl_tokenizer_apply_config(tokenizer, config);
         json_decref(config);
@@ -123,8 +123,8 @@ out:
     return status;
 }
 
-static avl_status_t read_in(const char *directory, const char *name, char **bytes_p,
-                            size_t *count_p) {
+avl_status_t avl_tokenizer_file(const char *directory, const char *name, char **bytes_p,
+                                size_t *count_p) {
     char *path = NULL;
     if (asprintf(&path, "%s/%s", directory, name) < 0)
         return avl_fail(AVL_ERR_MEMORY, "no memory for a path");
@@ -136,8 +136,9 @@ static avl_status_t read_in(const char *directory, const char *name, char **byte
 avl_status_t avl_tokenizer_open(const char *directory, avl_tokenizer_t **tokenizer_p) {
     char *json = NULL, *config = NULL;
     size_t json_bytes = 0, config_bytes = 0;
-    AVL_TRY(read_in(directory, "tokenizer.json", &json, &json_bytes));
-    avl_status_t status = read_in(directory, "tokenizer_config.json", &config, &config_bytes);
+    AVL_TRY(avl_tokenizer_file(directory, "tokenizer.json", &json, &json_bytes));
+    avl_status_t status =
+        avl_tokenizer_file(directory, "tokenizer_config.json", &config, &config_bytes);
     if (status == AVL_OK || status == AVL_ERR_NOT_FOUND) /* a directory may do without one */
         status = avl_tokenizer_parse(json, json_bytes, config, config_bytes, tokenizer_p);
     if (status != AVL_OK)

@@ -327,6 +327,14 @@ int avl_byte_level_byte(uint32_t character);
 avl_status_t avl_tokenizer_read(avl_tokenizer_t *tokenizer, const json_t *root);
 /* tokenizer_config.c: applies the parsed tokenizer_config.json. */
 avl_status_t avl_tokenizer_apply_config(avl_tokenizer_t *tokenizer, const json_t *config);
+/* A file of a model directory, NUL-terminated. Errors: AVL_ERR_NOT_FOUND, AVL_ERR_IO, AVL_ERR_DATA
+ * (too large). */
+AVL_MUST_CHECK avl_status_t avl_tokenizer_file(const char *directory, const char *name,
+                                               char **bytes_p, size_t *count_p);
+/* Parses JSON, refusing objects that have a key twice. Errors: AVL_ERR_DATA with line and column.
+ */
+AVL_MUST_CHECK avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p);
+
 /* Opens from JSON texts in memory; `config_json` may be NULL. For the fuzzer and
  * avl_tokenizer_open. */
 AVL_MUST_CHECK avl_status_t avl_tokenizer_parse(const char *json, size_t json_bytes,
