@@ -1,0 +1,273 @@
+#include "tests/kernels/fixture.h"
+
+#include "kernels/attention.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/kernels/reference.h"
+
+enum { SLOTS = 1400, SEQUENCES = 4 };
+
+typedef struct geometry {
+    int query_heads, group, offset, kv_heads, width;
+} geometry_t;
+
+static const geometry_t geometries[] = {
+    {2, 1, 0, 2, 64}, {4, 2, 0, 2, 128}, {3, 4, 2, 2, 32},   {2, 1, 0, 3, 80},
+    {3, 3, 0, 1, 96}, {1, 7, 6, 1, 16},  {19, 2, 1, 10, 24}, {5, 2, 1, 3, 7},
+};
+
+/* Rows of system, visual and text; whether the visual weights are wanted. */
+typedef struct lengths {
+    int rows[AVL_SPAN_COUNT];
+    int exported;
+} lengths_t;
+
+static const lengths_t mixes[SEQUENCES] = {
+    {{5, 601, 33}, 1},
+    {{0, 0, 1}, 1},
+    {{3, 17, 0}, 0},
+    {{300, 256, 700}, 1},
+};
+
+typedef struct problem {
+    avl_decode_attention_args_t args;
+    avl_decode_sequence_t sequences[SEQUENCES];
+    int32_t *slots[SEQUENCES];
+    tensor_t weights[SEQUENCES];
+    tensor_t query, keys, values, output;
+} problem_t;
+
+static problem_t create_problem(const geometry_t *geometry, avl_dtype_t dtype) {
+    problem_t problem = {0};
+    int64_t row_stride = (int64_t)geometry->kv_heads * geometry->width + 6;
+    int64_t query_stride = (int64_t)geometry->query_heads * geometry->width + 1;
+    for (int s = 0; s < SEQUENCES; s++) {
+        problem.slots[s] = malloc(SLOTS * sizeof *problem.slots[s]);
+        assert_non_null(problem.slots[s]);
+        avl_decode_sequence_t *sequence = &problem.sequences[s];
+        sequence->query_row = SEQUENCES - s; /* row 0 belongs to nobody */
+        int32_t *next = problem.slots[s];
+        for (int i = 0; i < SLOTS; i++)
+            next[i] = (int32_t)((i * 37 + s) % SLOTS); /* 37 and SLOTS share no factor */
+        for (int span = 0; span < AVL_SPAN_COUNT; span++) {
+            sequence->spans[span] = (avl_row_span_t){next, mixes[s].rows[span]};
+            next += mixes[s].rows[span];
+        }
+        problem.weights[s] = tensor_create(AVL_DTYPE_F32, mixes[s].rows[AVL_SPAN_VISUAL]);
+        sequence->visual_weights = mixes[s].exported ? problem.weights[s].data : NULL;
+    }
+    problem.query = tensor_random(dtype, (SEQUENCES + 1) * query_stride, 2.0);
+    problem.keys = tensor_random(dtype, SLOTS * row_stride, 2.0);
+    problem.values = tensor_random(dtype, SLOTS * row_stride, 1.0);
+    problem.output = tensor_create(dtype, (SEQUENCES + 1) * query_stride);
+    problem.args = (avl_decode_attention_args_t){
+        .query = problem.query.data,
+        .query_stride = query_stride,
+        .kv = {problem.keys.data, problem.values.data, row_stride, geometry->kv_heads,
+               geometry->width, dtype},
+        .heads = {geometry->query_heads, geometry->group, geometry->offset},
+        .sequence_count = SEQUENCES,
+        .output = problem.output.data,
+        .output_stride = query_stride,
+        .scale = 1.0f / sqrtf((float)geometry->width),
+    };
+    return problem;
+}
+
+static avl_status_t run(avl_device_t *device, problem_t *problem) {
+    problem->args.sequences = problem->sequences;
+    return avl_decode_attention(device, &problem->args);
+}
+
+static void destroy_problem(problem_t *problem) {
+    for (int s = 0; s < SEQUENCES; s++) {
+        free(problem->slots[s]);
+        tensor_destroy(&problem->weights[s]);
+    }
+    tensor_destroy(&problem->query);
+    tensor_destroy(&problem->keys);
+    tensor_destroy(&problem->values);
+    tensor_destroy(&problem->output);
+}
+
+static void check_sequence(const problem_t *problem, int s, int with_output) {
+    const avl_decode_attention_args_t *args = &problem->args;
+    const int *rows = mixes[s].rows;
+    int count = rows[0] + rows[1] + rows[2], width = args->kv.head_width;
+    static double weights[SLOTS], sums[SLOTS], expected[256];
+    memset(sums, 0, sizeof sums);
+    int64_t row = problem->sequences[s].query_row;
+    for (int head = 0; head < args->heads.query_heads; head++) {
+        int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
+        reference_attend(&problem->query, row * args->query_stride + (int64_t)head * width,
+                         &problem->keys, &problem->values, args->kv.row_stride,
+                         (int64_t)kv_head * width, width, problem->slots[s], count,
+                         (double)args->scale, weights, expected);
+        for (int i = 0; i < count; i++)
+            sums[i] += weights[i];
+        double absolute = args->kv.dtype == AVL_DTYPE_F32 ? 2e-5 : 1e-3;
+        double relative = args->kv.dtype == AVL_DTYPE_F32 ? 0 : 0x1p-7;
+        for (int d = 0; with_output && d < width; d++) {
+            int64_t index = row * args->output_stride + (int64_t)head * width + d;
+            check_close(tensor_get(&problem->output, index), expected[d], absolute, relative,
+                        "decode attention", index);
+        }
+    }
+    for (int i = 0; i < rows[AVL_SPAN_VISUAL]; i++) {
+        check_close(tensor_get(&problem->weights[s], i),
+                    mixes[s].exported ? sums[rows[AVL_SPAN_SYSTEM] + i] : 0.0,
+                    1e-5 * args->heads.query_heads, 0, "visual weight", i);
+    }
+    tensor_check_canaries(&problem->weights[s]);
+}
+
+static void check_geometries(avl_device_t *device, void *context) {
+    (void)context;
+    for (size_t g = 0; g < sizeof geometries / sizeof geometries[0]; g++) {
+        for (int f = 0; f < 2; f++) {
+            problem_t problem = create_problem(&geometries[g], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+            expect_status(run(device, &problem), AVL_OK, NULL);
+            for (int s = 0; s < SEQUENCES; s++)
+                check_sequence(&problem, s, 1);
+            for (int64_t j = 0; j < problem.args.output_stride; j++)
+                assert_true(tensor_get(&problem.output, j) == 0.0);
+            tensor_check_canaries(&problem.output);
+            destroy_problem(&problem);
+        }
+    }
+}
+
+static void agrees_with_the_reference(void **unused) {
+    (void)unused;
+    random_seed(5);
+    for_each_device(check_geometries, NULL);
+}
+
+static void check_weights_alone(avl_device_t *device, void *context) {
+    (void)context;
+    problem_t problem = create_problem(&geometries[1], AVL_DTYPE_BF16);
+    expect_status(run(device, &problem), AVL_OK, NULL);
+    tensor_t with_output = tensor_copy(&problem.weights[0]);
+    memset(problem.output.data, 0, (size_t)problem.output.count * 2);
+    problem.args.output = NULL;
+    expect_status(run(device, &problem), AVL_OK, NULL);
+    for (int s = 0; s < SEQUENCES; s++)
+        check_sequence(&problem, s, 0);
+    tensor_check_same(&with_output, &problem.weights[0], "weights without output");
+    for (int64_t i = 0; i < problem.output.count; i++)
+        assert_true(tensor_get(&problem.output, i) == 0.0);
+    tensor_destroy(&with_output);
+    destroy_problem(&problem);
+}
+
+static void exports_weights_without_output(void **unused) {
+    (void)unused;
+    for_each_device(check_weights_alone, NULL);
+}
+
+static void is_independent_of_threads_and_company(void **unused) {
+    (void)unused;
+    for (int f = 0; f < 2; f++) {
+        problem_t problem = create_problem(&geometries[1], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+        tensor_t first = {0}, first_weights = {0};
+        for (int threads = 1; threads <= 3; threads++) {
+            avl_device_t *device = open_best(threads);
+            expect_status(run(device, &problem), AVL_OK, NULL);
+            if (threads == 1) {
+                first = tensor_copy(&problem.output);
+                first_weights = tensor_copy(&problem.weights[3]);
+            }
+            tensor_check_same(&first, &problem.output, "decode on several threads");
+            tensor_check_same(&first_weights, &problem.weights[3], "weights on several threads");
+            for (int s = 0; s < SEQUENCES; s++) {
+                avl_decode_attention_args_t alone = problem.args;
+                alone.sequences = &problem.sequences[s];
+                alone.sequence_count = 1;
+                expect_status(avl_decode_attention(device, &alone), AVL_OK, NULL);
+            }
+            tensor_check_same(&first, &problem.output, "decode sequence by sequence");
+            tensor_check_same(&first_weights, &problem.weights[3], "weights alone");
+            avl_device_close(device);
+        }
+        tensor_destroy(&first);
+        tensor_destroy(&first_weights);
+        destroy_problem(&problem);
+    }
+}
+
+static void check_hostile(avl_device_t *device, void *context) {
+    (void)context;
+    for (int f = 0; f < 2; f++) {
+        problem_t problem = create_problem(&geometries[1], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+        for (int64_t i = 0; i < problem.keys.count; i += 29) {
+            tensor_set(&problem.keys, i, i % 2 ? 1e4 : -1e4);
+            tensor_set(&problem.values, i, i % 3 ? 1e4 : -1e4);
+        }
+        expect_status(run(device, &problem), AVL_OK, NULL);
+        for (int64_t i = 0; i < problem.output.count; i++)
+            assert_true(fabs(tensor_get(&problem.output, i)) <= 1.01e4);
+        for (int s = 0; s < SEQUENCES; s++) {
+            for (int64_t i = 0; i < problem.weights[s].count; i++) {
+                double weight = tensor_get(&problem.weights[s], i);
+                assert_true(weight >= 0.0 && weight <= 4.0001);
+            }
+        }
+        for (int64_t i = 0; i < problem.keys.count; i += 17)
+            tensor_set(&problem.keys, i, i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY);
+        expect_status(run(device, &problem), AVL_OK, NULL);
+        tensor_check_canaries(&problem.output);
+        tensor_check_canaries(&problem.weights[0]);
+        destroy_problem(&problem);
+    }
+}
+
+static void survives_hostile_values(void **unused) {
+    (void)unused;
+    random_seed(6);
+    for_each_device(check_hostile, NULL);
+}
+
+static void refuses_bad_arguments(void **unused) {
+    (void)unused;
+    avl_device_t *device = open_best(1);
+    problem_t problem = create_problem(&geometries[0], AVL_DTYPE_F32);
+    avl_decode_sequence_t good = problem.sequences[1];
+    problem.sequences[1].spans[AVL_SPAN_TEXT].row_count = 0;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "sequence 1 has 0 rows");
+    problem.sequences[1].spans[AVL_SPAN_TEXT].row_count = -4;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "text rows");
+    problem.sequences[1] = good;
+    problem.sequences[1].spans[AVL_SPAN_TEXT].rows = NULL;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "text rows is NULL");
+    problem.sequences[1] = good;
+    problem.sequences[1].query_row = -1;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "query row -1");
+    problem.sequences[1] = good;
+    int32_t slot = problem.slots[0][2];
+    problem.slots[0][2] = -9;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "system rows holds -9");
+    problem.slots[0][2] = slot;
+    problem.args.sequence_count = -1;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "sequences");
+    problem.args.sequence_count = 0;
+    expect_status(run(device, &problem), AVL_OK, NULL);
+    problem.args.sequence_count = SEQUENCES;
+    problem.args.heads.group = 0;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "groups of 0");
+    destroy_problem(&problem);
+    avl_device_close(device);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(agrees_with_the_reference),
+        cmocka_unit_test(exports_weights_without_output),
+        cmocka_unit_test(is_independent_of_threads_and_company),
+        cmocka_unit_test(survives_hostile_values),
+        cmocka_unit_test(refuses_bad_arguments),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

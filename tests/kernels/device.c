@@ -1,0 +1,80 @@
+#include "tests/kernels/fixture.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void opens_the_cpu(void **unused) {
+    (void)unused;
+    avl_device_t *device = NULL;
+    expect_status(avl_device_open("cpu", 0, &device), AVL_OK, NULL);
+    assert_true(device->is_host);
+    assert_true(device->info.threads >= 1);
+    assert_true(device->info.memory_bytes > 0);
+    print_message("device: %s, %d threads, %zu MiB\n", device->info.name, device->info.threads,
+                  device->info.memory_bytes >> 20);
+    avl_device_close(device);
+    avl_device_close(NULL);
+    device = NULL;
+    expect_status(avl_device_open("auto", 2, &device), AVL_OK, NULL);
+    avl_device_close(device);
+}
+
+static void refuses_what_it_does_not_have(void **unused) {
+    (void)unused;
+    avl_device_t *device = NULL;
+    expect_status(avl_device_open("tpu", 0, &device), AVL_ERR_INVALID, "\"tpu\"");
+    expect_status(avl_device_open(NULL, 0, &device), AVL_ERR_INVALID, "no device named");
+    expect_status(avl_device_open_cpu(0, "mmx", &device), AVL_ERR_UNSUPPORTED, "\"mmx\"");
+    expect_status(avl_device_open_cpu(-1, NULL, &device), AVL_ERR_UNSUPPORTED, "-1 threads");
+    expect_status(avl_device_open_cpu(1 << 20, NULL, &device), AVL_ERR_UNSUPPORTED, "threads");
+    assert_null(device);
+    /* With the CUDA library and a GPU this opens; without, it says what is missing. */
+    if (avl_device_open("cuda", 0, &device) == AVL_OK)
+        avl_device_close(device);
+    else
+        assert_true(strlen(avl_status_detail()) > 10);
+}
+
+static void allocates_and_copies(void **unused) {
+    (void)unused;
+    avl_device_t *device = open_best(1);
+    static const size_t sizes[] = {0, 1, 255, 256, 257, 100000};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        unsigned char *memory = NULL;
+        void *allocated = NULL;
+        expect_status(device->ops->allocate(device, sizes[i], "a tensor", &allocated), AVL_OK,
+                      NULL);
+        memory = allocated;
+        assert_int_equal((uintptr_t)memory % 256, 0);
+        for (size_t j = 0; j < sizes[i]; j++)
+            assert_int_equal(memory[j], 0);
+        if (sizes[i] > 1) {
+            char back[8] = "";
+            expect_status(device->ops->upload(device, memory + sizes[i] - 8, "letters", 8), AVL_OK,
+                          NULL);
+            expect_status(device->ops->synchronize(device), AVL_OK, NULL);
+            expect_status(device->ops->download(device, back, memory + sizes[i] - 8, 8), AVL_OK,
+                          NULL);
+            assert_string_equal(back, "letters");
+        }
+        device->ops->release(device, allocated);
+    }
+    void *memory = NULL;
+    expect_status(device->ops->allocate(device, SIZE_MAX, "the whole world", &memory),
+                  AVL_ERR_MEMORY, "the whole world");
+    expect_status(device->ops->allocate(device, (size_t)1 << 55, "the whole world", &memory),
+                  AVL_ERR_MEMORY, "the whole world");
+    assert_null(memory);
+    expect_status(device->ops->upload(device, NULL, "x", 1), AVL_ERR_SHAPE, "to NULL");
+    expect_status(device->ops->upload(device, NULL, NULL, 0), AVL_OK, NULL);
+    avl_device_close(device);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(opens_the_cpu),
+        cmocka_unit_test(refuses_what_it_does_not_have),
+        cmocka_unit_test(allocates_and_copies),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
