@@ -16,10 +16,13 @@
 
 #include "inputs/image_codec.h"
 
-/* A progressive file may repeat scans without end, each costing time over the whole picture.
- * Encoders write about ten; the most that one bit of one coefficient per scan could sensibly need
- * is still below this. */
+/* A progressive file may repeat scans without end, each costing time over the whole picture for a
+ * few bytes. Encoders write about ten, whatever the picture's size; so many are always allowed,
+ * more only while scans times pixels stay within a budget (a few seconds of the slowest kind of
+ * decoding), and never more than anyone could mean. */
+#define SCANS_ALWAYS 16
 #define SCANS_MAX 100
+#define SCANNED_PIXELS_MAX (INT64_C(1) << 29)
 
 typedef struct jpeg_reader {
     struct jpeg_decompress_struct info;
@@ -83,12 +86,15 @@ static void on_output(j_common_ptr info) {
 }
 
 static void on_progress(j_common_ptr info) {
-    int scans = ((j_decompress_ptr)info)->input_scan_number;
-    if (scans > SCANS_MAX) {
-        jpeg_reader_t *reader = reader_of(info);
-        reader->status = avl_fail(AVL_ERR_INVALID, "JPEG: more than %d scans", SCANS_MAX);
-        longjmp(reader->escape, 1);
-    }
+    j_decompress_ptr decoder = (j_decompress_ptr)info;
+    int scans = decoder->input_scan_number;
+    int64_t pixels = (int64_t)decoder->image_width * decoder->image_height;
+    if (scans <= SCANS_ALWAYS || (scans <= SCANS_MAX && scans * pixels <= SCANNED_PIXELS_MAX))
+        return;
+    jpeg_reader_t *reader = reader_of(info);
+    reader->status = avl_fail(AVL_ERR_INVALID, "JPEG: %d scans of %u x %u pixels are too many",
+                              scans, decoder->image_width, decoder->image_height);
+    longjmp(reader->escape, 1);
 }
 
 static void choose_output(jpeg_reader_t *reader) {
