@@ -172,7 +172,7 @@ static const avl_config_pinpoints_t default_pinpoints = {
 };
 
 static avl_status_t read_model_pinpoints(const avl_json_node_t *root, avl_model_config_t *model) {
-    avl_config_pinpoints_t pinpoints;
+    avl_config_pinpoints_t pinpoints = {0};
     AVL_TRY(
         avl_config_read_pinpoints(root, model->vision.image_side, &default_pinpoints, &pinpoints));
     for (int i = 0; i < pinpoints.count; i++) {

@@ -273,7 +273,7 @@ avl_status_t avl_config_read_preprocessor(const avl_json_node_t *processor,
     if (next) {
         avl_config_pinpoints_t models = {.count = model->grid_pinpoint_count};
         memcpy(models.items, model->grid_pinpoints, sizeof models.items);
-        avl_config_pinpoints_t pinpoints;
+        avl_config_pinpoints_t pinpoints = {0};
         AVL_TRY(
             avl_config_read_pinpoints(processor, model->vision.image_side, &models, &pinpoints));
         config.grid_pinpoint_count = pinpoints.count;

@@ -24,18 +24,13 @@ static const text_defaults_t known_types[] = {
      .sliding_window = 4096},
 };
 
-static avl_status_t find_defaults(const avl_json_node_t *text, const text_defaults_t **defaults_p) {
-    const char *model_type = NULL;
-    AVL_TRY(avl_json_get_string(text, "model_type", "llama", &model_type));
+/* NULL for a name that is none of them. */
+static const text_defaults_t *find_defaults(const char *model_type) {
     for (size_t i = 0; i < sizeof known_types / sizeof known_types[0]; i++) {
-        if (strcmp(model_type, known_types[i].model_type) == 0) {
-            *defaults_p = &known_types[i];
-            return AVL_OK;
-        }
+        if (strcmp(model_type, known_types[i].model_type) == 0)
+            return &known_types[i];
     }
-    avl_json_node_t node = avl_json_member(text, "model_type");
-    return avl_json_fail(&node, AVL_ERR_UNSUPPORTED,
-                         "text model \"%.64s\" is none of llama and mistral", model_type);
+    return NULL;
 }
 
 /* head_dim, kv heads, and that they fit together. */
@@ -183,8 +178,14 @@ static avl_status_t read_tied(const avl_json_node_t *root, const avl_json_node_t
 avl_status_t avl_config_read_text(const avl_json_node_t *root, avl_text_config_t *text_p) {
     avl_json_node_t text = avl_json_member(root, "text_config");
     AVL_TRY(avl_json_expect_object(&text));
-    const text_defaults_t *defaults = NULL;
-    AVL_TRY(find_defaults(&text, &defaults));
+    const char *model_type = NULL;
+    AVL_TRY(avl_json_get_string(&text, "model_type", "llama", &model_type));
+    const text_defaults_t *defaults = find_defaults(model_type);
+    if (defaults == NULL) {
+        avl_json_node_t node = avl_json_member(&text, "model_type");
+        return avl_json_fail(&node, AVL_ERR_UNSUPPORTED,
+                             "text model \"%.64s\" is none of llama and mistral", model_type);
+    }
     avl_text_config_t config = {0};
     AVL_TRY(avl_json_get_int(&text, "hidden_size", 1, AVL_CONFIG_EXTENT_MAX, 4096,
                              &config.hidden_width));

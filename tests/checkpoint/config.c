@@ -343,6 +343,53 @@ static void generation_files(void **state) {
     assert_int_equal(got.top_k, 50);
 }
 
+/* In the order of tools/reference/config.py. */
+static void write_values(const avl_config_t *config, char *text, size_t bytes) {
+    const avl_text_config_t *t = &config->model.text;
+    const avl_vision_config_t *v = &config->model.vision;
+    size_t used = (size_t)snprintf(
+        text, bytes, "%d %d %d %d %d %d %d %d %.9g %d %.9g %.9g %d %d %d %d", t->hidden_width,
+        t->mlp_width, t->layer_count, t->query_heads, t->kv_heads, t->head_width, t->vocab_rows,
+        t->positions_max, (double)t->rms_norm_epsilon, (int)t->rope.scaling, t->rope.theta,
+        t->rope.factor, t->sliding_window, t->attention_bias, t->mlp_bias, t->tied_head);
+    snprintf(text + used, bytes - used, " %d %d %d %d %d %d %.9g %d %d %d %d %d %d\n",
+             v->hidden_width, v->mlp_width, v->layer_count, v->heads, v->image_side, v->patch_side,
+             (double)v->layer_norm_epsilon, config->model.image_token_id,
+             config->model.feature_layers[0], config->model.feature_drop_class,
+             config->generation.eos_ids[0], config->generation.bos_id, config->generation.pad_id);
+}
+
+/* The side of the case's pictures: the 21st value. */
+static int side_of(const char *values) {
+    for (int i = 0; i < 20; i++)
+        values = strchr(values, ' ') + 1;
+    return atoi(values);
+}
+
+static void equals_transformers(void **state) {
+    (void)state;
+    FILE *table = fopen(AVL_SOURCE_DIR "/tests/checkpoint/data/config.txt", "r");
+    assert_non_null(table);
+    char text[2048];
+    char want[512];
+    int cases = 0;
+    while (fgets(text, sizeof text, table) != NULL) {
+        assert_non_null(fgets(want, sizeof want, table));
+        char preprocessor[64];
+        int side = side_of(want);
+        snprintf(preprocessor, sizeof preprocessor, "{\"size\": %d, \"crop_size\": %d}", side,
+                 side);
+        avl_config_t config = load(text, preprocessor);
+        char got[512];
+        write_values(&config, got, sizeof got);
+        if (strcmp(got, want) != 0)
+            fail_msg("%sgives %snot   %s", text, got, want);
+        cases++;
+    }
+    fclose(table);
+    assert_int_equal(cases, 200);
+}
+
 int main(void) {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, make_directory, remove_directory)
     const struct CMUnitTest tests[] = {
@@ -356,6 +403,7 @@ int main(void) {
         TEST(preprocessors),
         TEST(the_processor_file_of_transformers_5),
         TEST(generation_files),
+        TEST(equals_transformers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
