@@ -40,13 +40,20 @@ def compact_json(value):
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def bf16_reference(directory, images, prompt_ids):
+def bf16_reference(reference, case):
     """Greedy in bfloat16 throughout, and what f32 says along the same tokens."""
-    low = Reference(directory, torch.bfloat16)
-    rows = low.image_rows(images)
-    expanded, _ = low.expand(prompt_ids, rows)
-    ids, logits = low.greedy(low.embeddings(expanded, rows))
-    return {"greedy_ids": ids, "margins": [round(float(g), 4) for g in top2_gaps(logits)]}
+    low = Reference(reference.directory, torch.bfloat16)
+    rows = low.image_rows(case.images)
+    ids, logits = low.greedy(low.embeddings(case.expanded, rows))
+    _, exact = reference.greedy(case.embeddings, forced=ids)
+    return {
+        "greedy_ids": ids,
+        "margins": [round(float(g), 4) for g in top2_gaps(logits)],
+        "f32_best": [int(best) for best in exact.argmax(-1)],
+        "f32_margins": [round(float(g), 4) for g in top2_gaps(exact)],
+        "error_rms": round(float(np.sqrt(np.mean((logits - exact) ** 2))), 4),
+        "error_max": round(float(np.abs(logits - exact).max()), 4),
+    }
 
 
 class Case:
@@ -245,7 +252,7 @@ def write_case(reference, spec, number, case, directory, checkout):
         features = torch.cat(case.rows).numpy()
         np.save(os.path.join(directory, "image_features.npy"), features.astype(np.float32))
     if spec["name"] in BF16_MODELS:
-        record["bf16"] = bf16_reference(reference.directory, case.images, case.prompt_ids)
+        record["bf16"] = bf16_reference(reference, case)
     if case.avl:
         if number <= 2:
             case.run_more()

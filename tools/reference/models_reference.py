@@ -158,8 +158,10 @@ class Reference:
                 module.max_seq_len_cached = module.original_max_seq_len
 
     @torch.no_grad()
-    def greedy(self, embeddings, count=NEW_TOKENS):
-        """(ids, logits [count, vocab] f32): eos does not end it; it is never the best anyway."""
+    def greedy(self, embeddings, count=NEW_TOKENS, forced=None):
+        """(ids, logits [count, vocab] f32): eos does not end it; it is never the best anyway.
+        `forced` tokens are read instead of the best ones.
+        """
         language_model = self.model.language_model
         self.forget_growth()
         cache = DynamicCache()
@@ -177,14 +179,14 @@ class Reference:
             )
             last = out.logits[0, -1].float()
             logits.append(last.numpy())
-            ids.append(int(last.argmax()))
+            ids.append(int(last.argmax()) if forced is None else forced[len(ids)])
             inputs = {"input_ids": torch.tensor([[ids[-1]]])}
             position += length
         return ids, np.stack(logits)
 
     @torch.no_grad()
     def whole_model_logits(self, expanded, images):
-        """First-token logits by the library's own merge of text and pictures, where it can do that."""
+        """First-token logits by the library's own merge of text and pictures, where it can."""
         if len(self.feature_layers) > 1 or not images:
             return None
         inputs = dict(self.process(images, "pt"))

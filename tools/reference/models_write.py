@@ -3,8 +3,8 @@
 Every number comes from numpy's PCG64 with a seed of its own, so a directory is the same wherever it
 is made. Scales are chosen so that tests can tell right from wrong: query and key weights are large
 (attention is peaked, selections are far from ties), the head is large (logits differ by whole
-units), and the rows of the special tokens are zero in the head (none of them, eos included, is ever
-the best token).
+units), and the rows of the special tokens are zero or faint in the head (none of them, eos
+included, is ever the best token).
 """
 
 import json
@@ -271,9 +271,10 @@ def make_state(s):
         normal(model + "norm.weight", (hidden,), 0.1, 1.0)
         normal("language_model.lm_head.weight", (s["vocab"], hidden), head_std)
         head = state["language_model.lm_head.weight"]
-    head[FIRST_UNUSED_ID:] = 0.0
-    for special in SPECIAL_IDS:
-        head[special] = 0.0
+    # Not zero where the head is the embedding: a row of zeros would have zero keys, which some
+    # versions of the library take for padding.
+    for row in [*SPECIAL_IDS, *range(FIRST_UNUSED_ID, s["vocab"])]:
+        head[row] = 0.05 * head[row] if s["tied"] else 0.0
     return state
 
 
