@@ -115,9 +115,12 @@ static void lying_lengths(void **state) {
         uint64_t length;
         const char *word;
     } cases[] = {
-        {UINT64_C(1) << 63, "9223372036854775808"},     {UINT64_MAX, "18446744073709551615"},
-        {UINT64_MAX - 7, "18446744073709551608"},       {100000001, "100000001"},
-        {100000000, "100000000 bytes in a file of 10"}, {3, "3 bytes in a file of 10"},
+        {UINT64_C(1) << 63, "9223372036854775808"},
+        {UINT64_MAX, "18446744073709551615"},
+        {UINT64_MAX - 7, "18446744073709551608"},
+        {100000001, "100000001 bytes is longer than the 100000000 allowed"},
+        {100000000, "100000000 bytes in a file of 10"},
+        {3, "3 bytes in a file of 10"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         avl_test_write_safetensors_raw(path("model.safetensors"), cases[i].length, "{}", 0);
