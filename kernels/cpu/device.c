@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "kernels/cpu/matmul.h"
 
 enum { THREADS_MAX = 4096 };
 
@@ -135,6 +136,7 @@ static void close_device(avl_device_t *device) {
     }
     free(cpu->thread_scratch);
     free(cpu->shared_scratch.memory);
+    avl_matmul_destroy(cpu->matmul);
     free(cpu);
 }
 
@@ -222,6 +224,7 @@ avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **de
                  avl_alloc((size_t)info->threads, sizeof *cpu->thread_scratch,
                            "the table of thread scratch", &cpu->thread_scratch),
                  err_close);
+    AVL_TRY_GOTO(status, avl_matmul_create(&cpu->matmul), err_close);
     *device_p = &cpu->device;
     return AVL_OK;
 

@@ -46,7 +46,8 @@ typedef struct avl_cpu_kernels {
     const char *name;  /* what avl_device_open_cpu takes */
     const char *label; /* for people */
     avl_dtype_t fast_dtype;
-    int matmul_library_bf16; /* whether oneDNN has a fast bf16 product on such a machine */
+    /* Whether large products go to oneDNN: it has no fast bf16 before AVX-512 with bf16. */
+    int matmul_library_f32, matmul_library_bf16;
 
     void (*linear)(const avl_linear_args_t *args, int64_t row, int64_t rows, int64_t column,
                    int64_t columns);

@@ -1,6 +1,6 @@
 /* kernels/cpu/isa.inc.h: the body of an instruction-set file. The includer defines AVL_ISA_TABLE,
- * AVL_ISA_NAME, AVL_ISA_LABEL, AVL_ISA_FAST_DTYPE and AVL_ISA_LIBRARY_BF16; its compiler flags
- * choose the instructions. */
+ * AVL_ISA_NAME, AVL_ISA_LABEL, AVL_ISA_FAST_DTYPE, AVL_ISA_LIBRARY_F32 and AVL_ISA_LIBRARY_BF16;
+ * its compiler flags choose the instructions. */
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/vector.h"
 
@@ -13,6 +13,7 @@ const avl_cpu_kernels_t AVL_ISA_TABLE = {
     .name = AVL_ISA_NAME,
     .label = AVL_ISA_LABEL,
     .fast_dtype = AVL_ISA_FAST_DTYPE,
+    .matmul_library_f32 = AVL_ISA_LIBRARY_F32,
     .matmul_library_bf16 = AVL_ISA_LIBRARY_BF16,
     .linear = linear_block,
     .linear_finish = linear_finish,

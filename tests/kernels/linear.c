@@ -12,11 +12,11 @@ typedef struct shape {
 
 /* Odd sizes, sizes around the tiles and blocks, and empty ones; the last have enough work for
  * several threads. */
-static const shape_t shapes[] = {
-    {1, 1, 1},     {1, 64, 7},     {2, 31, 5},     {3, 33, 13},   {5, 97, 49},    {7, 1, 3},
-    {4, 0, 9},     {0, 5, 5},      {6, 8, 0},      {17, 127, 53}, {47, 64, 48},   {49, 65, 96},
-    {1, 601, 499}, {16, 257, 128}, {33, 256, 101}, {64, 64, 64},  {131, 161, 99}, {97, 300, 50},
-};
+static const shape_t shapes[] = {{1, 1, 1},      {1, 64, 7},     {2, 31, 5},      {3, 33, 13},
+                                 {5, 97, 49},    {7, 1, 3},      {4, 0, 9},       {0, 5, 5},
+                                 {6, 8, 0},      {17, 127, 53},  {47, 64, 48},    {49, 65, 96},
+                                 {1, 601, 499},  {16, 257, 128}, {33, 256, 101},  {64, 64, 64},
+                                 {131, 161, 99}, {97, 300, 50},  {128, 256, 256}, {193, 301, 333}};
 
 typedef struct problem {
     avl_linear_args_t args;
@@ -123,25 +123,31 @@ static void is_independent_of_threads(void **unused) {
     }
 }
 
-/* Rows alone, in pairs and in the whole batch give the same bits while the batch stays on one side
- * of the library's threshold. */
-static void check_rows_alone(avl_device_t *device, void *context) {
-    const int64_t *step = context;
-    shape_t shape = {*step == 1 ? 15 : 3 * *step, 200, 77};
+/* Every part of a batch gives the same bits as the whole, while both are on one side of the
+ * library's threshold. */
+typedef struct split {
+    shape_t shape;
+    int64_t part_rows;
+} split_t;
+
+static void check_parts(avl_device_t *device, void *context) {
+    const split_t *split = context;
     for (int f = 0; f < 2; f++) {
         avl_dtype_t dtype = f == 0 ? AVL_DTYPE_F32 : AVL_DTYPE_BF16;
-        problem_t problem = create_problem(&shape, dtype, AVL_DTYPE_F32, AVL_ACTIVATION_GELU, 1);
+        problem_t problem =
+            create_problem(&split->shape, dtype, AVL_DTYPE_F32, AVL_ACTIVATION_GELU, 1);
         expect_status(avl_linear(device, &problem.args), AVL_OK, NULL);
         tensor_t whole = tensor_copy(&problem.output);
-        for (int64_t row = 0; row < shape.rows; row += *step) {
+        for (int64_t row = 0; row + split->part_rows <= split->shape.rows;
+             row += split->part_rows) {
             avl_linear_args_t part = problem.args;
-            part.rows = *step;
+            part.rows = split->part_rows;
             part.input = (const char *)part.input +
                          (size_t)(row * part.input_stride) * avl_dtype_bytes(dtype);
             part.output = (float *)problem.output.data + row * part.output_stride;
             expect_status(avl_linear(device, &part), AVL_OK, NULL);
         }
-        tensor_check_same(&whole, &problem.output, "linear row by row");
+        tensor_check_same(&whole, &problem.output, "linear in parts");
         tensor_destroy(&whole);
         destroy_problem(&problem);
     }
@@ -149,9 +155,9 @@ static void check_rows_alone(avl_device_t *device, void *context) {
 
 static void rows_do_not_know_each_other(void **unused) {
     (void)unused;
-    int64_t single = 1, many = 37;
-    for_each_device(check_rows_alone, &single);
-    for_each_device(check_rows_alone, &many);
+    split_t splits[] = {{{15, 200, 77}, 1}, {{111, 200, 77}, 37}, {{290, 256, 300}, 145}};
+    for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
+        for_each_device(check_parts, &splits[i]);
 }
 
 static void check_outliers(avl_device_t *device, void *context) {
