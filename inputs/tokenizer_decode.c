@@ -149,7 +149,7 @@ static int fallback_byte(const char *token, size_t bytes) {
 static avl_status_t end_run(avl_detokenizer_t *detokenizer, size_t index) {
     stage_state_t *state = &detokenizer->states[index];
     size_t count = state->held.count;
-    state->held.count = 0;
+    state->held.count = state->run_bytes = 0;
     bool broken = state->broken;
     state->broken = false;
     if (count == 0 || broken)

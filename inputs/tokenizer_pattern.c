@@ -68,7 +68,16 @@ static avl_status_t translate_escape(const char *expression, size_t bytes, size_
     case 'v':
         return add(out, "\\x0B");
     case 'p':
-    case 'P':
+    case 'P': {
+        const char *end = at + 1 < bytes && expression[at + 1] == '{'
+                              ? memchr(expression + at, '}', bytes - at)
+                              : NULL;
+        if (end == NULL)
+            return refuse(expression, at, "a property without braces");
+        *next_p = (size_t)(end - expression) + 1;
+        AVL_TRY(add(out, "\\"));
+        return avl_text_add(out, expression + at, *next_p - at);
+    }
     case 'n':
     case 'r':
     case 't':

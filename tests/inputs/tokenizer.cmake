@@ -1,0 +1,1 @@
+avl_test(inputs/tokenizer tokenizer.c LINK avl_inputs)
