@@ -1,0 +1,217 @@
+/* tests/worker/cases.c: whole requests against reference data: the same tokens at every number of
+ * ranks, dense and with A-VL, and the same rows chosen.
+ *
+ *   cases shipped RANKS...   models/cases with the shipped model
+ *   cases parity RANKS...    tests/data/cases with the tiny random models */
+#include "tests/worker/rig.h"
+
+/* cmocka.h needs these four before it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/support/npy.h"
+
+static int ranks[8], rank_counts;
+static uint64_t next_id = 1;
+
+static int32_t read_ids(const json_t *list, int32_t *ids) {
+    int32_t count = (int32_t)json_array_size(list);
+    assert_in_range(count, 0, RIG_TOKENS_MAX);
+    for (int32_t i = 0; i < count; i++)
+        ids[i] = (int32_t)json_integer_value(json_array_get(list, (size_t)i));
+    return count;
+}
+
+static double number(const json_t *object, const char *key) {
+    const json_t *value = json_object_get(object, key);
+    assert_true(json_is_number(value));
+    return json_number_value(value);
+}
+
+/* ---- the shipped model ---- */
+
+static void expect_setting(rig_t *rig, const rig_case_t *data, const char *name,
+                           const json_t *setting, int32_t max_tokens) {
+    avl_request_t *request = rig_request(data, next_id++, max_tokens);
+    rig_set_attention(request, number(setting, "store"), number(setting, "compute"),
+                      (int32_t)number(setting, "interval"));
+    int32_t ids[RIG_TOKENS_MAX];
+    int32_t count = read_ids(json_object_get(setting, "token_ids"), ids);
+    const rig_result_t *result = rig_answer(rig, request);
+    char what[600];
+    snprintf(what, sizeof what, "%s, %s", data->directory, name);
+    assert_int_equal(result->end.status, AVL_OK);
+    /* The reference's list ends in the end-of-sequence token. */
+    assert_int_equal(ids[count - 1], 2);
+    assert_int_equal(result->end.finish_reason, AVL_FINISH_STOP);
+    rig_expect_tokens(result, ids, count - 1, what);
+    assert_int_equal(result->end.completion_tokens, count - 1);
+}
+
+static void check_shipped(int rank_count) {
+    rig_t *rig = rig_open(&(rig_options_t){.model = "models/avl-tiny", .ranks = rank_count});
+    static const char *const names[] = {"00", "01", "02", "03", "05"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char directory[64];
+        snprintf(directory, sizeof directory, "models/cases/%s", names[i]);
+        rig_case_t data = rig_case_load(rig_config(rig), directory);
+        json_t *settings = json_object_get(data.json, "settings"), *setting;
+        const char *name;
+        json_object_foreach(settings, name, setting)
+            expect_setting(rig, &data, name, setting, (int32_t)number(data.json, "max_tokens"));
+        rig_case_release(&data);
+    }
+    rig_close(rig);
+}
+
+static void test_shipped(void **state) {
+    (void)state;
+    for (int i = 0; i < rank_counts; i++)
+        check_shipped(ranks[i]);
+}
+
+/* ---- the tiny random models ---- */
+
+static void expect_rows(const json_t *expected, const int32_t *positions, int32_t count,
+                        const char *what, int layer) {
+    if ((int32_t)json_array_size(expected) != count)
+        fail_msg("%s: layer %d keeps %d rows, expected %zu", what, layer, count,
+                 json_array_size(expected));
+    for (int32_t i = 0; i < count; i++) {
+        int32_t row = (int32_t)json_integer_value(json_array_get(expected, (size_t)i));
+        if (positions[i] != row)
+            fail_msg("%s: layer %d, kept row %d is %d, expected %d", what, layer, i, positions[i],
+                     row);
+    }
+}
+
+static void expect_secondary(const avl_sequence_t *sequence, const json_t *entry,
+                             const char *what) {
+    const json_t *layers = json_object_get(entry, "secondary");
+    for (size_t i = 0; i < json_array_size(layers); i++) {
+        const avl_sequence_layer_t *layer = &sequence->layers[i];
+        if (json_array_size(json_array_get(layers, i)) > 0)
+            expect_rows(json_array_get(layers, i), layer->store_positions,
+                        layer->visual.slots.count, what, (int)i);
+    }
+}
+
+/* The core after the prompt (step 0) or after decode step `step`. */
+static void expect_core(const avl_sequence_t *sequence, const json_t *entry, int step,
+                        const char *what) {
+    const json_t *cores = json_object_get(entry, "cores");
+    for (size_t i = 0; i < json_array_size(cores); i++) {
+        const json_t *core = json_array_get(cores, i), *rows = json_object_get(core, "rows");
+        if ((int)number(core, "step") != step)
+            continue;
+        for (size_t j = 0; j < json_array_size(rows); j++) {
+            const avl_sequence_layer_t *layer = &sequence->layers[j];
+            int32_t positions[1024];
+            for (int32_t n = 0; n < layer->core.count; n++)
+                positions[n] = layer->store_positions[layer->core_indices[n]];
+            expect_rows(json_array_get(rows, j), positions, layer->core.count, what, (int)j);
+        }
+    }
+}
+
+static void expect_entry(rig_t *rig, const rig_case_t *data, const json_t *entry) {
+    int32_t ids[RIG_TOKENS_MAX];
+    int32_t count = read_ids(json_object_get(entry, "greedy_ids"), ids);
+    uint64_t id = next_id++;
+    avl_request_t *request = rig_request(data, id, count);
+    char what[640];
+    snprintf(what, sizeof what, "%s", data->directory);
+    bool avl = json_object_get(entry, "store") != NULL;
+    if (avl) {
+        rig_set_attention(request, number(entry, "store"), number(entry, "compute"),
+                          (int32_t)number(entry, "interval"));
+        snprintf(what, sizeof what, "%s, %g/%g/%g", data->directory, number(entry, "store"),
+                 number(entry, "compute"), number(entry, "interval"));
+    }
+    avl_scheduler_submit(rig_scheduler(rig), request);
+    while (rig_step(rig)) {
+        const avl_sequence_t *sequence = avl_engine_sequence(rig_engine(rig, 0), 0);
+        if (sequence == NULL || !avl || sequence->rows_done < data->row_count)
+            continue;
+        if (sequence->decode_steps == 0)
+            expect_secondary(sequence, entry, what);
+        expect_core(sequence, entry, sequence->decode_steps, what);
+    }
+    const rig_result_t *result = rig_result(rig, id);
+    rig_expect_tokens(result, ids, count, what);
+    if (avl) {
+        assert_int_equal(result->end.attention.visual_rows_seen, (int)number(entry, "visual_rows"));
+        assert_int_equal(result->end.attention.visual_rows_stored,
+                         (int)number(entry, "stored_rows"));
+    }
+}
+
+static void check_model(const char *model, int rank_count) {
+    char path[600], directory[600];
+    snprintf(path, sizeof path, "tests/data/models/%s", model);
+    rig_t *rig = rig_open(&(rig_options_t){.model = path, .ranks = rank_count});
+    for (int number_of_case = 1; number_of_case < 100; number_of_case++) {
+        snprintf(directory, sizeof directory, "%s/tests/data/cases/%s/%02d/case.json",
+                 AVL_SOURCE_DIR, model, number_of_case);
+        FILE *file = fopen(directory, "r");
+        if (file == NULL) {
+            assert_true(number_of_case > 1);
+            break;
+        }
+        fclose(file);
+        snprintf(directory, sizeof directory, "tests/data/cases/%s/%02d", model, number_of_case);
+        rig_case_t data = rig_case_load(rig_config(rig), directory);
+        expect_entry(rig, &data, data.json);
+        const json_t *entries = json_object_get(data.json, "avl");
+        for (size_t i = 0; i < json_array_size(entries); i++)
+            expect_entry(rig, &data, json_array_get(entries, i));
+        rig_case_release(&data);
+    }
+    rig_close(rig);
+}
+
+static void test_parity(void **state) {
+    (void)state;
+    char path[600];
+    snprintf(path, sizeof path, "%s/tests/data/models", AVL_SOURCE_DIR);
+    DIR *directory = opendir(path);
+    assert_non_null(directory);
+    int models = 0;
+    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "%s/tests/data/models/%s", AVL_SOURCE_DIR, entry->d_name);
+        avl_config_t config;
+        assert_int_equal(avl_config_load(path, &config), AVL_OK);
+        for (int i = 0; i < rank_counts; i++) {
+            if (ranks[i] <= config.model.text.query_heads)
+                check_model(entry->d_name, ranks[i]);
+        }
+        models++;
+    }
+    closedir(directory);
+    assert_true(models >= 7);
+}
+
+int main(int argc, char **argv) {
+    for (int i = 2; i < argc; i++)
+        ranks[rank_counts++] = atoi(argv[i]);
+    const struct CMUnitTest shipped[] = {cmocka_unit_test(test_shipped)};
+    const struct CMUnitTest parity[] = {cmocka_unit_test(test_parity)};
+    if (argc > 2 && strcmp(argv[1], "shipped") == 0)
+        return cmocka_run_group_tests_name("worker cases, shipped", shipped, NULL, NULL);
+    if (argc > 2 && strcmp(argv[1], "parity") == 0)
+        return cmocka_run_group_tests_name("worker cases, parity", parity, NULL, NULL);
+    fprintf(stderr, "usage: %s shipped|parity RANKS...\n", argv[0]);
+    return 2;
+}

@@ -1,0 +1,322 @@
+#include "worker/attend.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "worker/visual_store.h"
+
+struct avl_attend {
+    avl_attend_options_t options;
+    float scale;
+    avl_selection_t *selection;
+    const avl_run_t *runs;
+    int run_count;
+    int32_t rows;
+    int32_t
+        *slots; /* [layer_count, rows_max]: one line a layer, because an upload may be read late */
+    int32_t *device_slots;            /* the same memory when the device is the host */
+    avl_attention_sequence_t *chunks; /* [runs_max] */
+    avl_decode_sequence_t *decodes;   /* [runs_max] */
+    avl_decode_sequence_t *scorings;  /* [runs_max] */
+    avl_selection_item_t *items;      /* [runs_max] */
+    const avl_run_t **item_runs;      /* [runs_max] */
+    int item_count;
+};
+
+int64_t avl_attend_bytes(const avl_attend_options_t *options) {
+    return avl_selection_bytes(options->scores_max) +
+           (int64_t)options->layer_count * options->rows_max * (int64_t)sizeof(int32_t);
+}
+
+avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t **attend_p) {
+    avl_attend_t *attend;
+    AVL_TRY(avl_alloc(1, sizeof *attend, "attention state", &attend));
+    attend->options = *options;
+    attend->scale = (float)(1.0 / sqrt(options->head_width));
+    size_t slots = (size_t)options->layer_count * (size_t)options->rows_max;
+    size_t runs = (size_t)options->runs_max;
+    const struct {
+        size_t count, item_bytes;
+        void *memory_p;
+    } arrays[] = {
+        {slots, sizeof *attend->slots, &attend->slots},
+        {runs, sizeof *attend->chunks, &attend->chunks},
+        {runs, sizeof *attend->decodes, &attend->decodes},
+        {runs, sizeof *attend->scorings, &attend->scorings},
+        {runs, sizeof *attend->items, &attend->items},
+        {runs, sizeof *attend->item_runs, &attend->item_runs},
+    };
+    avl_status_t status;
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        AVL_TRY_GOTO(status,
+                     avl_alloc_aligned(arrays[i].count, arrays[i].item_bytes, "attention state",
+                                       arrays[i].memory_p),
+                     err_destroy);
+    attend->device_slots = attend->slots;
+    if (!options->device->is_host) {
+        void *memory;
+        AVL_TRY_GOTO(status,
+                     options->device->ops->allocate(options->device, slots * sizeof(int32_t),
+                                                    "slots of a step", &memory),
+                     err_destroy);
+        attend->device_slots = memory;
+    }
+    AVL_TRY_GOTO(status,
+                 avl_selection_create(options->device, options->group, options->scores_max,
+                                      options->runs_max, &attend->selection),
+                 err_destroy);
+    *attend_p = attend;
+    return AVL_OK;
+err_destroy:
+    avl_attend_destroy(attend);
+    return status;
+}
+
+void avl_attend_destroy(avl_attend_t *attend) {
+    if (attend == NULL)
+        return;
+    avl_selection_destroy(attend->selection);
+    if (attend->device_slots != NULL && attend->device_slots != attend->slots)
+        attend->options.device->ops->release(attend->options.device, attend->device_slots);
+    free(attend->slots);
+    free(attend->chunks);
+    free(attend->decodes);
+    free(attend->scorings);
+    free(attend->items);
+    free(attend->item_runs);
+    free(attend);
+}
+
+void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count, int32_t rows) {
+    AVL_ASSERT(run_count <= attend->options.runs_max && rows <= attend->options.rows_max);
+    attend->runs = runs;
+    attend->run_count = run_count;
+    attend->rows = rows;
+}
+
+static bool ends_prompt(const avl_run_t *run) {
+    return !run->decode && run->first_position + run->row_count == run->sequence->shape.prompt_rows;
+}
+
+/* Gives the run's rows their slots. */
+static avl_status_t place_run(avl_attend_t *attend, const avl_run_t *run, int layer_index,
+                              int32_t *slots) {
+    avl_sequence_t *sequence = run->sequence;
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    int32_t text = layer->text.slots.count, visual = layer->visual.slots.count;
+    int32_t order = layer->order.count;
+    for (int32_t i = 0; i < run->row_count; i++) {
+        slots[i] = avl_sequence_append(sequence, attend->options.pages, layer_index,
+                                       run->first_position + i);
+        if (slots[i] < 0)
+            return avl_fail(AVL_ERR_INTERNAL,
+                            "the page pool (%lld pages) ran dry at request %llu, layer %d, row %d",
+                            (long long)avl_pages_counts(attend->options.pages).total,
+                            (unsigned long long)sequence->request_id, layer_index,
+                            run->first_position + i);
+    }
+    AVL_TRY(avl_sequence_publish(sequence, &layer->text.slots, text));
+    if (run->decode)
+        return AVL_OK;
+    AVL_TRY(avl_sequence_publish(sequence, &layer->visual.slots, visual));
+    return avl_sequence_publish(sequence, &layer->order, order);
+}
+
+static avl_status_t write_rows(avl_attend_t *attend, const avl_attention_call_t *call) {
+    const avl_attend_options_t *options = &attend->options;
+    size_t line = (size_t)call->layer * (size_t)options->rows_max;
+    int32_t *slots = attend->slots + line;
+    for (int i = 0; i < attend->run_count; i++)
+        AVL_TRY(
+            place_run(attend, &attend->runs[i], call->layer, slots + attend->runs[i].first_row));
+    if (!options->device->is_host)
+        AVL_TRY(options->device->ops->upload(options->device, attend->device_slots + line, slots,
+                                             (size_t)attend->rows * sizeof *slots));
+    avl_kv_view_t view = avl_pages_view(options->pages);
+    return avl_kv_write(options->device, &(avl_kv_write_args_t){
+                                             .key = call->key,
+                                             .value = call->value,
+                                             .source_stride = call->kv_stride,
+                                             .slots = attend->device_slots + line,
+                                             .rows = attend->rows,
+                                             .keys = avl_pages_keys(options->pages),
+                                             .values = avl_pages_values(options->pages),
+                                             .row_width = view.row_stride,
+                                             .dtype = view.dtype,
+                                         });
+}
+
+static avl_status_t attend_chunks(avl_attend_t *attend, const avl_attention_call_t *call) {
+    const avl_attend_options_t *options = &attend->options;
+    int count = 0;
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        if (run->decode)
+            continue;
+        const avl_row_list_t *order = &run->sequence->layers[call->layer].order;
+        attend->chunks[count++] = (avl_attention_sequence_t){
+            .first_query = run->first_row,
+            .query_count = run->row_count,
+            .row_count = order->count,
+            .rows = order->device,
+        };
+    }
+    if (count == 0)
+        return AVL_OK;
+    int64_t width = (int64_t)options->head_map.query_heads * options->head_width;
+    return avl_attention(options->device, &(avl_attention_args_t){
+                                              .query = call->query,
+                                              .query_stride = call->query_stride,
+                                              .kv = avl_pages_view(options->pages),
+                                              .heads = options->head_map,
+                                              .sequences = attend->chunks,
+                                              .sequence_count = count,
+                                              .output = call->output,
+                                              .output_stride = width,
+                                              .scale = attend->scale,
+                                              .window = options->window,
+                                              .causal = 1,
+                                          });
+}
+
+static avl_status_t attend_singles(avl_attend_t *attend, const avl_attention_call_t *call,
+                                   const avl_decode_sequence_t *sequences, int count,
+                                   void *output) {
+    const avl_attend_options_t *options = &attend->options;
+    if (count == 0)
+        return AVL_OK;
+    int64_t width = (int64_t)options->head_map.query_heads * options->head_width;
+    return avl_decode_attention(options->device, &(avl_decode_attention_args_t){
+                                                     .query = call->query,
+                                                     .query_stride = call->query_stride,
+                                                     .kv = avl_pages_view(options->pages),
+                                                     .heads = options->head_map,
+                                                     .sequences = sequences,
+                                                     .sequence_count = count,
+                                                     .output = output,
+                                                     .output_stride = width,
+                                                     .scale = attend->scale,
+                                                 });
+}
+
+/* The first position that a query at `position` sees. */
+static int32_t visible_first(const avl_attend_t *attend, int32_t position) {
+    int32_t window = attend->options.window;
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* The row's system and text spans: the two parts of the text list without what the window hides. */
+static void fill_text_spans(const avl_attend_t *attend, const avl_sequence_t *sequence, int layer,
+                            int32_t position, avl_row_span_t *spans) {
+    const avl_row_list_t *text = &sequence->layers[layer].text.slots;
+    int32_t system = sequence->shape.system_rows;
+    int32_t hidden = avl_visual_store_hidden(sequence->text_positions, text->count,
+                                             visible_first(attend, position));
+    int32_t first = hidden < system ? hidden : system;
+    spans[AVL_SPAN_SYSTEM] = (avl_row_span_t){text->device + first, system - first};
+    first = hidden > system ? hidden : system;
+    spans[AVL_SPAN_TEXT] = (avl_row_span_t){text->device + first, text->count - first};
+}
+
+/* Lays out who is chosen for in this layer: prompts that end, and decode rows that update. */
+static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
+    attend->item_count = 0;
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        const avl_sequence_shape_t *shape = &run->sequence->shape;
+        avl_selection_item_t item = {0};
+        int32_t first = visible_first(attend, run->first_position + run->row_count - 1);
+        if (run->decode) {
+            if (!avl_visual_store_reselects(shape, run->sequence->decode_steps + 1))
+                continue;
+            item.count = shape->store_rows;
+            item.keep = shape->core_rows;
+            item.unseen = avl_visual_store_hidden(run->sequence->layers[layer].store_positions,
+                                                  item.count, first);
+        } else {
+            if (!ends_prompt(run) || !shape->selects)
+                continue;
+            item.count = shape->visual_rows;
+            item.keep = shape->store_rows;
+            item.unseen =
+                avl_visual_store_hidden(run->sequence->visual_positions, item.count, first);
+        }
+        attend->item_runs[attend->item_count] = run;
+        attend->items[attend->item_count++] = item;
+    }
+    return avl_selection_begin(attend->selection, attend->items, attend->item_count);
+}
+
+static float *weights_of(const avl_attend_t *attend, const avl_run_t *run) {
+    for (int i = 0; i < attend->item_count; i++) {
+        if (attend->item_runs[i] == run)
+            return attend->items[i].weights;
+    }
+    return NULL;
+}
+
+static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_call_t *call) {
+    int count = 0;
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        if (!run->decode)
+            continue;
+        avl_sequence_t *sequence = run->sequence;
+        avl_decode_sequence_t *decode = &attend->decodes[count++];
+        int32_t hidden;
+        decode->query_row = run->first_row;
+        fill_text_spans(attend, sequence, call->layer, run->first_position, decode->spans);
+        decode->spans[AVL_SPAN_VISUAL] =
+            avl_visual_store_span(sequence, call->layer, sequence->decode_steps + 1,
+                                  visible_first(attend, run->first_position), &hidden);
+        decode->visual_weights = weights_of(attend, run);
+        sequence->computed_rows += decode->spans[AVL_SPAN_VISUAL].row_count;
+    }
+    return attend_singles(attend, call, attend->decodes, count, call->output);
+}
+
+/* The pass after prompt attention: the last prompt row's weights over every visual row. */
+static avl_status_t score_prompts(avl_attend_t *attend, const avl_attention_call_t *call) {
+    int count = 0;
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_run_t *run = attend->item_runs[i];
+        if (run->decode)
+            continue;
+        const avl_row_list_t *visual = &run->sequence->layers[call->layer].visual.slots;
+        int32_t unseen = attend->items[i].unseen;
+        avl_decode_sequence_t *scoring = &attend->scorings[count++];
+        scoring->query_row = run->first_row + run->row_count - 1;
+        fill_text_spans(attend, run->sequence, call->layer,
+                        run->first_position + run->row_count - 1, scoring->spans);
+        scoring->spans[AVL_SPAN_VISUAL] =
+            (avl_row_span_t){visual->device + unseen, visual->count - unseen};
+        scoring->visual_weights = attend->items[i].weights;
+    }
+    return attend_singles(attend, call, attend->scorings, count, NULL);
+}
+
+static avl_status_t select_rows(avl_attend_t *attend, int layer) {
+    if (attend->item_count == 0)
+        return AVL_OK;
+    AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count));
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_run_t *run = attend->item_runs[i];
+        if (run->decode)
+            AVL_TRY(avl_visual_store_reselect(run->sequence, layer, &attend->items[i]));
+        else
+            AVL_TRY(avl_visual_store_keep(run->sequence, attend->options.pages, attend->selection,
+                                          layer, &attend->items[i]));
+    }
+    return AVL_OK;
+}
+
+avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
+    avl_attend_t *attend = context;
+    AVL_TRY(write_rows(attend, call));
+    AVL_TRY(begin_selection(attend, call->layer));
+    AVL_TRY(attend_chunks(attend, call));
+    AVL_TRY(attend_decodes(attend, call));
+    AVL_TRY(score_prompts(attend, call));
+    return select_rows(attend, call->layer);
+}

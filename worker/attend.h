@@ -1,0 +1,57 @@
+/* worker/attend.h: the attention of one layer for all rows of a step, over the paged cache.
+ *
+ * This is the hook that the model calls for every layer (model/model.h). For the step's runs it
+ *   1. gives every row a slot and writes its key and value there,
+ *   2. attends for the prompt chunks, then for the decode rows,
+ *   3. where a prompt ends in this step, computes how much its last row looks at each visual row,
+ *   4. chooses stores and cores over all ranks, evicts, and returns pages (worker/visual_store.h).
+ *
+ * Sliding window: rows outside a query's window are not read; a visual row that the last prompt row
+ * (or an updating step's row) cannot see scores 0, so that the store prefers rows that are still
+ * visible. */
+#ifndef AVL_WORKER_ATTEND_H
+#define AVL_WORKER_ATTEND_H
+
+#include "comm/group.h"
+#include "model/model.h"
+#include "worker/selection.h"
+#include "worker/sequence.h"
+
+typedef struct avl_attend avl_attend_t;
+
+/* Rows of one sequence in a step: a chunk of its prompt, or one decode row. */
+typedef struct avl_run {
+    avl_sequence_t *sequence;
+    bool decode;
+    int32_t first_row;      /* of the step */
+    int32_t row_count;      /* 1 for a decode row */
+    int32_t first_position; /* the sequence's rows_done */
+} avl_run_t;
+
+typedef struct avl_attend_options {
+    avl_device_t *device;
+    avl_group_t *group;
+    avl_pages_t *pages;
+    avl_head_map_t head_map; /* of this rank */
+    int head_width;
+    int layer_count;
+    int window;       /* 0: none */
+    int32_t rows_max; /* of a step */
+    int32_t runs_max;
+    int64_t scores_max; /* visual rows of all sequences chosen for in one step */
+} avl_attend_options_t;
+
+/* Bytes that create will allocate. */
+int64_t avl_attend_bytes(const avl_attend_options_t *options);
+/* Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_attend_create(const avl_attend_options_t *options,
+                                              avl_attend_t **attend_p);
+void avl_attend_destroy(avl_attend_t *attend);
+
+/* Starts a step. `runs` must stay until its last layer is done. */
+void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count, int32_t rows);
+/* One layer. Collective where a selection is due. Errors: those of kernels and group;
+ * AVL_ERR_INTERNAL for a dry page pool (the same on every rank). `context` is the avl_attend_t. */
+AVL_MUST_CHECK avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call);
+
+#endif

@@ -1,0 +1,512 @@
+#include "worker/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "worker/attend.h"
+
+/* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
+ * or of one picture, travel. */
+#define PICTURES_STEP_MAX 32
+#define TILES_STEP_MAX 8
+
+struct avl_engine {
+    avl_engine_options_t options;
+    avl_plan_limits_t plan_limits;
+    avl_ledger_t ledger;
+    avl_pages_t *pages;
+    avl_attend_t *attend;
+    avl_sequence_t **sequences; /* [sequences_max]; NULL: free */
+    avl_run_t *runs;            /* [sequences_max] of the step */
+    int32_t feature_rows;
+    float *features;        /* device f32 [feature_rows, hidden] */
+    uint8_t *pixels;        /* device: one picture; NULL when the device is the host */
+    size_t pixel_bytes_max; /* of one picture */
+    int64_t page_bytes_all;
+    float *logits; /* leader: [sequences_max, vocab_rows] */
+    int64_t encode_ns[PICTURES_STEP_MAX];
+    /* The batch of the step: [rows_max] each, logit_rows [sequences_max] */
+    int32_t *token_ids, *positions, *sequence_rows, *embed_rows, *logit_rows;
+    const float **embed_features;
+};
+
+/* What the parts of an engine need, from the options alone. */
+typedef struct engine_sizes {
+    int32_t rows_max;
+    int32_t feature_rows;
+    size_t pixel_bytes_max;
+    avl_plan_limits_t plan;
+    avl_attend_options_t attend;
+} engine_sizes_t;
+
+int32_t avl_engine_context_most(const avl_model_config_t *config) {
+    const avl_text_config_t *text = &config->text;
+    double rows = text->positions_max;
+    if (text->rope.scaling == AVL_ROPE_LINEAR || text->rope.scaling == AVL_ROPE_DYNAMIC)
+        rows *= text->rope.factor;
+    return rows < (1 << 24) ? (int32_t)rows : 1 << 24;
+}
+
+int avl_engine_picture_tiles(const avl_config_t *config) {
+    int side = config->model.vision.image_side, most = 1;
+    if (config->model.family != AVL_FAMILY_LLAVA_NEXT)
+        return most;
+    for (int i = 0; i < config->preprocessor.grid_pinpoint_count; i++) {
+        int tiles = 1 + config->preprocessor.grid_pinpoints[i].height / side *
+                            (config->preprocessor.grid_pinpoints[i].width / side);
+        most = tiles > most ? tiles : most;
+    }
+    for (int i = 0; i < config->model.grid_pinpoint_count; i++) {
+        int tiles = 1 + config->model.grid_pinpoints[i].height / side *
+                            (config->model.grid_pinpoints[i].width / side);
+        most = tiles > most ? tiles : most;
+    }
+    return most;
+}
+
+avl_model_options_t avl_engine_model_options(const avl_config_t *config,
+                                             const avl_engine_limits_t *limits, avl_dtype_t dtype) {
+    return (avl_model_options_t){
+        .dtype = dtype,
+        .rows_max = limits->batch_rows + limits->sequences_max,
+        .tiles_max = avl_engine_picture_tiles(config),
+        .logit_rows_max = limits->sequences_max,
+    };
+}
+
+avl_status_t avl_engine_limits_check(const avl_config_t *config,
+                                     const avl_engine_limits_t *limits) {
+    int32_t context_most = avl_engine_context_most(&config->model);
+    if (limits->batch_rows < 1 || limits->batch_rows > 1 << 20)
+        return avl_fail(AVL_ERR_INVALID, "%d prompt rows per step; allowed: 1 to %d",
+                        limits->batch_rows, 1 << 20);
+    if (limits->sequences_max < 1 || limits->sequences_max > 4096)
+        return avl_fail(AVL_ERR_INVALID, "%d sequences at once; allowed: 1 to 4096",
+                        limits->sequences_max);
+    if (limits->context_rows < 2 || limits->context_rows > context_most)
+        return avl_fail(AVL_ERR_INVALID, "a context of %d rows; allowed: 2 to %d for this model",
+                        limits->context_rows, context_most);
+    return AVL_OK;
+}
+
+static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
+    const avl_config_t *config = options->config;
+    const avl_engine_limits_t *limits = &options->limits;
+    const avl_shards_t *shards = avl_model_shards(options->model);
+    size_t side = (size_t)config->model.vision.image_side;
+    int picture_tiles = avl_engine_picture_tiles(config);
+    size_t tile_bytes = 3 * side * side;
+    engine_sizes_t sizes = {
+        .rows_max = limits->batch_rows + limits->sequences_max,
+        /* The pictures of one sequence of any size, and those of others beside it. */
+        .feature_rows = limits->context_rows + limits->batch_rows,
+        .pixel_bytes_max = tile_bytes * (size_t)picture_tiles,
+    };
+    size_t tiles = (size_t)(picture_tiles > TILES_STEP_MAX ? picture_tiles : TILES_STEP_MAX);
+    sizes.plan = (avl_plan_limits_t){
+        .sequences_max = limits->sequences_max,
+        .pictures_max = PICTURES_STEP_MAX,
+        .context_rows = limits->context_rows,
+        /* Prompts of at least one sequence, and of as many as a step can read. */
+        .bytes_max = avl_plan_frame_bytes(limits->sequences_max, PICTURES_STEP_MAX) +
+                     4 * (size_t)(limits->context_rows + 2 * limits->batch_rows) +
+                     tiles * tile_bytes,
+    };
+    sizes.plan.bytes_max = (sizes.plan.bytes_max + 7) & ~(size_t)7;
+    sizes.attend = (avl_attend_options_t){
+        .device = options->device,
+        .group = options->group,
+        .head_map = shards->head_map,
+        .head_width = config->model.text.head_width,
+        .layer_count = config->model.text.layer_count,
+        .window = config->model.text.sliding_window,
+        .rows_max = sizes.rows_max,
+        .runs_max = limits->sequences_max,
+        .scores_max = (int64_t)limits->sequences_max * limits->context_rows,
+    };
+    return sizes;
+}
+
+static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *options,
+                        const engine_sizes_t *sizes) {
+    const avl_text_config_t *text = &options->config->model.text;
+    const avl_engine_limits_t *limits = &options->limits;
+    avl_model_memory_t model = avl_model_memory(options->model);
+    int64_t pixels = options->device->is_host ? 0 : (int64_t)sizes->pixel_bytes_max;
+    int leads = avl_group_rank(options->group) == 0;
+    ledger->budget_bytes = options->memory_bytes;
+    ledger->mapped_bytes = (int64_t)model.mapped_bytes;
+    avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes,
+                   (int64_t)model.kv_duplicate_bytes);
+    avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes, 0);
+    avl_ledger_add(ledger, "picture features",
+                   4 * (int64_t)sizes->feature_rows * text->hidden_width + pixels, 0);
+    avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend), 0);
+    avl_ledger_add(ledger, "row lists",
+                   limits->sequences_max *
+                       avl_sequence_list_bytes(limits->context_rows, text->layer_count),
+                   0);
+    avl_ledger_add(ledger, "step plans and logits",
+                   (int64_t)sizes->plan.bytes_max +
+                       (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0),
+                   0);
+}
+
+/* How many pages this rank would have: all ranks take the least. Collective. */
+static avl_status_t settle_pages(avl_engine_t *engine, int64_t page_bytes, int64_t *pages_p) {
+    const avl_engine_options_t *options = &engine->options;
+    const avl_engine_limits_t *limits = &options->limits;
+    int layers = options->config->model.text.layer_count;
+    int64_t pages_sequence =
+        layers * ((int64_t)(limits->context_rows + AVL_PAGE_ROWS - 1) / AVL_PAGE_ROWS + 1);
+    int64_t pages = options->page_count;
+    avl_status_t status = AVL_OK;
+    if (pages == 0)
+        status = avl_ledger_pages(&engine->ledger, page_bytes, 2 * layers,
+                                  pages_sequence * limits->sequences_max, &pages);
+    AVL_TRY(avl_group_agree(options->group, status));
+    int ranks = avl_group_ranks(options->group);
+    int64_t(*offers)[2];
+    avl_status_t allocated = avl_alloc((size_t)ranks, sizeof *offers, "pages of ranks", &offers);
+    AVL_TRY(avl_group_agree(options->group, allocated));
+    offers[avl_group_rank(options->group)][0] = pages;
+    offers[avl_group_rank(options->group)][1] = page_bytes;
+    status = avl_group_all_gather(options->group, offers, sizeof *offers);
+    engine->page_bytes_all = 0;
+    for (int i = 0; i < ranks && status == AVL_OK; i++) {
+        pages = offers[i][0] < pages ? offers[i][0] : pages;
+        engine->page_bytes_all += offers[i][1];
+    }
+    free(offers);
+    *pages_p = pages;
+    return status;
+}
+
+static avl_status_t allocate_device(avl_engine_t *engine) {
+    avl_device_t *device = engine->options.device;
+    int hidden = engine->options.config->model.text.hidden_width;
+    void *memory;
+    AVL_TRY(device->ops->allocate(device, 4 * (size_t)engine->feature_rows * (size_t)hidden,
+                                  "picture features", &memory));
+    engine->features = memory;
+    if (!device->is_host) {
+        AVL_TRY(device->ops->allocate(device, engine->pixel_bytes_max, "pixels", &memory));
+        engine->pixels = memory;
+    }
+    return AVL_OK;
+}
+
+static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
+                             int64_t page_count) {
+    const avl_engine_options_t *options = &engine->options;
+    const avl_text_config_t *text = &options->config->model.text;
+    size_t sequences = (size_t)options->limits.sequences_max, rows = (size_t)sizes->rows_max;
+    bool leads = avl_group_rank(options->group) == 0;
+    const struct {
+        size_t count, item_bytes;
+        void *memory_p;
+    } arrays[] = {
+        {sequences, sizeof *engine->sequences, &engine->sequences},
+        {sequences, sizeof *engine->runs, &engine->runs},
+        {sequences, sizeof *engine->logit_rows, &engine->logit_rows},
+        {rows, sizeof *engine->token_ids, &engine->token_ids},
+        {rows, sizeof *engine->positions, &engine->positions},
+        {rows, sizeof *engine->sequence_rows, &engine->sequence_rows},
+        {rows, sizeof *engine->embed_rows, &engine->embed_rows},
+        {rows, sizeof *engine->embed_features, &engine->embed_features},
+        {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
+    };
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        AVL_TRY(avl_alloc(arrays[i].count, arrays[i].item_bytes, "engine", arrays[i].memory_p));
+    AVL_TRY(allocate_device(engine));
+    AVL_TRY(avl_pages_create(options->device, avl_model_shards(options->model)->kv_heads.count,
+                             text->head_width, options->dtype, page_count, &engine->pages));
+    avl_attend_options_t attend = sizes->attend;
+    attend.pages = engine->pages;
+    return avl_attend_create(&attend, &engine->attend);
+}
+
+avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t **engine_p) {
+    engine_sizes_t sizes = plan_sizes(options);
+    const avl_shards_t *shards = avl_model_shards(options->model);
+    avl_engine_t *engine = NULL;
+    avl_status_t status = avl_engine_limits_check(options->config, &options->limits);
+    if (status == AVL_OK)
+        status = avl_alloc(1, sizeof *engine, "engine", &engine);
+    AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
+    engine->options = *options;
+    engine->plan_limits = sizes.plan;
+    engine->feature_rows = sizes.feature_rows;
+    engine->pixel_bytes_max = sizes.pixel_bytes_max;
+    fill_ledger(&engine->ledger, options, &sizes);
+    int64_t page_bytes = avl_pages_page_bytes(
+        shards->kv_heads.count, options->config->model.text.head_width, options->dtype);
+    int64_t pages;
+    AVL_TRY_GOTO(status, settle_pages(engine, page_bytes, &pages), err_destroy);
+    avl_ledger_add(&engine->ledger, "KV pages", pages * page_bytes, 0);
+    status = allocate(engine, &sizes, pages);
+    AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
+    *engine_p = engine;
+    return AVL_OK;
+err_destroy:
+    avl_engine_destroy(engine);
+    return status;
+}
+
+void avl_engine_destroy(avl_engine_t *engine) {
+    if (engine == NULL)
+        return;
+    avl_device_t *device = engine->options.device;
+    for (int32_t i = 0; engine->sequences != NULL && i < engine->options.limits.sequences_max; i++)
+        avl_sequence_destroy(engine->sequences[i], engine->pages);
+    avl_attend_destroy(engine->attend);
+    avl_pages_destroy(engine->pages);
+    if (engine->features != NULL)
+        device->ops->release(device, engine->features);
+    if (engine->pixels != NULL)
+        device->ops->release(device, engine->pixels);
+    free(engine->sequences);
+    free(engine->runs);
+    free(engine->logit_rows);
+    free(engine->token_ids);
+    free(engine->positions);
+    free(engine->sequence_rows);
+    free(engine->embed_rows);
+    free(engine->embed_features);
+    free(engine->logits);
+    free(engine);
+}
+
+static avl_status_t misfit(const avl_plan_t *plan, const char *what, int32_t sequence) {
+    return avl_fail(AVL_ERR_INTERNAL, "step %llu: %s (sequence %d)", (unsigned long long)plan->step,
+                    what, sequence);
+}
+
+static void release_sequence(avl_engine_t *engine, int32_t index) {
+    avl_sequence_destroy(engine->sequences[index], engine->pages);
+    engine->sequences[index] = NULL;
+}
+
+static avl_status_t release_all(avl_engine_t *engine, const avl_plan_t *plan) {
+    for (int32_t i = 0; i < plan->release_count; i++) {
+        if (engine->sequences[plan->releases[i]] == NULL)
+            return misfit(plan, "release of a sequence that does not exist", plan->releases[i]);
+        release_sequence(engine, plan->releases[i]);
+    }
+    return AVL_OK;
+}
+
+static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admission) {
+    const avl_text_config_t *text = &engine->options.config->model.text;
+    for (int32_t i = 0; i < admission->prompt_rows; i++) {
+        if (admission->token_ids[i] < -1 || admission->token_ids[i] >= text->vocab_rows)
+            return avl_fail(AVL_ERR_INVALID, "token %d of the prompt is %d; allowed: below %d", i,
+                            admission->token_ids[i], text->vocab_rows);
+    }
+    avl_sequence_shape_t shape = avl_sequence_shape(admission->token_ids, admission->prompt_rows,
+                                                    admission->rows_max, &admission->attention);
+    if (admission->feature_row > engine->feature_rows - shape.visual_rows)
+        return avl_fail(AVL_ERR_INTERNAL, "features of %d rows from row %d; there are %d",
+                        shape.visual_rows, admission->feature_row, engine->feature_rows);
+    avl_sequence_t *sequence;
+    AVL_TRY(avl_sequence_create(engine->options.device, admission->sequence, &shape,
+                                text->layer_count, admission->token_ids, &sequence));
+    sequence->request_id = admission->request_id;
+    sequence->feature_row = admission->feature_row;
+    engine->sequences[admission->sequence] = sequence;
+    return AVL_OK;
+}
+
+/* Admits all or none, on all ranks or none. Returns only what ends the group; *admission_p says how
+ * it went. */
+static avl_status_t admit_all(avl_engine_t *engine, const avl_plan_t *plan,
+                              avl_status_t *admission_p) {
+    *admission_p = AVL_OK;
+    if (plan->admission_count == 0)
+        return AVL_OK;
+    avl_status_t own = AVL_OK;
+    int32_t done = 0;
+    for (; done < plan->admission_count && own == AVL_OK; done++) {
+        if (engine->sequences[plan->admissions[done].sequence] != NULL)
+            return misfit(plan, "admission to an index in use", plan->admissions[done].sequence);
+        own = admit(engine, &plan->admissions[done]);
+    }
+    avl_status_t agreed = avl_group_agree(engine->options.group, own);
+    if (agreed == AVL_ERR_COMM || agreed == AVL_ERR_TIMEOUT)
+        return agreed;
+    if (agreed != AVL_OK) {
+        for (int32_t i = done; i-- > 0;)
+            release_sequence(engine, plan->admissions[i].sequence);
+    }
+    *admission_p = agreed;
+    return AVL_OK;
+}
+
+static avl_status_t encode(avl_engine_t *engine, const avl_plan_t *plan,
+                           const avl_plan_picture_t *picture) {
+    avl_sequence_t *sequence = engine->sequences[picture->sequence];
+    const avl_model_config_t *config = &engine->options.config->model;
+    avl_device_t *device = engine->options.device;
+    if (sequence == NULL)
+        return misfit(plan, "picture for a sequence that does not exist", picture->sequence);
+    if (picture->layout.prompt_rows < 0 ||
+        picture->layout.prompt_rows > sequence->shape.visual_rows - sequence->features_done)
+        return misfit(plan, "picture with more rows than its place has", picture->sequence);
+    size_t side = (size_t)config->vision.image_side;
+    if (picture->layout.tile_count < 1 || picture->pixel_bytes > engine->pixel_bytes_max ||
+        picture->pixel_bytes != (size_t)picture->layout.tile_count * 3 * side * side)
+        return misfit(plan, "picture with a wrong number of pixels", picture->sequence);
+    const uint8_t *pixels = picture->pixels;
+    if (!device->is_host) {
+        AVL_TRY(device->ops->upload(device, engine->pixels, pixels, picture->pixel_bytes));
+        pixels = engine->pixels;
+    }
+    float *features =
+        engine->features +
+        (int64_t)(sequence->feature_row + sequence->features_done) * config->text.hidden_width;
+    AVL_TRY(avl_model_encode(engine->options.model, pixels, &picture->layout, features));
+    sequence->features_done += picture->layout.prompt_rows;
+    return device->ops->synchronize(device);
+}
+
+static avl_status_t encode_all(avl_engine_t *engine, const avl_plan_t *plan) {
+    for (int32_t i = 0; i < plan->picture_count; i++) {
+        int64_t start_ns = avl_clock_now_ns();
+        AVL_TRY(encode(engine, plan, &plan->pictures[i]));
+        engine->encode_ns[i] = avl_clock_now_ns() - start_ns;
+    }
+    return AVL_OK;
+}
+
+/* Checks a run against its sequence and fills in what attention needs to know of it. */
+static avl_status_t make_run(avl_engine_t *engine, const avl_plan_t *plan,
+                             const avl_plan_run_t *planned, int32_t first_row, avl_run_t *run) {
+    avl_sequence_t *sequence = engine->sequences[planned->sequence];
+    if (sequence == NULL)
+        return misfit(plan, "run of a sequence that does not exist", planned->sequence);
+    if (sequence->planned_step == plan->step)
+        return misfit(plan, "two runs of one sequence", planned->sequence);
+    sequence->planned_step = plan->step;
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    bool decode = planned->row_count == 0;
+    int32_t rows = decode ? 1 : planned->row_count;
+    if (first_row > engine->options.limits.batch_rows + engine->options.limits.sequences_max - rows)
+        return misfit(plan, "more rows than a step holds", planned->sequence);
+    if (decode &&
+        (sequence->rows_done < shape->prompt_rows || sequence->rows_done >= shape->rows_max))
+        return misfit(plan, "decode row out of place", planned->sequence);
+    if (decode && planned->token_id >= engine->options.config->model.text.vocab_rows)
+        return misfit(plan, "decode row with an unknown token", planned->sequence);
+    if (!decode && planned->row_count > shape->prompt_rows - sequence->rows_done)
+        return misfit(plan, "more prompt rows than there are", planned->sequence);
+    if (!decode && sequence->features_done < shape->visual_rows)
+        return misfit(plan, "prompt before its pictures are encoded", planned->sequence);
+    *run = (avl_run_t){
+        .sequence = sequence,
+        .decode = decode,
+        .first_row = first_row,
+        .row_count = rows,
+        .first_position = sequence->rows_done,
+    };
+    return AVL_OK;
+}
+
+/* Adds a run's rows to the batch. */
+static void add_rows(avl_engine_t *engine, const avl_plan_run_t *planned, const avl_run_t *run,
+                     avl_forward_batch_t *batch) {
+    const avl_sequence_t *sequence = run->sequence;
+    int64_t hidden = engine->options.config->model.text.hidden_width;
+    int32_t visual = sequence->visual_done;
+    for (int32_t i = 0; i < run->row_count; i++) {
+        int32_t row = run->first_row + i, position = run->first_position + i;
+        engine->positions[row] = position;
+        /* All prompt rows count as one call, however they are cut into chunks: dynamic rope scaling
+         * looks at its length. */
+        engine->sequence_rows[row] = run->decode ? position + 1 : sequence->shape.prompt_rows;
+        engine->token_ids[row] = run->decode ? planned->token_id : sequence->token_ids[position];
+        if (!avl_sequence_is_visual(sequence, position))
+            continue;
+        engine->embed_rows[batch->embed_count] = row;
+        engine->embed_features[batch->embed_count++] =
+            engine->features + (sequence->feature_row + visual++) * hidden;
+    }
+    if (planned->logits)
+        engine->logit_rows[batch->logit_count++] = run->first_row + run->row_count - 1;
+    batch->rows += run->row_count;
+}
+
+static void advance(const avl_run_t *run) {
+    avl_sequence_t *sequence = run->sequence;
+    for (int32_t i = 0; i < run->row_count; i++)
+        sequence->visual_done += avl_sequence_is_visual(sequence, run->first_position + i);
+    sequence->rows_done += run->row_count;
+    sequence->decode_steps += run->decode;
+}
+
+static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
+    if (plan->run_count == 0)
+        return AVL_OK;
+    avl_forward_batch_t batch = {
+        .token_ids = engine->token_ids,
+        .positions = engine->positions,
+        .sequence_rows = engine->sequence_rows,
+        .embed_features = engine->embed_features,
+        .embed_rows = engine->embed_rows,
+        .logit_rows = engine->logit_rows,
+    };
+    for (int32_t i = 0; i < plan->run_count; i++) {
+        AVL_TRY(make_run(engine, plan, &plan->runs[i], batch.rows, &engine->runs[i]));
+        add_rows(engine, &plan->runs[i], &engine->runs[i], &batch);
+    }
+    avl_attend_begin(engine->attend, engine->runs, plan->run_count, batch.rows);
+    avl_attention_hook_t hook = {.context = engine->attend, .attend = avl_attend_layer};
+    AVL_TRY(avl_model_forward(engine->options.model, &batch, &hook, engine->logits));
+    for (int32_t i = 0; i < plan->run_count; i++)
+        advance(&engine->runs[i]);
+    return engine->options.device->ops->synchronize(engine->options.device);
+}
+
+avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *plan,
+                                avl_step_result_t *result_p) {
+    avl_step_result_t result = {.logits = engine->logits, .encode_ns = engine->encode_ns};
+    AVL_TRY(release_all(engine, plan));
+    AVL_TRY(admit_all(engine, plan, &result.admission));
+    if (result.admission == AVL_OK) {
+        AVL_TRY(encode_all(engine, plan));
+        AVL_TRY(run_all(engine, plan));
+    } else {
+        strncpy(result.admission_detail, avl_status_detail(), AVL_STATUS_DETAIL_BYTES - 1);
+    }
+    *result_p = result;
+    return AVL_OK;
+}
+
+const avl_engine_options_t *avl_engine_options(const avl_engine_t *engine) {
+    return &engine->options;
+}
+
+const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine) {
+    return &engine->plan_limits;
+}
+
+const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine) {
+    return &engine->ledger;
+}
+
+int32_t avl_engine_feature_rows(const avl_engine_t *engine) {
+    return engine->feature_rows;
+}
+
+int64_t avl_engine_page_bytes(const avl_engine_t *engine) {
+    return engine->page_bytes_all;
+}
+
+avl_pages_counts_t avl_engine_pages(const avl_engine_t *engine) {
+    return avl_pages_counts(engine->pages);
+}
+
+const avl_sequence_t *avl_engine_sequence(const avl_engine_t *engine, int32_t sequence) {
+    return engine->sequences[sequence];
+}

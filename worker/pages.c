@@ -1,0 +1,127 @@
+#include "worker/pages.h"
+
+#include <stdlib.h>
+
+#include "base/memory.h"
+
+#define NOBODY UINT64_MAX
+
+struct avl_pages {
+    avl_device_t *device;
+    void *keys, *values;
+    int kv_heads, head_width;
+    avl_dtype_t dtype;
+    int32_t *free_pages; /* a stack; the next to take is the last */
+    uint64_t *owners;    /* [total] */
+    int64_t free_count;
+    avl_pages_counts_t counts;
+};
+
+static uint64_t owner_code(avl_page_owner_t owner) {
+    return (uint64_t)(uint32_t)owner.sequence << 32 | (uint64_t)(uint32_t)owner.layer << 1 |
+           (owner.segment == AVL_SEGMENT_VISUAL);
+}
+
+int64_t avl_pages_page_bytes(int kv_heads, int head_width, avl_dtype_t dtype) {
+    return 2 * (int64_t)AVL_PAGE_ROWS * kv_heads * head_width * (int64_t)avl_dtype_bytes(dtype);
+}
+
+avl_status_t avl_pages_create(avl_device_t *device, int kv_heads, int head_width, avl_dtype_t dtype,
+                              int64_t page_count, avl_pages_t **pages_p) {
+    if (page_count < 1 || page_count > INT32_MAX / AVL_PAGE_ROWS)
+        return avl_fail(AVL_ERR_TOO_LARGE, "a pool of %lld pages; allowed: 1 to %d",
+                        (long long)page_count, INT32_MAX / AVL_PAGE_ROWS);
+    avl_pages_t *pages;
+    AVL_TRY(avl_alloc(1, sizeof *pages, "page pool", &pages));
+    pages->device = device;
+    pages->kv_heads = kv_heads;
+    pages->head_width = head_width;
+    pages->dtype = dtype;
+    pages->counts.total = page_count;
+    size_t bytes = (size_t)(page_count * avl_pages_page_bytes(kv_heads, head_width, dtype) / 2);
+    avl_status_t status;
+    AVL_TRY_GOTO(status,
+                 avl_alloc((size_t)page_count, sizeof(int32_t), "free pages", &pages->free_pages),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 avl_alloc((size_t)page_count, sizeof(uint64_t), "page owners", &pages->owners),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 device->ops->allocate(device, bytes, "keys of the page pool", &pages->keys),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 device->ops->allocate(device, bytes, "values of the page pool", &pages->values),
+                 err_destroy);
+    for (int64_t i = 0; i < page_count; i++) {
+        pages->free_pages[i] = (int32_t)(page_count - 1 - i);
+        pages->owners[i] = NOBODY;
+    }
+    pages->free_count = page_count;
+    *pages_p = pages;
+    return AVL_OK;
+err_destroy:
+    avl_pages_destroy(pages);
+    return status;
+}
+
+void avl_pages_destroy(avl_pages_t *pages) {
+    if (pages == NULL)
+        return;
+    if (pages->keys != NULL)
+        pages->device->ops->release(pages->device, pages->keys);
+    if (pages->values != NULL)
+        pages->device->ops->release(pages->device, pages->values);
+    free(pages->free_pages);
+    free(pages->owners);
+    free(pages);
+}
+
+int32_t avl_pages_take(avl_pages_t *pages, avl_page_owner_t owner) {
+    if (pages->free_count == 0)
+        return -1;
+    int32_t page = pages->free_pages[--pages->free_count];
+    AVL_ASSERT(pages->owners[page] == NOBODY);
+    pages->owners[page] = owner_code(owner);
+    pages->counts.taken++;
+    if (pages->counts.taken > pages->counts.taken_most)
+        pages->counts.taken_most = pages->counts.taken;
+    return page;
+}
+
+void avl_pages_give(avl_pages_t *pages, int32_t page, avl_page_owner_t owner) {
+    AVL_ASSERT(page >= 0 && page < pages->counts.total);
+    AVL_ASSERT(pages->owners[page] == owner_code(owner));
+    pages->owners[page] = NOBODY;
+    pages->free_pages[pages->free_count++] = page;
+    pages->counts.taken--;
+}
+
+avl_kv_view_t avl_pages_view(const avl_pages_t *pages) {
+    return (avl_kv_view_t){
+        .keys = pages->keys,
+        .values = pages->values,
+        .row_stride = (int64_t)pages->kv_heads * pages->head_width,
+        .kv_heads = pages->kv_heads,
+        .head_width = pages->head_width,
+        .dtype = pages->dtype,
+    };
+}
+
+void *avl_pages_keys(avl_pages_t *pages) {
+    return pages->keys;
+}
+
+void *avl_pages_values(avl_pages_t *pages) {
+    return pages->values;
+}
+
+avl_pages_counts_t avl_pages_counts(const avl_pages_t *pages) {
+    return pages->counts;
+}
+
+int64_t avl_pages_owned(const avl_pages_t *pages, int32_t sequence) {
+    int64_t owned = 0;
+    for (int64_t i = 0; i < pages->counts.total; i++)
+        owned += pages->owners[i] != NOBODY && pages->owners[i] >> 32 == (uint32_t)sequence;
+    return owned;
+}

@@ -1,0 +1,86 @@
+/* worker/plan.h: what every rank does in one step, and its form on the wire.
+ *
+ * The leader fills a plan, encodes it into one flat buffer, and broadcasts that; the other ranks
+ * decode it. Order of execution: releases, admissions, pictures to encode, then one pass of the
+ * decoder over all runs. Tokens are drawn by the leader alone: a decode run carries its input
+ * token.
+ *
+ * Wire form: native byte order (all ranks run one binary on one architecture), a magic number and a
+ * version first, every part padded to 8 bytes. */
+#ifndef AVL_WORKER_PLAN_H
+#define AVL_WORKER_PLAN_H
+
+#include "worker/request.h"
+
+typedef enum avl_plan_kind {
+    AVL_PLAN_STEP = 1,
+    AVL_PLAN_STOP = 2, /* the group ends in good order */
+} avl_plan_kind_t;
+
+typedef struct avl_plan_admission {
+    uint64_t request_id;
+    int32_t sequence; /* a free index below sequences_max */
+    int32_t prompt_rows;
+    int32_t rows_max;
+    int32_t feature_row; /* where its pictures' features go */
+    avl_attention_params_t attention;
+    const int32_t *token_ids; /* [prompt_rows]; -1: picture */
+} avl_plan_admission_t;
+
+/* Pictures of a sequence are encoded in the order of the prompt. */
+typedef struct avl_plan_picture {
+    int32_t sequence;
+    avl_image_layout_t layout;
+    const uint8_t *pixels;
+    size_t pixel_bytes;
+} avl_plan_picture_t;
+
+typedef struct avl_plan_run {
+    int32_t sequence;
+    int32_t row_count; /* of the prompt; 0: one decode row */
+    int32_t token_id;  /* a decode row's input; -1 for the prompt */
+    int32_t logits;    /* 1: the leader wants the logits of the last row */
+} avl_plan_run_t;
+
+/* Bounds of a plan, the same on every rank. */
+typedef struct avl_plan_limits {
+    int32_t sequences_max; /* of releases, admissions and runs each */
+    int32_t pictures_max;
+    int32_t context_rows;
+    size_t bytes_max;
+} avl_plan_limits_t;
+
+typedef struct avl_plan {
+    avl_plan_kind_t kind;
+    uint64_t step;
+    int32_t release_count, admission_count, picture_count, run_count;
+    int32_t *releases; /* [sequences_max] */
+    avl_plan_admission_t *admissions;
+    avl_plan_picture_t *pictures; /* [pictures_max] */
+    avl_plan_run_t *runs;
+} avl_plan_t;
+
+/* Allocates the arrays. Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_plan_create(const avl_plan_limits_t *limits, avl_plan_t *plan_p);
+/* Also releases a plan that is all zeros. */
+void avl_plan_destroy(avl_plan_t *plan);
+/* Empties it. */
+void avl_plan_begin(avl_plan_t *plan, avl_plan_kind_t kind, uint64_t step);
+bool avl_plan_is_empty(const avl_plan_t *plan);
+
+/* Size on the wire, and what one more part adds. */
+size_t avl_plan_bytes(const avl_plan_t *plan);
+size_t avl_plan_admission_bytes(int32_t prompt_rows);
+size_t avl_plan_picture_bytes(size_t pixel_bytes);
+/* Bytes of a plan that is full but for prompts and pixels. */
+size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t pictures_max);
+
+/* Writes avl_plan_bytes(plan) bytes. */
+void avl_plan_encode(const avl_plan_t *plan, void *buffer);
+/* Reads a plan; its pointers go into `buffer` (aligned to 8). Nothing is trusted: counts, sizes and
+ * ranges are checked against `limits`; that the sequences exist and are in the right state is the
+ * engine's matter. Errors: AVL_ERR_DATA. */
+AVL_MUST_CHECK avl_status_t avl_plan_decode(const void *buffer, size_t bytes,
+                                            const avl_plan_limits_t *limits, avl_plan_t *plan);
+
+#endif

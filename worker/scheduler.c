@@ -1,0 +1,681 @@
+#include "worker/scheduler.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "worker/sampler.h"
+
+typedef struct job {
+    avl_request_t *request;
+    struct job *next; /* in the queue */
+    avl_stage_t stage;
+    int32_t sequence; /* -1: none */
+    bool whole;       /* the prompt is read in one step */
+    avl_sequence_shape_t shape;
+    avl_sequence_price_t price;
+    int64_t pages_reserved;
+    int32_t feature_row;
+    int32_t feature_rows; /* held; 0 once the prompt is read */
+    int32_t images_done;
+    int32_t rows_done;  /* prompt rows */
+    int32_t tokens_max; /* new tokens, the context considered */
+    int32_t tokens_done;
+    int32_t last_token;
+    int64_t first_step_ns, first_token_ns, last_token_ns, encode_ns;
+    /* What the current plan does for it: */
+    bool planned;      /* it has a run */
+    int32_t plan_rows; /* prompt rows of that */
+    bool plan_logits;
+} job_t;
+
+struct avl_scheduler {
+    avl_engine_t *engine;
+    avl_event_sink_t sink;
+    avl_sampler_t *sampler;
+    job_t *queue_first, *queue_last;
+    int32_t queue_count, queue_max;
+    job_t **active; /* [sequences_max] in order of admission */
+    int32_t active_count;
+    job_t **by_sequence; /* [sequences_max] */
+    job_t **ordered;     /* [sequences_max] scratch: by feature_row */
+    int64_t pages_reserved;
+    bool draining;
+    uint64_t step;
+    avl_plan_t plan;
+    size_t plan_bytes;
+    int32_t *releases; /* [sequences_max] for the next plan */
+    int32_t release_count;
+};
+
+avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
+                                  const avl_event_sink_t *sink, avl_scheduler_t **scheduler_p) {
+    const avl_engine_options_t *options = avl_engine_options(engine);
+    size_t sequences = (size_t)options->limits.sequences_max;
+    avl_scheduler_t *scheduler;
+    AVL_TRY(avl_alloc(1, sizeof *scheduler, "scheduler", &scheduler));
+    scheduler->engine = engine;
+    scheduler->sink = *sink;
+    scheduler->queue_max = queue_max;
+    const struct {
+        size_t item_bytes;
+        void *memory_p;
+    } arrays[] = {
+        {sizeof *scheduler->active, &scheduler->active},
+        {sizeof *scheduler->by_sequence, &scheduler->by_sequence},
+        {sizeof *scheduler->ordered, &scheduler->ordered},
+        {sizeof *scheduler->releases, &scheduler->releases},
+    };
+    avl_status_t status;
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        AVL_TRY_GOTO(status,
+                     avl_alloc(sequences, arrays[i].item_bytes, "scheduler", arrays[i].memory_p),
+                     err_destroy);
+    AVL_TRY_GOTO(status, avl_plan_create(avl_engine_plan_limits(engine), &scheduler->plan),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 avl_sampler_create(options->config->model.text.vocab_rows, &scheduler->sampler),
+                 err_destroy);
+    *scheduler_p = scheduler;
+    return AVL_OK;
+err_destroy:
+    avl_scheduler_destroy(scheduler);
+    return status;
+}
+
+static void destroy_job(job_t *job) {
+    avl_request_destroy(job->request);
+    free(job);
+}
+
+void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
+    if (scheduler == NULL)
+        return;
+    for (int32_t i = 0; i < scheduler->active_count; i++)
+        destroy_job(scheduler->active[i]);
+    while (scheduler->queue_first != NULL) {
+        job_t *job = scheduler->queue_first;
+        scheduler->queue_first = job->next;
+        destroy_job(job);
+    }
+    avl_sampler_destroy(scheduler->sampler);
+    avl_plan_destroy(&scheduler->plan);
+    free(scheduler->active);
+    free(scheduler->by_sequence);
+    free(scheduler->ordered);
+    free(scheduler->releases);
+    free(scheduler);
+}
+
+/* ---- the end of a request ---- */
+
+/* Reads from the engine what attention did; zeros when the request never ran. */
+static avl_attention_report_t report_of(const avl_scheduler_t *scheduler, const job_t *job) {
+    avl_attention_report_t report = {.visual_rows_seen = job->shape.visual_rows,
+                                     .visual_rows_stored = job->shape.store_rows};
+    const avl_sequence_t *sequence =
+        job->sequence >= 0 ? avl_engine_sequence(scheduler->engine, job->sequence) : NULL;
+    if (sequence == NULL)
+        return report;
+    int64_t layers = sequence->layer_count;
+    report.decode_steps = sequence->decode_steps;
+    report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
+    report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(scheduler->engine);
+    return report;
+}
+
+static avl_request_timings_t timings_of(const job_t *job) {
+    avl_request_timings_t timings = {.encode_ns = job->encode_ns};
+    if (job->first_step_ns == 0)
+        return timings;
+    timings.queue_ns = job->first_step_ns - job->request->arrival_ns;
+    if (job->first_token_ns == 0)
+        return timings;
+    timings.prefill_ns = job->first_token_ns - job->first_step_ns - job->encode_ns;
+    timings.decode_ns = job->last_token_ns - job->first_token_ns;
+    return timings;
+}
+
+static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_finish_reason_t reason,
+                          avl_status_t status, const char *detail) {
+    avl_event_t event = {
+        .kind = AVL_EVENT_FINISHED,
+        .request_id = job->request->id,
+        .stage = job->stage,
+        .finish_reason = reason,
+        .status = status,
+        .completion_tokens = job->tokens_done,
+        .attention = report_of(scheduler, job),
+        .timings = timings_of(job),
+    };
+    strncpy(event.detail, detail, sizeof event.detail - 1);
+    scheduler->sink.take(scheduler->sink.context, &event);
+}
+
+static void leave_active(avl_scheduler_t *scheduler, job_t *job) {
+    int32_t place = 0;
+    while (scheduler->active[place] != job)
+        place++;
+    scheduler->active_count--;
+    memmove(&scheduler->active[place], &scheduler->active[place + 1],
+            (size_t)(scheduler->active_count - place) * sizeof *scheduler->active);
+    scheduler->by_sequence[job->sequence] = NULL;
+    scheduler->pages_reserved -= job->pages_reserved;
+}
+
+/* Ends an active request: the final event goes out, the sequence goes with the next plan. */
+static void finish(avl_scheduler_t *scheduler, job_t *job, avl_finish_reason_t reason,
+                   avl_status_t status, const char *detail) {
+    send_finished(scheduler, job, reason, status, detail);
+    leave_active(scheduler, job);
+    scheduler->releases[scheduler->release_count++] = job->sequence;
+    destroy_job(job);
+}
+
+static void finish_queued(avl_scheduler_t *scheduler, job_t *job, job_t *previous,
+                          avl_finish_reason_t reason, avl_status_t status, const char *detail) {
+    if (previous != NULL)
+        previous->next = job->next;
+    else
+        scheduler->queue_first = job->next;
+    if (scheduler->queue_last == job)
+        scheduler->queue_last = previous;
+    scheduler->queue_count--;
+    send_finished(scheduler, job, reason, status, detail);
+    destroy_job(job);
+}
+
+static void send_progress(avl_scheduler_t *scheduler, const job_t *job, avl_stage_t stage,
+                          int32_t done, int32_t total) {
+    avl_event_t event = {
+        .kind = AVL_EVENT_PROGRESS,
+        .request_id = job->request->id,
+        .stage = stage,
+        .done = done,
+        .total = total,
+    };
+    scheduler->sink.take(scheduler->sink.context, &event);
+}
+
+/* ---- submit ---- */
+
+static avl_status_t check_ids(const avl_request_t *request, int32_t vocab_rows) {
+    int32_t image = 0, left = 0;
+    for (int32_t i = 0; i < request->row_count; i++) {
+        if (left == 0 && image < request->image_count && request->images[image].first_row == i)
+            left = request->images[image++].layout.prompt_rows;
+        int32_t id = request->token_ids[i];
+        if (left > 0 && id != -1)
+            return avl_fail(AVL_ERR_INVALID,
+                            "row %d of the prompt belongs to picture %d and holds token %d", i,
+                            image - 1, id);
+        if (left == 0 && (id < 0 || id >= vocab_rows))
+            return avl_fail(AVL_ERR_INVALID,
+                            "row %d of the prompt holds token %d; allowed: 0 to %d", i, id,
+                            vocab_rows - 1);
+        left -= left > 0;
+    }
+    if (image < request->image_count || left > 0)
+        return avl_fail(AVL_ERR_INVALID,
+                        "the prompt has %d rows, and picture %d of %d does not lie within them "
+                        "after the one before it",
+                        request->row_count, left > 0 ? image - 1 : image, request->image_count);
+    return AVL_OK;
+}
+
+static avl_status_t check_images(const avl_request_t *request, const avl_config_t *config) {
+    size_t side = (size_t)config->model.vision.image_side;
+    for (int32_t i = 0; i < request->image_count; i++) {
+        const avl_request_image_t *image = &request->images[i];
+        avl_image_layout_t layout;
+        AVL_TRY(avl_image_layout(config, image->layout.image_width, image->layout.image_height,
+                                 &layout));
+        if (memcmp(&layout, &image->layout, sizeof layout) != 0)
+            return avl_fail(AVL_ERR_INVALID,
+                            "picture %d of %dx%d pixels comes as %d tiles and %d rows; this model "
+                            "makes %d tiles and %d rows of it",
+                            i, layout.image_width, layout.image_height, image->layout.tile_count,
+                            image->layout.prompt_rows, layout.tile_count, layout.prompt_rows);
+        size_t bytes = (size_t)layout.tile_count * 3 * side * side;
+        if (image->pixel_bytes != bytes)
+            return avl_fail(AVL_ERR_INVALID,
+                            "picture %d has %zu bytes of pixels; %d tiles need %zu", i,
+                            image->pixel_bytes, layout.tile_count, bytes);
+    }
+    return AVL_OK;
+}
+
+static avl_status_t check_request(const avl_scheduler_t *scheduler, const avl_request_t *request) {
+    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
+    const avl_config_t *config = options->config;
+    int32_t vocab_rows = config->model.text.vocab_rows, context = options->limits.context_rows;
+    AVL_TRY(avl_attention_params_check(&request->attention));
+    AVL_TRY(avl_sampling_params_check(&request->sampling));
+    if (request->max_tokens < 1)
+        return avl_fail(AVL_ERR_INVALID, "max_tokens is %d; allowed: at least 1",
+                        request->max_tokens);
+    if (request->row_count < 1)
+        return avl_fail(AVL_ERR_INVALID, "the prompt is empty");
+    if (request->row_count >= context)
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "the prompt has %d rows; the context of %d leaves room for %d at most",
+                        request->row_count, context, context - 1);
+    if (request->replay_count < 0 || request->replay_count > request->max_tokens)
+        return avl_fail(AVL_ERR_INVALID, "%d tokens to replay, and max_tokens is %d",
+                        request->replay_count, request->max_tokens);
+    for (int32_t i = 0; i < request->replay_count; i++) {
+        if (request->replay_ids[i] < 0 || request->replay_ids[i] >= vocab_rows)
+            return avl_fail(AVL_ERR_INVALID, "token %d to replay is %d; allowed: 0 to %d", i,
+                            request->replay_ids[i], vocab_rows - 1);
+    }
+    AVL_TRY(check_images(request, config));
+    return check_ids(request, vocab_rows);
+}
+
+static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const job_t *job) {
+    int64_t pages = avl_engine_pages(scheduler->engine).total;
+    int64_t needed = job->price.prefill_pages > job->price.decode_pages ? job->price.prefill_pages
+                                                                        : job->price.decode_pages;
+    if (needed > pages)
+        return avl_fail(AVL_ERR_EXHAUSTED,
+                        "the request needs up to %lld pages of %d rows (prompt of %d rows, %d of "
+                        "them visual, %d new tokens); the pool has %lld",
+                        (long long)needed, AVL_PAGE_ROWS, job->shape.prompt_rows,
+                        job->shape.visual_rows, job->tokens_max, (long long)pages);
+    if (scheduler->draining)
+        return avl_fail(AVL_ERR_UNAVAILABLE, "the worker is draining");
+    if (scheduler->queue_count >= scheduler->queue_max)
+        return avl_fail(AVL_ERR_EXHAUSTED, "the worker's queue of %d requests is full",
+                        scheduler->queue_max);
+    if (avl_clock_now_ns() >= job->request->deadline_ns)
+        return avl_fail(AVL_ERR_DEADLINE, "the deadline had passed before the request was queued");
+    return AVL_OK;
+}
+
+static void fill_job(const avl_scheduler_t *scheduler, job_t *job) {
+    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
+    const avl_request_t *request = job->request;
+    int32_t room = options->limits.context_rows - request->row_count;
+    job->tokens_max = request->max_tokens < room ? request->max_tokens : room;
+    /* The last token drawn is never an input, so it needs no row. */
+    job->shape = avl_sequence_shape(request->token_ids, request->row_count,
+                                    request->row_count + job->tokens_max - 1, &request->attention);
+    job->whole = request->row_count <= options->limits.batch_rows;
+    job->price =
+        avl_sequence_price(&job->shape, options->config->model.text.layer_count, job->whole);
+}
+
+void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request) {
+    job_t *job = NULL;
+    job_t refused = {.request = request, .sequence = -1};
+    avl_status_t status = check_request(scheduler, request);
+    if (status == AVL_OK)
+        status = avl_alloc(1, sizeof *job, "request", &job);
+    if (status == AVL_OK) {
+        job->request = request;
+        job->sequence = -1;
+        fill_job(scheduler, job);
+        refused = *job;
+        status = check_capacity(scheduler, job);
+    }
+    if (status != AVL_OK) {
+        send_finished(scheduler, &refused, AVL_FINISH_ERROR, status, avl_status_detail());
+        avl_request_destroy(request);
+        free(job);
+        return;
+    }
+    if (request->replay_count >= job->tokens_max) {
+        /* Everything was already sent when the group was lost; only the end was not. */
+        refused.tokens_done = request->replay_count;
+        send_finished(scheduler, &refused, AVL_FINISH_LENGTH, AVL_OK, "");
+        destroy_job(job);
+        return;
+    }
+    if (scheduler->queue_last != NULL)
+        scheduler->queue_last->next = job;
+    else
+        scheduler->queue_first = job;
+    scheduler->queue_last = job;
+    scheduler->queue_count++;
+}
+
+void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id) {
+    for (int32_t i = 0; i < scheduler->active_count; i++) {
+        if (scheduler->active[i]->request->id == request_id) {
+            finish(scheduler, scheduler->active[i], AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
+                   "cancelled");
+            return;
+        }
+    }
+    job_t *previous = NULL;
+    for (job_t *job = scheduler->queue_first; job != NULL; previous = job, job = job->next) {
+        if (job->request->id == request_id) {
+            finish_queued(scheduler, job, previous, AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
+                          "cancelled while queued");
+            return;
+        }
+    }
+}
+
+void avl_scheduler_drain(avl_scheduler_t *scheduler) {
+    scheduler->draining = true;
+}
+
+bool avl_scheduler_is_idle(const avl_scheduler_t *scheduler) {
+    return scheduler->queue_count == 0 && scheduler->active_count == 0 &&
+           scheduler->release_count == 0;
+}
+
+/* ---- plan ---- */
+
+static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
+    for (int32_t i = scheduler->active_count; i-- > 0;) {
+        if (now_ns >= scheduler->active[i]->request->deadline_ns)
+            finish(scheduler, scheduler->active[i], AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
+                   "the deadline passed while the request was running");
+    }
+    job_t *previous = NULL;
+    for (job_t *job = scheduler->queue_first; job != NULL;) {
+        job_t *next = job->next;
+        if (now_ns >= job->request->deadline_ns)
+            finish_queued(scheduler, job, previous, AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
+                          "the deadline passed while the request was queued");
+        else
+            previous = job;
+        job = next;
+    }
+}
+
+/* The first row of `rows` free feature rows in a line, or -1. */
+static int32_t find_features(avl_scheduler_t *scheduler, int32_t rows) {
+    job_t **ordered = scheduler->ordered;
+    int32_t count = 0;
+    for (int32_t i = 0; i < scheduler->active_count; i++) {
+        job_t *job = scheduler->active[i];
+        if (job->feature_rows == 0)
+            continue;
+        int32_t place = count++;
+        for (; place > 0 && ordered[place - 1]->feature_row > job->feature_row; place--)
+            ordered[place] = ordered[place - 1];
+        ordered[place] = job;
+    }
+    int32_t first = 0;
+    for (int32_t i = 0; i < count; i++) {
+        if (ordered[i]->feature_row - first >= rows)
+            return first;
+        first = ordered[i]->feature_row + ordered[i]->feature_rows;
+    }
+    return avl_engine_feature_rows(scheduler->engine) - first >= rows ? first : -1;
+}
+
+static int32_t free_sequence(const avl_scheduler_t *scheduler) {
+    int32_t sequences_max = avl_engine_options(scheduler->engine)->limits.sequences_max;
+    for (int32_t i = 0; i < sequences_max; i++) {
+        if (scheduler->by_sequence[i] == NULL)
+            return i;
+    }
+    return -1;
+}
+
+/* Admits the head of the queue when everything it needs is free. */
+static job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
+    job_t *job = scheduler->queue_first;
+    if (job == NULL)
+        return NULL;
+    int32_t sequence = free_sequence(scheduler);
+    int32_t feature_row = find_features(scheduler, job->shape.visual_rows);
+    size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows);
+    int64_t pages = avl_engine_pages(scheduler->engine).total;
+    if (sequence < 0 || feature_row < 0 ||
+        scheduler->pages_reserved + job->price.prefill_pages > pages ||
+        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max)
+        return NULL;
+    scheduler->queue_first = job->next;
+    if (job->next == NULL)
+        scheduler->queue_last = NULL;
+    job->next = NULL;
+    scheduler->queue_count--;
+    job->sequence = sequence;
+    job->stage = AVL_STAGE_ENCODE;
+    job->feature_row = feature_row;
+    job->feature_rows = job->shape.visual_rows;
+    job->pages_reserved = job->price.prefill_pages;
+    job->first_step_ns = now_ns;
+    scheduler->pages_reserved += job->pages_reserved;
+    scheduler->active[scheduler->active_count++] = job;
+    scheduler->by_sequence[sequence] = job;
+    scheduler->plan_bytes += bytes;
+    scheduler->plan.admissions[scheduler->plan.admission_count++] = (avl_plan_admission_t){
+        .request_id = job->request->id,
+        .sequence = sequence,
+        .prompt_rows = job->shape.prompt_rows,
+        .rows_max = job->shape.rows_max,
+        .feature_row = feature_row,
+        .attention = job->request->attention,
+        .token_ids = job->request->token_ids,
+    };
+    return job;
+}
+
+/* Adds the job's next pictures while they fit. Returns whether all are encoded when this step's
+ * are. */
+static bool plan_pictures(avl_scheduler_t *scheduler, job_t *job) {
+    avl_plan_t *plan = &scheduler->plan;
+    const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
+    int32_t next = job->images_done;
+    for (; next < job->request->image_count; next++) {
+        const avl_request_image_t *image = &job->request->images[next];
+        size_t bytes = avl_plan_picture_bytes(image->pixel_bytes);
+        if (plan->picture_count == limits->pictures_max ||
+            scheduler->plan_bytes + bytes > limits->bytes_max)
+            return false;
+        plan->pictures[plan->picture_count++] = (avl_plan_picture_t){
+            .sequence = job->sequence,
+            .layout = image->layout,
+            .pixels = image->pixels,
+            .pixel_bytes = image->pixel_bytes,
+        };
+        scheduler->plan_bytes += bytes;
+    }
+    return true;
+}
+
+static void add_run(avl_scheduler_t *scheduler, job_t *job, int32_t prompt_rows, int32_t token_id) {
+    avl_plan_t *plan = &scheduler->plan;
+    bool ends = job->rows_done + prompt_rows == job->shape.prompt_rows;
+    job->planned = true;
+    job->plan_rows = prompt_rows;
+    /* The token after this run is known already while there are tokens to replay. */
+    job->plan_logits = ends && job->tokens_done >= job->request->replay_count;
+    plan->runs[plan->run_count++] = (avl_plan_run_t){
+        .sequence = job->sequence,
+        .row_count = prompt_rows,
+        .token_id = token_id,
+        .logits = job->plan_logits,
+    };
+}
+
+static void plan_decodes(avl_scheduler_t *scheduler) {
+    for (int32_t i = 0; i < scheduler->active_count; i++) {
+        job_t *job = scheduler->active[i];
+        if (job->stage == AVL_STAGE_DECODE)
+            add_run(scheduler, job, 0, job->last_token);
+    }
+}
+
+/* Plans the job's pictures and prompt rows. Returns false when the step has no room for younger
+ * requests. */
+static bool plan_prompt(avl_scheduler_t *scheduler, job_t *job, int32_t *rows_left_p) {
+    int32_t rows = job->shape.prompt_rows - job->rows_done;
+    if (!plan_pictures(scheduler, job))
+        return false;
+    if (rows > *rows_left_p) {
+        if (job->whole || *rows_left_p == 0)
+            return false;
+        rows = *rows_left_p;
+    }
+    add_run(scheduler, job, rows, -1);
+    *rows_left_p -= rows;
+    return *rows_left_p > 0;
+}
+
+static void plan_prefill(avl_scheduler_t *scheduler, int64_t now_ns) {
+    int32_t rows_left = avl_engine_options(scheduler->engine)->limits.batch_rows;
+    bool room = true;
+    for (int32_t i = 0; i < scheduler->active_count && room; i++) {
+        if (scheduler->active[i]->stage != AVL_STAGE_DECODE)
+            room = plan_prompt(scheduler, scheduler->active[i], &rows_left);
+    }
+    while (room) {
+        job_t *job = admit_next(scheduler, now_ns);
+        room = job != NULL && plan_prompt(scheduler, job, &rows_left);
+    }
+}
+
+const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
+    avl_plan_t *plan = &scheduler->plan;
+    int64_t now_ns = avl_clock_now_ns();
+    const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
+    end_late_requests(scheduler, now_ns);
+    avl_plan_begin(plan, AVL_PLAN_STEP, scheduler->step + 1);
+    plan->release_count = scheduler->release_count;
+    if (scheduler->release_count > 0)
+        memcpy(plan->releases, scheduler->releases,
+               (size_t)scheduler->release_count * sizeof *plan->releases);
+    scheduler->release_count = 0;
+    /* What the counts alone may add is set aside, so that only prompts and pixels are measured
+     * below. */
+    scheduler->plan_bytes = avl_plan_frame_bytes(limits->sequences_max, limits->pictures_max);
+    for (int32_t i = 0; i < scheduler->active_count; i++)
+        scheduler->active[i]->planned = false;
+    plan_decodes(scheduler);
+    plan_prefill(scheduler, now_ns);
+    if (!avl_plan_is_empty(plan))
+        scheduler->step++;
+    AVL_ASSERT(avl_plan_bytes(plan) <= limits->bytes_max);
+    return plan;
+}
+
+/* ---- complete ---- */
+
+static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
+    for (int32_t i = 0; i < scheduler->plan.admission_count; i++) {
+        job_t *job = scheduler->by_sequence[scheduler->plan.admissions[i].sequence];
+        send_finished(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_EXHAUSTED,
+                      result->admission_detail);
+        leave_active(scheduler, job);
+        destroy_job(job);
+    }
+}
+
+static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
+    for (int32_t i = 0; i < scheduler->plan.picture_count; i++) {
+        job_t *job = scheduler->by_sequence[scheduler->plan.pictures[i].sequence];
+        job->encode_ns += result->encode_ns[i];
+        job->images_done++;
+        bool last = i + 1 == scheduler->plan.picture_count ||
+                    scheduler->plan.pictures[i + 1].sequence != job->sequence;
+        if (last)
+            send_progress(scheduler, job, AVL_STAGE_ENCODE, job->images_done,
+                          job->request->image_count);
+    }
+}
+
+static bool ends_sequence(const avl_scheduler_t *scheduler, const job_t *job, int32_t token_id) {
+    const avl_generation_config_t *generation =
+        &avl_engine_options(scheduler->engine)->config->generation;
+    if (job->request->ignore_eos)
+        return false;
+    for (int i = 0; i < generation->eos_count; i++) {
+        if (generation->eos_ids[i] == token_id)
+            return true;
+    }
+    return false;
+}
+
+/* Takes the job's next token, from the replay or from the logits. */
+static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logits,
+                       int64_t now_ns) {
+    const avl_request_t *request = job->request;
+    bool replayed = logits == NULL;
+    int32_t token_id = replayed ? request->replay_ids[job->tokens_done] : -1;
+    if (!replayed) {
+        avl_status_t status = avl_sampler_draw(scheduler->sampler, logits, &request->sampling,
+                                               (uint64_t)job->tokens_done, &token_id);
+        if (status != AVL_OK) {
+            avl_log_error("request %llu: %s", (unsigned long long)request->id, avl_status_detail());
+            finish(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
+            return;
+        }
+    }
+    if (job->first_token_ns == 0)
+        job->first_token_ns = now_ns;
+    job->last_token_ns = now_ns;
+    if (!replayed && ends_sequence(scheduler, job, token_id)) {
+        finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
+        return;
+    }
+    job->tokens_done++;
+    job->last_token = token_id;
+    if (!replayed) {
+        avl_event_t event = {
+            .kind = AVL_EVENT_TOKEN,
+            .request_id = request->id,
+            .stage = AVL_STAGE_DECODE,
+            .token_id = token_id,
+        };
+        scheduler->sink.take(scheduler->sink.context, &event);
+    }
+    if (job->tokens_done >= job->tokens_max)
+        finish(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
+}
+
+/* The prompt is in the cache: what only reading it needed is free again. */
+static void begin_decoding(avl_scheduler_t *scheduler, job_t *job) {
+    job->stage = AVL_STAGE_DECODE;
+    job->feature_rows = 0;
+    scheduler->pages_reserved -= job->pages_reserved - job->price.decode_pages;
+    job->pages_reserved = job->price.decode_pages;
+}
+
+static void complete_run(avl_scheduler_t *scheduler, job_t *job, const float *logits,
+                         int64_t now_ns) {
+    if (job->stage != AVL_STAGE_DECODE) {
+        job->stage = AVL_STAGE_PREFILL;
+        job->rows_done += job->plan_rows;
+        send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done, job->shape.prompt_rows);
+        if (job->rows_done < job->shape.prompt_rows)
+            return;
+        begin_decoding(scheduler, job);
+    }
+    take_token(scheduler, job, logits, now_ns);
+}
+
+void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
+    if (result->admission != AVL_OK) {
+        undo_admissions(scheduler, result);
+        return;
+    }
+    const avl_plan_t *plan = &scheduler->plan;
+    int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
+    const float *logits = result->logits;
+    int64_t now_ns = avl_clock_now_ns();
+    complete_pictures(scheduler, result);
+    for (int32_t i = 0; i < plan->run_count; i++) {
+        bool wanted = plan->runs[i].logits;
+        complete_run(scheduler, scheduler->by_sequence[plan->runs[i].sequence],
+                     wanted ? logits : NULL, now_ns);
+        logits += wanted ? vocab_rows : 0;
+    }
+}
+
+avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler) {
+    return (avl_scheduler_counts_t){
+        .queued = scheduler->queue_count,
+        .active = scheduler->active_count,
+        .pages_reserved = scheduler->pages_reserved,
+        .steps = (int64_t)scheduler->step,
+    };
+}

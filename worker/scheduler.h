@@ -1,0 +1,66 @@
+/* worker/scheduler.h: the leader's queue and step plans: which request gets what in the next step.
+ *
+ *   state      holds                          next
+ *   queued     a place in the queue           admitted in order of arrival, when everything it may
+ * ever need fits (submit, admit) encoding   sequence, pages, features      pictures go first, a few
+ * a step (plan_pictures) prefill    the same                       prompt rows, up to batch_rows a
+ * step over all requests (plan_prefill) decoding   sequence, pages                one row a step
+ * (plan_decodes) finished   nothing                        the final event went out (finish)
+ *
+ * Continuous batching: a step holds one row of every decoding sequence and prompt rows of the
+ * oldest others. A prompt that fits into one step is read in one, so that its full-size visual
+ * cache exists for one layer at a time, and it is priced so; a longer one is read in chunks and
+ * holds full pages of all layers until its last row. Pages are reserved at the price of the worst
+ * case: a request that was admitted never lacks one.
+ *
+ * The scheduler never blocks. Threads: one. */
+#ifndef AVL_WORKER_SCHEDULER_H
+#define AVL_WORKER_SCHEDULER_H
+
+#include "worker/engine.h"
+
+typedef struct avl_scheduler avl_scheduler_t;
+
+/* Takes events. They come out of submit, cancel, plan and complete. */
+typedef struct avl_event_sink {
+    void *context;
+    void (*take)(void *context, const avl_event_t *event);
+} avl_event_sink_t;
+
+/* `queue_max`: requests that wait at most. Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
+                                                 const avl_event_sink_t *sink,
+                                                 avl_scheduler_t **scheduler_p);
+/* Drops what is left without events. */
+void avl_scheduler_destroy(avl_scheduler_t *scheduler);
+
+/* Takes the request over. One that can never run is finished at once, with AVL_FINISH_ERROR:
+ *   AVL_ERR_INVALID      parameters, token ids, pictures that do not fit their rows
+ *   AVL_ERR_TOO_LARGE    a prompt that leaves the context no row for an answer
+ *   AVL_ERR_EXHAUSTED    more pages than the pool has; a full queue
+ *   AVL_ERR_UNAVAILABLE  draining
+ *   AVL_ERR_DEADLINE     already passed */
+void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request);
+/* Finishes the request with AVL_FINISH_CANCELLED; an unknown id is no error (it may have finished
+ * meanwhile). */
+void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id);
+/* Refuses new requests from now on. */
+void avl_scheduler_drain(avl_scheduler_t *scheduler);
+/* Nothing queued, in flight, or to be released. */
+bool avl_scheduler_is_idle(const avl_scheduler_t *scheduler);
+
+/* Forms the next step, after ending what has passed its deadline. The plan points into requests and
+ * stays valid until complete. An empty plan: nothing to do now. */
+const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler);
+/* Takes the results of that plan: draws tokens, sends events, finishes requests. */
+void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result);
+
+/* For reports and tests. */
+typedef struct avl_scheduler_counts {
+    int32_t queued, active;
+    int64_t pages_reserved;
+    int64_t steps;
+} avl_scheduler_counts_t;
+avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler);
+
+#endif

@@ -1,0 +1,215 @@
+#include "worker/sequence.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+static int32_t pages_of(int32_t rows) {
+    return (rows + AVL_PAGE_ROWS - 1) / AVL_PAGE_ROWS;
+}
+
+static int32_t text_capacity(const avl_sequence_shape_t *shape) {
+    return shape->rows_max - shape->visual_rows;
+}
+
+avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
+                                        int32_t rows_max, const avl_attention_params_t *attention) {
+    avl_sequence_shape_t shape = {.rows_max = rows_max, .prompt_rows = prompt_rows};
+    int32_t first_visual = -1;
+    for (int32_t i = 0; i < prompt_rows; i++) {
+        if (token_ids[i] >= 0)
+            continue;
+        if (first_visual < 0)
+            first_visual = i;
+        shape.visual_rows++;
+    }
+    shape.text_rows = prompt_rows - shape.visual_rows;
+    shape.system_rows = first_visual < 0 ? 0 : first_visual;
+    shape.store_rows = avl_ratio_rows(attention->visual_store_ratio, shape.visual_rows);
+    shape.core_rows = avl_ratio_rows(attention->visual_compute_ratio, shape.visual_rows);
+    shape.update_interval = attention->visual_update_interval;
+    shape.selects = shape.core_rows < shape.visual_rows;
+    return shape;
+}
+
+avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
+                                        bool whole) {
+    int64_t text = pages_of(text_capacity(shape));
+    int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->store_rows);
+    avl_sequence_price_t price = {.decode_pages = layer_count * (text + kept)};
+    price.prefill_pages = whole ? price.decode_pages + (full - kept) : layer_count * (text + full);
+    return price;
+}
+
+/* Per layer: the four lists, places and positions of the store, two page tables. */
+static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
+    return (size_t)text_capacity(shape) + (size_t)shape->visual_rows + (size_t)shape->prompt_rows +
+           (size_t)shape->core_rows;
+}
+
+static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
+    return (size_t)shape->core_rows + (size_t)shape->store_rows +
+           (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
+}
+
+int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
+    /* At worst every row is visual and stored: four lists and two arrays of rows_max, and the page
+     * tables. */
+    int64_t rows = 5 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
+    return (rows * layer_count + 3 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
+}
+
+static void carve(avl_sequence_t *sequence) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    int32_t *host = sequence->block;
+    int32_t *device = sequence->device_block != NULL ? sequence->device_block : host;
+    for (int32_t i = 0; i < sequence->layer_count; i++) {
+        avl_sequence_layer_t *layer = &sequence->layers[i];
+        avl_row_list_t *lists[] = {&layer->text.slots, &layer->visual.slots, &layer->order,
+                                   &layer->core};
+        const int32_t capacities[] = {text_capacity(shape), shape->visual_rows, shape->prompt_rows,
+                                      shape->core_rows};
+        for (int j = 0; j < 4; j++) {
+            lists[j]->host = host;
+            lists[j]->device = device;
+            host += capacities[j];
+            device += capacities[j];
+        }
+    }
+    for (int32_t i = 0; i < sequence->layer_count; i++) {
+        avl_sequence_layer_t *layer = &sequence->layers[i];
+        layer->text.segment = AVL_SEGMENT_TEXT;
+        layer->visual.segment = AVL_SEGMENT_VISUAL;
+        layer->core_indices = host;
+        layer->store_positions = layer->core_indices + shape->core_rows;
+        layer->text.pages = layer->store_positions + shape->store_rows;
+        layer->visual.pages = layer->text.pages + pages_of(text_capacity(shape));
+        host = layer->visual.pages + pages_of(shape->visual_rows);
+    }
+    sequence->token_ids = host;
+    sequence->text_positions = sequence->token_ids + shape->prompt_rows;
+    sequence->visual_positions = sequence->text_positions + text_capacity(shape);
+}
+
+static void fill_positions(avl_sequence_t *sequence) {
+    int32_t text = 0, visual = 0;
+    for (int32_t i = 0; i < sequence->shape.rows_max; i++) {
+        if (avl_sequence_is_visual(sequence, i))
+            sequence->visual_positions[visual++] = i;
+        else
+            sequence->text_positions[text++] = i;
+    }
+}
+
+avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
+                                 const avl_sequence_shape_t *shape, int layer_count,
+                                 const int32_t *token_ids, avl_sequence_t **sequence_p) {
+    avl_sequence_t *sequence;
+    AVL_TRY(avl_alloc(1, sizeof *sequence, "sequence", &sequence));
+    sequence->index = index;
+    sequence->shape = *shape;
+    sequence->layer_count = layer_count;
+    sequence->device = device;
+    size_t lists = (size_t)layer_count * layer_list_entries(shape);
+    size_t entries = lists + (size_t)layer_count * layer_host_entries(shape) +
+                     (size_t)shape->prompt_rows + (size_t)shape->rows_max;
+    avl_status_t status;
+    AVL_TRY_GOTO(status,
+                 avl_alloc((size_t)layer_count, sizeof *sequence->layers, "layers of a sequence",
+                           &sequence->layers),
+                 err_destroy);
+    AVL_TRY_GOTO(
+        status,
+        avl_alloc_aligned(entries, sizeof(int32_t), "row lists of a sequence", &sequence->block),
+        err_destroy);
+    if (!device->is_host) {
+        void *memory;
+        AVL_TRY_GOTO(status,
+                     device->ops->allocate(device, lists * sizeof(int32_t),
+                                           "row lists of a sequence", &memory),
+                     err_destroy);
+        sequence->device_block = memory;
+    }
+    carve(sequence);
+    memcpy(sequence->token_ids, token_ids, (size_t)shape->prompt_rows * sizeof *token_ids);
+    fill_positions(sequence);
+    *sequence_p = sequence;
+    return AVL_OK;
+err_destroy:
+    free(sequence->block);
+    free(sequence->layers);
+    free(sequence);
+    return status;
+}
+
+static avl_page_owner_t owner_of(const avl_sequence_t *sequence, int layer,
+                                 avl_page_segment_t segment) {
+    return (avl_page_owner_t){.sequence = sequence->index, .layer = layer, .segment = segment};
+}
+
+static void give_pages(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
+                       avl_segment_rows_t *rows, int32_t keep) {
+    /* The last first, so that a later sequence gets pages in ascending order again. */
+    while (rows->page_count > keep)
+        avl_pages_give(pages, rows->pages[--rows->page_count],
+                       owner_of(sequence, layer, rows->segment));
+}
+
+void avl_sequence_destroy(avl_sequence_t *sequence, avl_pages_t *pages) {
+    if (sequence == NULL)
+        return;
+    for (int32_t i = sequence->layer_count - 1; i >= 0; i--) {
+        give_pages(sequence, pages, i, &sequence->layers[i].visual, 0);
+        give_pages(sequence, pages, i, &sequence->layers[i].text, 0);
+    }
+    if (sequence->device_block != NULL)
+        sequence->device->ops->release(sequence->device, sequence->device_block);
+    free(sequence->block);
+    free(sequence->layers);
+    free(sequence);
+}
+
+bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position) {
+    return position < sequence->shape.prompt_rows && sequence->token_ids[position] < 0;
+}
+
+int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                            int32_t position) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    bool visual = avl_sequence_is_visual(sequence, position);
+    avl_segment_rows_t *rows = visual ? &layer->visual : &layer->text;
+    AVL_ASSERT(position < sequence->shape.rows_max);
+    AVL_ASSERT(rows->slots.count <
+               (visual ? sequence->shape.visual_rows : text_capacity(&sequence->shape)));
+    int32_t place = rows->slots.count % AVL_PAGE_ROWS;
+    if (place == 0) {
+        int32_t page = avl_pages_take(pages, owner_of(sequence, layer_index, rows->segment));
+        if (page < 0)
+            return -1;
+        rows->pages[rows->page_count++] = page;
+    }
+    int32_t slot = rows->pages[rows->page_count - 1] * AVL_PAGE_ROWS + place;
+    rows->slots.host[rows->slots.count++] = slot;
+    if (position < sequence->shape.prompt_rows)
+        layer->order.host[layer->order.count++] = slot;
+    return slot;
+}
+
+void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                             int32_t count) {
+    avl_segment_rows_t *visual = &sequence->layers[layer_index].visual;
+    AVL_ASSERT(count <= visual->slots.count);
+    int32_t before = visual->page_count;
+    visual->slots.count = count;
+    give_pages(sequence, pages, layer_index, visual, pages_of(count));
+    sequence->returned_pages += before - visual->page_count;
+}
+
+avl_status_t avl_sequence_publish(const avl_sequence_t *sequence, const avl_row_list_t *list,
+                                  int32_t first) {
+    if (sequence->device->is_host || first >= list->count)
+        return AVL_OK;
+    return sequence->device->ops->upload(sequence->device, list->device + first, list->host + first,
+                                         (size_t)(list->count - first) * sizeof(int32_t));
+}

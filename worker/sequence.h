@@ -1,0 +1,114 @@
+/* worker/sequence.h: one request's cached rows on one rank.
+ *
+ * A row is a token's key and value in one layer. Rows are of two segments, each with pages of its
+ * own: text (what stands before the first picture, called system, and every other token, generated
+ * ones included) and visual. Positions are row numbers of the whole conversation and never change.
+ * Per layer a sequence keeps lists of slots, ascending in position:
+ *
+ *   text     all text rows; the first `system_rows` of them are the system span
+ *   visual   all visual rows until the last prompt row has passed, the visual store afterwards
+ *   order    both in the order of positions; only while the prompt is being read
+ *   core     the part of the store that ordinary steps compute (worker/visual_store.h)
+ *
+ * Lists have their final capacity at admission; nothing is allocated later. */
+#ifndef AVL_WORKER_SEQUENCE_H
+#define AVL_WORKER_SEQUENCE_H
+
+#include "worker/pages.h"
+#include "worker/request.h"
+
+/* What follows from prompt and parameters alone: the same on every rank. */
+typedef struct avl_sequence_shape {
+    int32_t rows_max; /* rows ever cached: prompt and generated */
+    int32_t prompt_rows;
+    int32_t visual_rows; /* N, of all pictures together */
+    int32_t text_rows;   /* of the prompt */
+    int32_t system_rows; /* text before the first visual row; 0 without a picture */
+    int32_t store_rows;  /* m */
+    int32_t core_rows;   /* k */
+    int32_t update_interval;
+    bool selects; /* something is evicted or skipped; false: dense attention */
+} avl_sequence_shape_t;
+
+/* Pages a sequence needs at most, over all layers. */
+typedef struct avl_sequence_price {
+    int64_t prefill_pages; /* until the last prompt row has passed the last layer */
+    int64_t decode_pages;  /* from then on */
+} avl_sequence_price_t;
+
+typedef struct avl_row_list {
+    int32_t *host;
+    int32_t *device; /* the same memory when the device is the host */
+    int32_t count;
+} avl_row_list_t;
+
+typedef struct avl_segment_rows {
+    avl_page_segment_t segment;
+    int32_t *pages;
+    int32_t page_count;
+    avl_row_list_t slots;
+} avl_segment_rows_t;
+
+typedef struct avl_sequence_layer {
+    avl_segment_rows_t text;
+    avl_segment_rows_t visual;
+    avl_row_list_t order;
+    avl_row_list_t core;
+    int32_t *core_indices;    /* [core.count] places in the store, ascending */
+    int32_t *store_positions; /* [visual.slots.count] once `selected` */
+    bool selected;
+} avl_sequence_layer_t;
+
+typedef struct avl_sequence {
+    int32_t index; /* the leader's name for it */
+    uint64_t request_id;
+    uint64_t planned_step; /* the last step with a run of it; steps count from 1 */
+    avl_sequence_shape_t shape;
+    int32_t layer_count;
+    int32_t *token_ids;        /* [prompt_rows]; -1: visual */
+    int32_t *text_positions;   /* [text capacity] */
+    int32_t *visual_positions; /* [visual_rows] */
+    avl_sequence_layer_t *layers;
+    int32_t feature_row;    /* of its first visual row in the engine's features */
+    int32_t features_done;  /* visual rows encoded so far */
+    int32_t rows_done;      /* cached in all layers */
+    int32_t visual_done;    /* visual ones among them */
+    int32_t decode_steps;   /* done */
+    int64_t computed_rows;  /* visual rows read by decode steps, over steps and layers */
+    int64_t returned_pages; /* by eviction */
+    avl_device_t *device;
+    int32_t *block;        /* all the arrays above */
+    int32_t *device_block; /* the lists' part of it on the device; NULL when that is the host */
+} avl_sequence_t;
+
+/* `attention` must have passed avl_attention_params_check. */
+avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
+                                        int32_t rows_max, const avl_attention_params_t *attention);
+/* `whole`: the prompt is read in one step, so that a full-size visual cache exists for one layer at
+ * a time. */
+avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
+                                        bool whole);
+/* Host and device bytes of the lists of a sequence of `rows_max` rows, at most. */
+int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count);
+
+/* Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
+                                                const avl_sequence_shape_t *shape, int layer_count,
+                                                const int32_t *token_ids,
+                                                avl_sequence_t **sequence_p);
+/* Gives all pages back. */
+void avl_sequence_destroy(avl_sequence_t *sequence, avl_pages_t *pages);
+
+bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position);
+/* Adds the row at `position` (which must be the layer's next) to the layer's lists and returns its
+ * slot; -1 when the pool is dry. */
+int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
+                            int32_t position);
+/* Drops the visual rows of index >= count and gives back the pages that hold none of the others. */
+void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
+                             int32_t count);
+/* Brings list entries [first, count) to the device. */
+AVL_MUST_CHECK avl_status_t avl_sequence_publish(const avl_sequence_t *sequence,
+                                                 const avl_row_list_t *list, int32_t first);
+
+#endif

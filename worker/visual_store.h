@@ -1,0 +1,37 @@
+/* worker/visual_store.h: A-VL's visual store of one sequence in one layer (docs/A-VL.md).
+ *
+ * After the layer's prompt attention the `store_rows` visual rows that the last prompt row looks at
+ * most are kept, moved together in ascending position to the front of the sequence's visual pages;
+ * the other pages go back to the pool at once. The `core_rows` best of them are the core. The store
+ * never changes afterwards; the core is chosen anew after every `update_interval`-th step.
+ *
+ * Keys are stored rotated and never rotated again: positions stay what they were. */
+#ifndef AVL_WORKER_VISUAL_STORE_H
+#define AVL_WORKER_VISUAL_STORE_H
+
+#include "worker/selection.h"
+#include "worker/sequence.h"
+
+/* Whether decode step `step` (the first is 1) computes the whole store and chooses the core anew.
+ */
+bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step);
+/* Whether that choice can change anything: without it the weights need not be exported. */
+bool avl_visual_store_reselects(const avl_sequence_shape_t *shape, int32_t step);
+
+/* Keeps the rows that `chosen` names (indices into all visual rows, scores as sums over heads) and
+ * makes the first core. Local. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
+                                                  avl_selection_t *selection, int layer,
+                                                  const avl_selection_item_t *chosen);
+/* Makes `chosen` (indices into the store) the core. Local. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer,
+                                                      const avl_selection_item_t *chosen);
+
+/* The visual rows that decode step `step` at `position` reads; only those at or after
+ * `visible_first`. *skipped_p: how many of the list's first rows are not visible. */
+avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer, int32_t step,
+                                     int32_t visible_first, int32_t *skipped_p);
+/* How many of `count` ascending positions are before `first`. */
+int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t first);
+
+#endif
