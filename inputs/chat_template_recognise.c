@@ -199,6 +199,8 @@ static avl_status_t read_marked(avl_chat_template_t *chat_template, const char *
         return strstr(source, "bos_token") != NULL ? set(chat_template, AVL_CHAT_FIRST, bos)
                                                    : AVL_OK;
     }
+    chat_template->trim = strstr(source, "message['content'] | trim") != NULL ||
+                          strstr(source, "message['content'].strip()") != NULL;
     AVL_TRY(set_at(chat_template, AVL_CHAT_FIRST, source, "'<|im_start|>system\\nYou "));
     chat_template->default_system = chat_template->strings[AVL_CHAT_FIRST][0] != 0;
     return AVL_OK;
@@ -225,9 +227,8 @@ static avl_status_t read_inst(avl_chat_template_t *chat_template, const char *so
         chat_template->trim = true;
         AVL_TRY(set(chat_template, AVL_CHAT_BOS, bos));
         AVL_TRY(set(chat_template, AVL_CHAT_ASSISTANT_BEFORE, " "));
-        AVL_TRY(set(chat_template, AVL_CHAT_ASSISTANT_AFTER, " "));
-        return set_behind(chat_template, AVL_CHAT_ASSISTANT_AFTER, source, "content.strip() + ' '",
-                          bos, eos);
+        return set_behind(chat_template, AVL_CHAT_ASSISTANT_AFTER, strstr(source, "'assistant'"),
+                          "content.strip()", bos, eos);
     }
     AVL_TRY(set(chat_template, AVL_CHAT_FIRST, bos));
     AVL_TRY(
@@ -261,6 +262,8 @@ avl_status_t avl_chat_template_recognise(avl_chat_template_t *chat_template, con
     if (source == NULL)
         return read_vicuna(chat_template, NULL);
     chat_template->parts = strstr(source, "selectattr") != NULL;
+    if (!chat_template->parts && strstr(source, "'type'") != NULL)
+        return unknown(source); /* walks over pictures and texts in an order of its own */
     if (strstr(source, "<|start_header_id|>") != NULL && strstr(source, "date_string") == NULL) {
         chat_template->kind = AVL_CHAT_LLAMA3;
         return read_marked(chat_template, source, "<|start_header_id|>", "<|end_header_id|>\n\n",
