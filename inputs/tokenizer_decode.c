@@ -246,7 +246,7 @@ static avl_status_t replace(avl_detokenizer_t *detokenizer, size_t index, const 
             AVL_TRY(avl_text_add(result, stage->content, stage->content_bytes));
         previous = end;
     } while (found);
-    return push(detokenizer, index + 1, result->bytes, result->count);
+    return push(detokenizer, index + 1, result->bytes == NULL ? "" : result->bytes, result->count);
 }
 
 static avl_status_t metaspace(avl_detokenizer_t *detokenizer, size_t index, const char *token,
@@ -263,7 +263,8 @@ static avl_status_t metaspace(avl_detokenizer_t *detokenizer, size_t index, cons
         else if (!drop)
             AVL_TRY(avl_text_add(&state->held, " ", 1));
     }
-    return push(detokenizer, index + 1, state->held.bytes, state->held.count);
+    const char *bytes_held = state->held.bytes == NULL ? "" : state->held.bytes;
+    return push(detokenizer, index + 1, bytes_held, state->held.count);
 }
 
 static bool starts_with(const char *text, size_t bytes, const avl_decode_stage_t *stage) {

@@ -195,7 +195,7 @@ avl_status_t avl_normalize(avl_encode_work_t *work, const char *text, size_t byt
         avl_text_t *out = &work->normal[i % 2];
         out->count = 0;
         AVL_TRY(apply(&tokenizer->ops[i], work, text, bytes, out));
-        text = out->bytes;
+        text = out->bytes == NULL ? "" : out->bytes;
         bytes = out->count;
     }
     *text_p = text;

@@ -381,7 +381,8 @@ static avl_status_t append_ids(int32_t **ids, size_t *count, const int32_t *more
     AVL_TRY(avl_alloc(*count + more_count, sizeof *joined, "post-processor", &joined));
     if (*count > 0)
         memcpy(joined, *ids, *count * sizeof *joined);
-    memcpy(joined + *count, more, more_count * sizeof *joined);
+    if (more_count > 0)
+        memcpy(joined + *count, more, more_count * sizeof *joined);
     free(*ids);
     *ids = joined;
     *count += more_count;
