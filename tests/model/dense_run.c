@@ -300,10 +300,10 @@ out:
     return status;
 }
 
-static avl_status_t create_and_run(const avl_dense_source_t *source, avl_group_t *group,
-                                   int threads, avl_dtype_t dtype, const avl_case_t *data,
-                                   int chunk_rows, int tiles_max, const int32_t *forced,
-                                   int token_count, avl_dense_result_t *result_p) {
+avl_status_t avl_dense_run_group(const avl_dense_source_t *source, avl_group_t *group, int threads,
+                                 avl_dtype_t dtype, const avl_case_t *data, int chunk_rows,
+                                 int tiles_max, const int32_t *forced, int token_count,
+                                 avl_dense_result_t *result_p) {
     avl_device_t *device;
     avl_model_t *model = NULL;
     AVL_TRY(avl_device_open_cpu(threads, NULL, &device));
@@ -327,8 +327,8 @@ avl_status_t avl_dense_run_single(const avl_dense_source_t *source, avl_dtype_t 
                                   avl_dense_result_t *result_p) {
     avl_group_t *group;
     AVL_TRY(avl_group_open_single(&group));
-    avl_status_t status = create_and_run(source, group, 0, dtype, data, chunk_rows, tiles_max,
-                                         forced, token_count, result_p);
+    avl_status_t status = avl_dense_run_group(source, group, 0, dtype, data, chunk_rows, tiles_max,
+                                              forced, token_count, result_p);
     avl_group_close(group);
     return status;
 }
@@ -346,8 +346,8 @@ typedef struct rank_run {
 
 static void *run_rank(void *context) {
     rank_run_t *run = context;
-    run->status = create_and_run(run->source, run->group, 1, run->dtype, run->data, 0, 2, NULL,
-                                 run->token_count, &run->result);
+    run->status = avl_dense_run_group(run->source, run->group, 1, run->dtype, run->data, 0, 2, NULL,
+                                      run->token_count, &run->result);
     if (run->status != AVL_OK)
         snprintf(run->detail, sizeof run->detail, "%s", avl_status_detail());
     avl_group_close(run->group);

@@ -65,6 +65,13 @@ AVL_MUST_CHECK avl_status_t avl_dense_run(avl_model_t *model, avl_device_t *devi
                                           const int32_t *forced, int token_count,
                                           avl_dense_result_t *result_p);
 
+/* The rank of `group` that this thread is: model created, run, destroyed. Collective. */
+AVL_MUST_CHECK avl_status_t avl_dense_run_group(const avl_dense_source_t *source,
+                                                avl_group_t *group, int threads, avl_dtype_t dtype,
+                                                const avl_case_t *data, int chunk_rows,
+                                                int tiles_max, const int32_t *forced,
+                                                int token_count, avl_dense_result_t *result_p);
+
 /* One process, one rank: model created, run, destroyed. tiles_max as given. */
 AVL_MUST_CHECK avl_status_t avl_dense_run_single(const avl_dense_source_t *source,
                                                  avl_dtype_t dtype, const avl_case_t *data,
