@@ -4,7 +4,9 @@
  * A chunk takes a block of KV heads at once: their parts of a row lie side by side, so that a row
  * named by index is one contiguous read and the next rows can be asked for in advance. */
 
-enum { PREFETCH_ROWS = 4, CACHE_LINE_BYTES = 64 };
+/* Asked for in advance: rows that arrive while as many are being computed. Values are added from
+ * several rows at once, so that the sums are not loaded and stored for every one of them. */
+enum { PREFETCH_ROWS = 2, VALUE_ROWS = 4, CACHE_LINE_BYTES = 64 };
 
 static int64_t span_slot(const avl_decode_sequence_t *sequence, int64_t index) {
     int span = 0;
@@ -16,6 +18,12 @@ static int64_t span_slot(const avl_decode_sequence_t *sequence, int64_t index) {
 AVL_INLINE void prefetch_bytes(const char *memory, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += CACHE_LINE_BYTES)
         __builtin_prefetch(memory + i);
+}
+
+/* The row to ask for while row `r` is computed: a part for every part computed, so that the
+ * requests are spread out. */
+AVL_INLINE int next_row(int r, int row_count) {
+    return r + PREFETCH_ROWS < row_count ? r + PREFETCH_ROWS : r;
 }
 
 /* First query head of this rank that reads KV head `kv_head` or a later one. */
@@ -61,13 +69,13 @@ AVL_INLINE void chunk_logits(const avl_decode_item_t *item, const int64_t *slots
         (const char *)args->query + item->sequence->query_row * args->query_stride * element;
     const char *keys = (const char *)kv->keys + item->first_kv_head * width * element;
     for (int r = 0; r < item->row_count; r++) {
-        if (r + PREFETCH_ROWS < item->row_count)
-            prefetch_bytes(keys + slots[r + PREFETCH_ROWS] * kv->row_stride * element,
-                           item->kv_head_count * width * element);
         const char *key = keys + slots[r] * kv->row_stride * element;
+        const char *next = keys + slots[next_row(r, item->row_count)] * kv->row_stride * element;
+        int q = first_head;
         for (int h = 0; h < item->kv_head_count; h++, key += width * element) {
+            prefetch_bytes(next + h * width * element, width * element);
             int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
-            for (int q = first_query_head(&args->heads, item->first_kv_head + h); q < end; q++) {
+            for (; q < end; q++) {
                 const char *head = query + q * width * element;
                 float dot = dtype == AVL_DTYPE_F32
                                 ? dot_f32((const float *)head, (const float *)key, width)
@@ -110,39 +118,58 @@ static void soften_logits(float *logits, int count, float *partial, int64_t widt
     partial[width + 1] = avl_v_sum(sum);
 }
 
-AVL_INLINE void add_scaled(float *target, const void *values, int64_t from, float weight,
-                           int64_t width, const avl_dtype_t dtype) {
+/* target += sum over i of weights[i] * values row i, for VALUE_ROWS rows or one. */
+AVL_INLINE void add_scaled(float *target, const char *const *values, const float *weights,
+                           int64_t width, const avl_dtype_t dtype, const int rows) {
     for (int64_t d = 0; d < width; d += AVL_LANES) {
-        avl_vf_t value = avl_v_load_any(values, from + d, width - d, dtype) * weight;
-        value += avl_v_load_any(target, d, width - d, AVL_DTYPE_F32);
-        avl_v_store_any(target, d, value, width - d, AVL_DTYPE_F32);
+        int64_t count = width - d;
+        avl_vf_t sum = avl_v_load_any(target, d, count, AVL_DTYPE_F32);
+        for (int i = 0; i < rows; i++)
+            sum += avl_v_load_any(values[i], d, count, dtype) * weights[i];
+        avl_v_store_any(target, d, sum, count, AVL_DTYPE_F32);
+    }
+}
+
+/* The values of `rows` rows from `first` on, for all heads of the item. */
+AVL_INLINE void values_of_rows(const avl_decode_item_t *item, const int64_t *slots,
+                               const float *weights, int first, const avl_dtype_t dtype,
+                               const int rows) {
+    const avl_decode_attention_args_t *args = item->args;
+    const avl_kv_view_t *kv = &args->kv;
+    int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
+    const char *base = (const char *)kv->values + item->first_kv_head * width * element;
+    const char *values[VALUE_ROWS], *next[VALUE_ROWS];
+    for (int i = 0; i < rows; i++) {
+        values[i] = base + slots[first + i] * kv->row_stride * element;
+        next[i] = base + slots[next_row(first + i, item->row_count)] * kv->row_stride * element;
+    }
+    int first_head = first_query_head(&args->heads, item->first_kv_head), q = first_head;
+    for (int h = 0; h < item->kv_head_count; h++) {
+        for (int i = 0; i < rows; i++)
+            prefetch_bytes(next[i] + h * width * element, width * element);
+        int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
+        for (; q < end; q++)
+            add_scaled(partial_of(item, q, item->chunk), values,
+                       weights + (int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + first, width,
+                       dtype, rows);
+        for (int i = 0; i < rows; i++)
+            values[i] += width * element;
     }
 }
 
 AVL_INLINE void chunk_values(const avl_decode_item_t *item, const int64_t *slots,
                              const float *weights, const avl_dtype_t dtype) {
-    const avl_decode_attention_args_t *args = item->args;
-    const avl_kv_view_t *kv = &args->kv;
-    int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
-    int first_head = first_query_head(&args->heads, item->first_kv_head);
-    int end_head = first_query_head(&args->heads, item->first_kv_head + item->kv_head_count);
-    for (int q = first_head; q < end_head; q++)
-        memset(partial_of(item, q, item->chunk), 0, (size_t)width * sizeof(float));
-    for (int r = 0; r < item->row_count; r++) {
-        int64_t from = slots[r] * kv->row_stride + item->first_kv_head * width;
-        if (r + PREFETCH_ROWS < item->row_count)
-            prefetch_bytes((const char *)kv->values + (slots[r + PREFETCH_ROWS] * kv->row_stride +
-                                                       item->first_kv_head * width) *
-                                                          element,
-                           item->kv_head_count * width * element);
-        for (int h = 0; h < item->kv_head_count; h++, from += width) {
-            int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
-            for (int q = first_query_head(&args->heads, item->first_kv_head + h); q < end; q++)
-                add_scaled(partial_of(item, q, item->chunk), kv->values, from,
-                           weights[(int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + r], width,
-                           dtype);
-        }
+    const avl_head_map_t *heads = &item->args->heads;
+    int end_head = first_query_head(heads, item->first_kv_head + item->kv_head_count);
+    for (int q = first_query_head(heads, item->first_kv_head); q < end_head; q++) {
+        memset(partial_of(item, q, item->chunk), 0,
+               (size_t)item->args->kv.head_width * sizeof(float));
     }
+    int r = 0;
+    for (; r + VALUE_ROWS <= item->row_count; r += VALUE_ROWS)
+        values_of_rows(item, slots, weights, r, dtype, VALUE_ROWS);
+    for (; r < item->row_count; r++)
+        values_of_rows(item, slots, weights, r, dtype, 1);
 }
 
 static void decode_chunk(const avl_decode_item_t *item, void *scratch) {

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -14,6 +15,7 @@
 enum { THREADS_MAX = 4096 };
 
 static const size_t memory_alignment_bytes = 256;
+static const size_t huge_page_bytes = 2 << 20;
 
 /* Best first. */
 static const avl_cpu_kernels_t *const tables[] = {
@@ -140,16 +142,20 @@ static void close_device(avl_device_t *device) {
     free(cpu);
 }
 
+/* Large blocks begin at a huge page and ask for huge pages: rows named by index touch a page each,
+ * and with small pages finding the page costs as much as reading the row. */
 static avl_status_t allocate(avl_device_t *device, size_t bytes, const char *what,
                              void **memory_p) {
     (void)device;
-    if (bytes > PTRDIFF_MAX - memory_alignment_bytes) {
+    size_t alignment = bytes >= huge_page_bytes ? huge_page_bytes : memory_alignment_bytes;
+    if (bytes > PTRDIFF_MAX - alignment)
         return avl_fail(AVL_ERR_MEMORY, "%s: %zu bytes do not fit the address space", what, bytes);
-    }
-    size_t rounded = bytes + (memory_alignment_bytes - bytes % memory_alignment_bytes);
-    void *memory = aligned_alloc(memory_alignment_bytes, rounded);
+    size_t rounded = (bytes / alignment + (bytes % alignment != 0 || bytes == 0)) * alignment;
+    void *memory = aligned_alloc(alignment, rounded);
     if (memory == NULL)
         return avl_fail(AVL_ERR_MEMORY, "%s: no memory for %zu bytes", what, bytes);
+    if (alignment == huge_page_bytes)
+        (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a wish */
     memset(memory, 0, rounded);
     *memory_p = memory;
     return AVL_OK;

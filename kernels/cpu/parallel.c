@@ -52,7 +52,7 @@ static void __attribute__((noinline)) run_items(run_t *run, int thread) {
 UNCHECKED static void run_threads(run_t *run, int threads) {
     MARK_RELEASE(&region_begin);
     int claimed = 0;
-#pragma omp parallel num_threads(threads) default(none) shared(run, claimed)
+#pragma omp parallel num_threads(threads) shared(run, claimed)
     {
         int thread = 0;
 #pragma omp atomic capture

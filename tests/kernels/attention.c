@@ -157,7 +157,7 @@ static void agrees_with_the_reference(void **unused) {
 
 static void check_long_prompt(avl_device_t *device, void *context) {
     (void)context;
-    static const int counts[][2] = {{301, 301}, {200, 517}};
+    static const int counts[][2] = {{301, 301}, {200, 515}};
     static const int windows[] = {0, 0, 100};
     for (int v = 0; v < 3; v++) {
         problem_t problem = create_problem(&geometries[0], v == 1 ? AVL_DTYPE_BF16 : AVL_DTYPE_F32,
