@@ -1,5 +1,6 @@
 #include "worker/engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -477,7 +478,8 @@ avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *plan,
         AVL_TRY(encode_all(engine, plan));
         AVL_TRY(run_all(engine, plan));
     } else {
-        strncpy(result.admission_detail, avl_status_detail(), AVL_STATUS_DETAIL_BYTES - 1);
+        snprintf(result.admission_detail, sizeof result.admission_detail, "%s",
+                 avl_status_detail());
     }
     *result_p = result;
     return AVL_OK;

@@ -1,5 +1,6 @@
 #include "worker/scheduler.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -150,7 +151,7 @@ static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_fini
         .attention = report_of(scheduler, job),
         .timings = timings_of(job),
     };
-    strncpy(event.detail, detail, sizeof event.detail - 1);
+    snprintf(event.detail, sizeof event.detail, "%s", detail);
     scheduler->sink.take(scheduler->sink.context, &event);
 }
 

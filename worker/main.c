@@ -1,0 +1,283 @@
+/* worker/main.c: avl-worker: one rank of a worker group, from the command line to the last step.
+ *
+ * Rank 0, the leader, also keeps the line to the coordinator and the schedule; the others follow
+ * its plans. The process ends with 0  after a drain (SIGTERM, or the coordinator's word), all
+ * requests finished or out of time with 1  when it cannot start, the link is lost, or a step fails:
+ * then the group is lost with it, and the coordinator starts another one */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "worker/link.h"
+#include "worker/loop.h"
+#include "worker/settings.h"
+
+#define LINK_TIMEOUT_NS (30 * AVL_NS_PER_S)
+/* An idle leader looks up this often: for signals; commands wake it at once. */
+#define IDLE_POLL_NS (100 * AVL_NS_PER_MS)
+/* Commands taken between two steps at most, so that a flood of them does not stop decoding. */
+#define COMMANDS_PER_STEP 64
+#define QUEUE_MAX 4096
+
+typedef struct worker {
+    avl_worker_settings_t settings;
+    int64_t start_ns;
+    avl_group_t *group;
+    avl_link_t *link; /* leader */
+    avl_device_t *device;
+    avl_config_t config;
+    avl_weights_t *weights;
+    avl_dtype_t dtype;
+    avl_engine_limits_t limits;
+    avl_model_t *model;
+    avl_engine_t *engine;
+    avl_loop_t *loop;
+    avl_scheduler_t *scheduler; /* leader */
+    bool draining;
+    int64_t drain_deadline_ns;
+} worker_t;
+
+static volatile sig_atomic_t asked_to_end;
+
+static void on_signal(int number) {
+    (void)number;
+    asked_to_end = 1;
+}
+
+/* The OpenMP runtime reads its environment before main: threads that wait must sleep, because ranks
+ * share cores. */
+static void set_openmp_environment(char **argv) {
+    if (getenv("OMP_WAIT_POLICY") != NULL || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
+        return;
+    execv("/proc/self/exe", argv);
+    avl_log_warn("OMP_WAIT_POLICY cannot be set for this process: %s", strerror(errno));
+}
+
+static void watch_signals(bool leads) {
+    /* A launcher sends SIGTERM to every rank; the leader alone decides when the group ends. */
+    struct sigaction action = {.sa_handler = leads ? on_signal : SIG_IGN};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    action.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &action, NULL);
+}
+
+static bool leads(const worker_t *worker) {
+    return avl_group_rank(worker->group) == 0;
+}
+
+/* ---- start ---- */
+
+static avl_status_t open_link(worker_t *worker) {
+    avl_status_t status = AVL_OK;
+    if (leads(worker)) {
+        const char *token = getenv("AVL_GROUP_TOKEN");
+        status = avl_link_open(worker->settings.link_address, token != NULL ? token : "",
+                               LINK_TIMEOUT_NS, &worker->link);
+    }
+    return avl_group_agree(worker->group, status);
+}
+
+static avl_status_t open_device(worker_t *worker) {
+    int local_ranks = avl_group_local_ranks(worker->group);
+    AVL_TRY(avl_device_open(worker->settings.device, worker->settings.threads, &worker->device));
+    if (worker->settings.threads > 0 || local_ranks == 1 || !worker->device->is_host)
+        return AVL_OK;
+    int threads = avl_worker_threads(worker->device->info.threads, local_ranks);
+    avl_device_close(worker->device);
+    worker->device = NULL;
+    return avl_device_open(worker->settings.device, threads, &worker->device);
+}
+
+/* What can fail on one rank alone before the first collective of loading. */
+static avl_status_t open_files(worker_t *worker) {
+    const avl_worker_settings_t *settings = &worker->settings;
+    AVL_TRY(avl_config_load(settings->model, &worker->config));
+    worker->limits = avl_worker_limits(settings, &worker->config);
+    AVL_TRY(avl_engine_limits_check(&worker->config, &worker->limits));
+    AVL_TRY(avl_weights_open(settings->model, &worker->weights));
+    AVL_TRY(open_device(worker));
+    return avl_worker_dtype(settings->dtype, &worker->config, worker->device, &worker->dtype);
+}
+
+static void report_progress(void *context, double share) {
+    worker_t *worker = context;
+    avl_link_loading(worker->link, share);
+}
+
+static avl_status_t load_model(worker_t *worker) {
+    avl_model_options_t options =
+        avl_engine_model_options(&worker->config, &worker->limits, worker->dtype);
+    if (leads(worker)) {
+        options.progress = report_progress;
+        options.progress_context = worker;
+    }
+    return avl_model_create(&worker->config, worker->weights, worker->device, worker->group,
+                            &options, &worker->model);
+}
+
+static void send_event(void *context, const avl_event_t *event) {
+    worker_t *worker = context;
+    avl_link_send(worker->link, event);
+}
+
+static avl_status_t make_engine(worker_t *worker) {
+    avl_engine_options_t options = {
+        .config = &worker->config,
+        .device = worker->device,
+        .group = worker->group,
+        .model = worker->model,
+        .dtype = worker->dtype,
+        .limits = worker->limits,
+        .memory_bytes = avl_worker_memory(&worker->settings, worker->device,
+                                          avl_group_local_ranks(worker->group)),
+    };
+    AVL_TRY(avl_engine_create(&options, &worker->engine));
+    AVL_TRY(avl_loop_create(worker->engine, &worker->loop));
+    avl_status_t status = AVL_OK;
+    if (leads(worker)) {
+        avl_event_sink_t sink = {.context = worker, .take = send_event};
+        status = avl_scheduler_create(worker->engine, QUEUE_MAX, &sink, &worker->scheduler);
+    }
+    return avl_group_agree(worker->group, status);
+}
+
+static avl_status_t load(worker_t *worker) {
+    avl_status_t status = open_files(worker);
+    if (status != AVL_OK)
+        avl_log_error("rank %d: %s", avl_group_rank(worker->group), avl_status_detail());
+    AVL_TRY(avl_group_agree(worker->group, status));
+    AVL_TRY(load_model(worker));
+    return make_engine(worker);
+}
+
+static void report_ready(worker_t *worker) {
+    const avl_text_config_t *text = &worker->config.model.text;
+    avl_pages_counts_t pages = avl_engine_pages(worker->engine);
+    avl_capacity_t capacity = {
+        .ranks = avl_group_ranks(worker->group),
+        .context_rows_max = worker->limits.context_rows,
+        .sequences_max = worker->limits.sequences_max,
+        .kv_rows = pages.total * AVL_PAGE_ROWS / text->layer_count,
+        .load_ns = avl_clock_now_ns() - worker->start_ns,
+    };
+    snprintf(capacity.device, sizeof capacity.device, "%s", worker->device->info.name);
+    snprintf(capacity.dtype, sizeof capacity.dtype, "%s", avl_dtype_name(worker->dtype));
+    avl_ledger_log(avl_engine_ledger(worker->engine), avl_group_rank(worker->group),
+                   capacity.ranks);
+    avl_log_info("ready after %.2f s: %d ranks on %s, %d threads each, %s; context %d, %d "
+                 "sequences, %lld rows of cache in %lld pages",
+                 (double)capacity.load_ns / 1e9, capacity.ranks, capacity.device,
+                 worker->device->info.threads, capacity.dtype, capacity.context_rows_max,
+                 capacity.sequences_max, (long long)capacity.kv_rows, (long long)pages.total);
+    avl_link_ready(worker->link, &capacity);
+}
+
+/* ---- the leader's life ---- */
+
+static void begin_drain(worker_t *worker, const char *why) {
+    if (worker->draining)
+        return;
+    worker->draining = true;
+    worker->drain_deadline_ns = avl_clock_now_ns() + worker->settings.drain_seconds * AVL_NS_PER_S;
+    avl_log_info("draining: %s", why);
+    avl_scheduler_drain(worker->scheduler);
+}
+
+/* Takes the commands that are there, waiting up to `wait_ns` for the first. Errors: the link's,
+ * when that is lost. */
+static avl_status_t take_commands(worker_t *worker, int64_t wait_ns) {
+    for (int i = 0; i < COMMANDS_PER_STEP; i++, wait_ns = 0) {
+        avl_command_t command;
+        avl_link_poll(worker->link, wait_ns, &command);
+        switch (command.kind) {
+        case AVL_COMMAND_NONE:
+            return AVL_OK;
+        case AVL_COMMAND_SUBMIT:
+            avl_scheduler_submit(worker->scheduler, command.request);
+            break;
+        case AVL_COMMAND_CANCEL:
+            avl_scheduler_cancel(worker->scheduler, command.request_id);
+            break;
+        case AVL_COMMAND_DRAIN:
+            begin_drain(worker, "the coordinator says so");
+            break;
+        case AVL_COMMAND_LOST:
+            return avl_fail(command.status != AVL_OK ? command.status : AVL_ERR_UNAVAILABLE,
+                            "the link to the coordinator is lost");
+        }
+    }
+    return AVL_OK;
+}
+
+static avl_status_t lead(worker_t *worker) {
+    bool worked = false;
+    for (;;) {
+        AVL_TRY(take_commands(worker, worked ? 0 : IDLE_POLL_NS));
+        if (asked_to_end)
+            begin_drain(worker, "signal");
+        if (worker->draining && avl_scheduler_is_idle(worker->scheduler))
+            break;
+        if (worker->draining && avl_clock_now_ns() >= worker->drain_deadline_ns) {
+            avl_log_warn("leaving with %d requests unfinished: the time to drain is over",
+                         avl_scheduler_counts(worker->scheduler).active);
+            break;
+        }
+        AVL_TRY(avl_loop_lead(worker->loop, worker->scheduler, &worked));
+    }
+    return avl_loop_stop(worker->loop);
+}
+
+static avl_status_t serve(worker_t *worker) {
+    if (!leads(worker))
+        return avl_loop_follow(worker->loop);
+    report_ready(worker);
+    return lead(worker);
+}
+
+static avl_status_t work(worker_t *worker) {
+    AVL_TRY(avl_worker_has_launcher() ? avl_group_open_mpi(&worker->group)
+                                      : avl_group_open_single(&worker->group));
+    watch_signals(leads(worker));
+    AVL_TRY(open_link(worker));
+    avl_status_t status = load(worker);
+    if (status == AVL_OK)
+        status = serve(worker);
+    return status;
+}
+
+static void close_all(worker_t *worker) {
+    if (worker->link != NULL)
+        avl_link_close(worker->link);
+    avl_scheduler_destroy(worker->scheduler);
+    avl_loop_destroy(worker->loop);
+    avl_engine_destroy(worker->engine);
+    avl_model_destroy(worker->model);
+    avl_weights_close(worker->weights);
+    if (worker->device != NULL)
+        avl_device_close(worker->device);
+    if (worker->group != NULL)
+        avl_group_close(worker->group);
+}
+
+int main(int argc, char **argv) {
+    worker_t worker = {.start_ns = avl_clock_now_ns()};
+    avl_worker_settings_parse(argc, argv, &worker.settings);
+    avl_log_begin("worker", worker.settings.log_level, worker.settings.log_json);
+    set_openmp_environment(argv);
+    avl_status_t status = work(&worker);
+    if (status != AVL_OK) {
+        avl_log_error("rank %d ends: %s: %s",
+                      worker.group != NULL ? avl_group_rank(worker.group) : 0,
+                      avl_status_name(status), avl_status_detail());
+        if (worker.link != NULL)
+            avl_link_failed(worker.link, status, avl_status_detail());
+    }
+    close_all(&worker);
+    return status == AVL_OK ? 0 : 1;
+}
