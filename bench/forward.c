@@ -100,17 +100,49 @@ typedef struct bench_cache {
     avl_dtype_t dtype;
     int sequences, capacity, filled, new_rows;
     char *keys, *values;
-    int32_t *slots;
+    int32_t *slots; /* of the step's rows */
+    int32_t *all;   /* 0, 1, 2, ...: every slot */
     avl_attention_sequence_t *parts;
+    avl_decode_sequence_t *singles;
     int64_t attention_ns;
 } bench_cache_t;
+
+static avl_status_t attend_prompt(bench_cache_t *cache, const avl_attention_call_t *call,
+                                  const avl_kv_view_t *view, int64_t query_width, float scale) {
+    return avl_attention(cache->device, &(avl_attention_args_t){.query = call->query,
+                                                                .query_stride = call->query_stride,
+                                                                .kv = *view,
+                                                                .heads = cache->shards.head_map,
+                                                                .sequences = cache->parts,
+                                                                .sequence_count = cache->sequences,
+                                                                .output = call->output,
+                                                                .output_stride = query_width,
+                                                                .scale = scale,
+                                                                .causal = 1});
+}
+
+static avl_status_t attend_single(bench_cache_t *cache, const avl_attention_call_t *call,
+                                  const avl_kv_view_t *view, int64_t query_width, float scale) {
+    return avl_decode_attention(cache->device,
+                                &(avl_decode_attention_args_t){.query = call->query,
+                                                               .query_stride = call->query_stride,
+                                                               .kv = *view,
+                                                               .heads = cache->shards.head_map,
+                                                               .sequences = cache->singles,
+                                                               .sequence_count = cache->sequences,
+                                                               .output = call->output,
+                                                               .output_stride = query_width,
+                                                               .scale = scale});
+}
 
 static avl_status_t attend(void *context, const avl_attention_call_t *call) {
     bench_cache_t *cache = context;
     int64_t begin_ns = avl_clock_now_ns();
     int64_t width = (int64_t)cache->shards.kv_heads.count * cache->text->head_width;
+    int64_t query_width = (int64_t)cache->shards.query_heads.count * cache->text->head_width;
     int64_t layer_bytes = (int64_t)cache->sequences * cache->capacity * width *
                           (int64_t)avl_dtype_bytes(cache->dtype);
+    float scale = 1.0f / sqrtf((float)cache->text->head_width);
     avl_kv_write_args_t write = {.key = call->key,
                                  .value = call->value,
                                  .source_stride = call->kv_stride,
@@ -120,26 +152,15 @@ static avl_status_t attend(void *context, const avl_attention_call_t *call) {
                                  .values = cache->values + call->layer * layer_bytes,
                                  .row_width = width,
                                  .dtype = cache->dtype};
+    avl_kv_view_t view = {.keys = write.keys,
+                          .values = write.values,
+                          .row_stride = width,
+                          .kv_heads = cache->shards.kv_heads.count,
+                          .head_width = cache->text->head_width,
+                          .dtype = cache->dtype};
     AVL_TRY(avl_kv_write(cache->device, &write));
-    AVL_TRY(avl_attention(
-        cache->device,
-        &(avl_attention_args_t){
-            .query = call->query,
-            .query_stride = call->query_stride,
-            .kv = {.keys = write.keys,
-                   .values = write.values,
-                   .row_stride = width,
-                   .kv_heads = cache->shards.kv_heads.count,
-                   .head_width = cache->text->head_width,
-                   .dtype = cache->dtype},
-            .heads = cache->shards.head_map,
-            .sequences = cache->parts,
-            .sequence_count = cache->sequences,
-            .output = call->output,
-            .output_stride = (int64_t)cache->shards.query_heads.count * cache->text->head_width,
-            .scale = 1.0f / sqrtf((float)cache->text->head_width),
-            .causal = 1,
-        }));
+    AVL_TRY(cache->new_rows > 1 ? attend_prompt(cache, call, &view, query_width, scale)
+                                : attend_single(cache, call, &view, query_width, scale));
     cache->attention_ns += avl_clock_now_ns() - begin_ns;
     return AVL_OK;
 }
@@ -164,6 +185,10 @@ static void step(avl_model_t *model, bench_cache_t *cache, int rows, float *logi
                                        .query_count = rows,
                                        .row_count = cache->filled + rows,
                                        .first_row = (int64_t)sequence * cache->capacity};
+        cache->singles[sequence] = (avl_decode_sequence_t){
+            .query_row = sequence,
+            .spans[AVL_SPAN_TEXT] = {.rows = cache->all + (int64_t)sequence * cache->capacity,
+                                     .row_count = cache->filled + rows}};
     }
     cache->new_rows = rows;
     avl_attention_hook_t hook = {.context = cache, .attend = attend};
@@ -260,12 +285,18 @@ static void run(const settings_t *settings, const char *directory) {
     check(avl_alloc_aligned(values, avl_dtype_bytes(cache.dtype), "keys", &cache.keys));
     check(avl_alloc_aligned(values, avl_dtype_bytes(cache.dtype), "values", &cache.values));
     check(avl_alloc(slots, sizeof(int32_t), "slots", &cache.slots));
+    check(avl_alloc(slots, sizeof(int32_t), "slots", &cache.all));
+    for (size_t slot = 0; slot < slots; slot++)
+        cache.all[slot] = (int32_t)slot;
     check(avl_alloc((size_t)cache.sequences, sizeof *cache.parts, "sequences", &cache.parts));
+    check(avl_alloc((size_t)cache.sequences, sizeof *cache.singles, "sequences", &cache.singles));
     check(avl_alloc((size_t)cache.sequences * (size_t)config.model.text.vocab_rows, sizeof(float),
                     "logits", &logits));
     bench_text(model, &cache, settings, logits);
     free(logits);
     free(cache.parts);
+    free(cache.singles);
+    free(cache.all);
     free(cache.slots);
     free(cache.values);
     free(cache.keys);
@@ -275,7 +306,18 @@ static void run(const settings_t *settings, const char *directory) {
     avl_weights_close(weights);
 }
 
+/* libgomp spins for milliseconds at the end of a parallel region before it sleeps; with anything
+ * else running on the processors that costs far more than the work (a factor of 50 was seen). It
+ * reads the setting before main() runs, hence the second start. */
+static void limit_spinning(char **arguments) {
+    if (getenv("OMP_WAIT_POLICY"))
+        return;
+    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
+        execv("/proc/self/exe", arguments);
+}
+
 int main(int count, char **arguments) {
+    limit_spinning(arguments);
     settings_t settings = {.synthetic = {.hidden_width = 1024,
                                          .layer_count = 8,
                                          .kv_heads = 0,
