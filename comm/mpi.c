@@ -2,13 +2,17 @@
  * mpi.h.
  *
  * Invariants:
- *  1. Only MPI calls that return at once are used between open and close; every wait is a loop of
- * MPI_Test* with a deadline, so that a lost or stopped peer gives a status and not a hang.
- *  2. Sums are taken in the order of the ranks from the same operands on whichever rank computes
- * them, so that every rank has the same bits and a loopback group of as many ranks has them too.
- * (MPI_Allreduce promises neither.)
- *  3. After a failed wait, requests are still open on the caller's buffers: the group refuses
- * everything, and close() leaves MPI without MPI_Finalize, which would wait for the peer again. */
+ *
+ * 1. Only MPI calls that return at once are used between open and close; every wait is a loop of
+ *    MPI_Test* with a deadline, so that a lost or stopped peer gives a status and not a hang.
+ *
+ * 2. Sums are taken in the order of the ranks from the same operands on whichever rank computes
+ *    them, so that every rank has the same bits and a loopback group of as many ranks has them too.
+ *    (MPI_Allreduce promises neither.)
+ *
+ * 3. After a failed wait, requests are still open on the caller's buffers: the group refuses
+ *    everything, and close() leaves MPI without MPI_Finalize, which would wait for the peer again.
+ */
 #include <limits.h>
 #include <mpi.h>
 #include <sched.h>
@@ -369,20 +373,20 @@ avl_status_t avl_group_open_mpi(avl_group_t **group_p) {
         release(self);
         return status;
     }
-    AVL_TRY_GOTO(status, find_place(self), err_finalize);
+    AVL_TRY_GOTO(status, find_place(self), err_release);
     size_t ranks = (size_t)self->head.ranks;
     AVL_TRY_GOTO(
         status,
         avl_alloc_aligned(ROUND_COUNT + ranks, sizeof(float), "reduction scratch", &self->scratch),
-        err_finalize);
+        err_release);
     AVL_TRY_GOTO(status, avl_alloc(2 * ranks, sizeof(MPI_Request), "MPI requests", &self->requests),
-                 err_finalize);
+                 err_release);
     AVL_TRY_GOTO(status, avl_alloc(ranks, sizeof(size_t), "gather offsets", &self->offsets),
-                 err_finalize);
+                 err_release);
     *group_p = &self->head;
     return AVL_OK;
 
-err_finalize:
+err_release:
     /* The others may have succeeded and wait for this rank: the process that ends now is what they
      * see. */
     release(self);

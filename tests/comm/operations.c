@@ -1,5 +1,6 @@
 #include "tests/comm/operations.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,19 +91,21 @@ static avl_status_t check_all_gather(avl_group_t *group, size_t bytes) {
 }
 
 /* Rank r gives `bytes` * r bytes: rank 0 nothing, everyone something else. */
-static avl_status_t check_gather(avl_group_t *group, size_t bytes) {
+/* `in_place`: rank 0's part lies at the start of the target already. */
+static avl_status_t check_gather(avl_group_t *group, size_t bytes, bool in_place) {
     int ranks = avl_group_ranks(group), own = avl_group_rank(group);
     size_t sizes[64] = {0}, total = 0;
     AVL_ASSERT(ranks <= 64);
     for (int rank = 0; rank < ranks; rank++)
-        total += sizes[rank] = bytes * (size_t)rank;
+        total += sizes[rank] = bytes * (size_t)((rank + 1) % 3); /* 1, 2, 0, 1, ... */
     unsigned char *source, *target = NULL;
-    AVL_TRY(avl_alloc(sizes[own] + 1, 1, "source", &source));
+    AVL_TRY(avl_alloc(total + 1, 1, "source", &source));
     avl_status_t status = own == 0 ? avl_alloc(total + 1, 1, "target", &target) : AVL_OK;
+    unsigned char *part = own == 0 && in_place && status == AVL_OK ? target : source;
     for (size_t index = 0; index < sizes[own]; index++)
-        source[index] = byte_of(own, index);
+        part[index] = byte_of(own, index);
     if (status == AVL_OK)
-        status = avl_group_gather(group, source, sizes, target);
+        status = avl_group_gather(group, part, sizes, target);
     const unsigned char *cursor = target;
     for (int rank = 0; own == 0 && rank < ranks; rank++)
         for (size_t index = 0; index < sizes[rank] && status == AVL_OK; index++)
@@ -166,7 +169,8 @@ avl_status_t avl_operations_check(avl_group_t *group, int64_t large) {
     for (size_t index = 0; index < sizeof bytes / sizeof bytes[0]; index++) {
         AVL_TRY(check_broadcast(group, bytes[index]));
         AVL_TRY(check_all_gather(group, bytes[index]));
-        AVL_TRY(check_gather(group, bytes[index]));
+        AVL_TRY(check_gather(group, bytes[index], false));
+        AVL_TRY(check_gather(group, bytes[index], true));
     }
     AVL_TRY(check_agreement(group));
     return check_waiting(group);

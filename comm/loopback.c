@@ -1,13 +1,18 @@
-/* comm/single/loopback.c: a group whose ranks are threads of this process.
+/* comm/loopback.c: a group whose ranks are threads of this process.
  *
  * Every operation is the same dance: publish what the call is and where its data lies, meet, let
- * each rank do its share of the copying or adding, meet again. Invariants:
- *  1. The first meeting is bounded by the caller's time-out; whoever gives up marks the whole group
- * as failed, so that nobody is left waiting and nobody touches the data of a rank that has gone.
- *  2. The second meeting is not bounded: all ranks are inside the call with only memory traffic
- * left to do.
- *  3. During the share, an element of anybody's data is written by one rank and read by that rank
- * alone. Sums are taken in the order of the ranks, so that results do not depend on timing. */
+ * each rank do its share of the copying or adding, meet again.
+ *
+ * Invariants:
+ *
+ * 1. The first meeting is bounded by the caller's time-out; whoever gives up marks the whole group
+ *    as failed, so that nobody is left waiting and nobody touches the data of a rank that has gone.
+ *
+ * 2. The second meeting is not bounded: all ranks are inside the call with only memory traffic left
+ *    to do.
+ *
+ * 3. During the share, an element of anybody's data is written by one rank and read by that rank
+ *    alone. Sums are taken in the order of the ranks, so that results do not depend on timing. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -17,6 +22,9 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "comm/backend.h"
+
+/* Far more than a process has use for. */
+#define RANKS_MAX 1024
 
 typedef struct loopback_call {
     const char *name;
@@ -227,8 +235,9 @@ static avl_status_t loopback_gather(avl_group_t *group, const void *source,
     }
     AVL_TRY(enter(self, "gather", total, target));
     size_t own_bytes = bytes_by_rank[group->rank];
-    if (own_bytes)
-        memcpy((char *)self->hub->calls[0].data + before, source, own_bytes);
+    char *place = (char *)self->hub->calls[0].data + before;
+    if (own_bytes && place != source) /* rank 0's part may lie in its place already */
+        memcpy(place, source, own_bytes);
     leave(self);
     return AVL_OK;
 }
@@ -297,16 +306,18 @@ static avl_status_t hub_create(int ranks, loopback_hub_t **hub_p) {
 }
 
 avl_status_t avl_group_open_loopback(int rank_count, avl_group_t **groups_p) {
-    if (rank_count < 1 || rank_count > 1024)
-        return avl_fail(AVL_ERR_INVALID, "a loopback group of %d ranks (1 to 1024)", rank_count);
+    if (rank_count < 1 || rank_count > RANKS_MAX)
+        return avl_fail(AVL_ERR_INVALID, "a loopback group of %d ranks (1 to %d)", rank_count,
+                        RANKS_MAX);
     loopback_hub_t *hub;
+    loopback_group_t *groups[RANKS_MAX];
     AVL_TRY(hub_create(rank_count, &hub));
     for (int rank = 0; rank < rank_count; rank++) {
         loopback_group_t *self;
         avl_status_t status = avl_alloc(1, sizeof *self, "loopback rank", &self);
         if (status != AVL_OK) {
             while (rank > 0)
-                free(groups_p[--rank]);
+                free(groups[--rank]);
             hub_destroy(hub);
             return status;
         }
@@ -317,7 +328,9 @@ avl_status_t avl_group_open_loopback(int rank_count, avl_group_t **groups_p) {
                                    .local_ranks = rank_count,
                                    .timeout_ns = AVL_GROUP_TIMEOUT_DEFAULT_NS};
         self->hub = hub;
-        groups_p[rank] = &self->head;
+        groups[rank] = self;
     }
+    for (int rank = 0; rank < rank_count; rank++)
+        groups_p[rank] = &groups[rank]->head;
     return AVL_OK;
 }
