@@ -100,6 +100,7 @@ static void test_full(void **state) {
     assert_int_equal(counts.running, 2);
     assert_int_equal(counts.refused, 1);
     assert_int_equal(avl_thread_pool_drain(pool, avl_clock_now_ns() + 1000000), AVL_ERR_DEADLINE);
+    assert_int_equal(avl_thread_pool_drain(pool, -1), AVL_ERR_DEADLINE); /* long past */
     assert_int_equal(avl_thread_pool_submit(pool, wait_at_gate, &gate), AVL_ERR_UNAVAILABLE);
     gate_open(&gate);
     assert_int_equal(avl_thread_pool_drain(pool, AVL_DEADLINE_NONE), AVL_OK);
