@@ -1,0 +1,365 @@
+#include "coordinator/api.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "checkpoint/image_layout.h"
+#include "coordinator/wire.h"
+#include "inputs/image.h"
+#include "inputs/preprocess.h"
+
+/* Work for the pool: it owns the payload and one reference, of the request (Generate) or of the
+ * call. */
+typedef struct job {
+    avl_api_t *api;
+    avl_payload_t *payload;
+    avl_live_request_t *live;
+    avl_call_t *call;
+} job_t;
+
+static avl_status_t unpack(avl_payload_t *payload, const ProtobufCMessageDescriptor *descriptor,
+                           ProtobufCMessage **message_p) {
+    const uint8_t *bytes = NULL;
+    size_t byte_count = 0;
+    if (payload == NULL)
+        return avl_fail(AVL_ERR_INVALID, "the call carries no %s", descriptor->short_name);
+    AVL_TRY(avl_payload_read(payload, &bytes, &byte_count));
+    return avl_wire_unpack(descriptor, bytes, byte_count, message_p);
+}
+
+/* ---- Generate ---- */
+
+/* One picture, from file bytes to pixels. */
+static avl_status_t prepare_image(const avl_api_t *api, const Avl__V1__Image *file, size_t number,
+                                  avl_prepared_image_t *image_p) {
+    avl_image_t image;
+    avl_status_t status =
+        avl_image_decode(file->data.data, file->data.len, api->image_pixels_max, &image);
+    if (status != AVL_OK)
+        return avl_fail_in(status, "image %zu", number);
+    avl_pixels_t pixels;
+    status = avl_preprocess(api->config, &image, &pixels);
+    avl_image_free(&image);
+    if (status != AVL_OK)
+        return avl_fail_in(status, "image %zu", number);
+    image_p->layout = pixels.layout;
+    image_p->pixels = pixels.bytes; /* malloc'ed: it changes hands */
+    image_p->pixel_bytes = pixels.byte_count;
+    return AVL_OK;
+}
+
+static avl_status_t prepare_images(const avl_api_t *api, avl_live_request_t *live,
+                                   const avl_conversation_t *conversation,
+                                   avl_prepared_t *prepared) {
+    AVL_TRY(avl_alloc(conversation->image_count, sizeof *prepared->images, "pictures",
+                      &prepared->images));
+    int64_t begin_ns = avl_clock_now_ns();
+    for (size_t i = 0; i < conversation->image_count; i++) {
+        if (!avl_live_request_wanted(live))
+            return avl_fail(AVL_ERR_CANCELLED, "the request has ended");
+        avl_live_request_progress(live, AVL__V1__STAGE__STAGE_PREPROCESS, (uint32_t)i,
+                                  (uint32_t)conversation->image_count);
+        AVL_TRY(prepare_image(api, conversation->images[i], i + 1, &prepared->images[i]));
+        prepared->image_count++;
+    }
+    prepared->preprocess_ns = avl_clock_now_ns() - begin_ns;
+    return AVL_OK;
+}
+
+/* Rows that a prompt may have: the group's context once it is known, the model's before. */
+static int32_t context_rows(const avl_api_t *api) {
+    avl_worker_group_view_t view;
+    avl_worker_group_view(api->group, &view);
+    return view.ever_ready ? view.context_rows_max : api->config->model.text.positions_max;
+}
+
+static avl_status_t prepare_prompt(const avl_api_t *api, const char *text,
+                                   avl_prepared_t *prepared) {
+    avl_image_layout_t *layouts = NULL;
+    AVL_TRY(avl_alloc(prepared->image_count, sizeof *layouts, "layouts", &layouts));
+    for (size_t i = 0; i < prepared->image_count; i++)
+        layouts[i] = prepared->images[i].layout;
+    avl_prompt_t prompt;
+    avl_status_t status = avl_prompt_build(api->tokenizer, api->config, text, layouts,
+                                           prepared->image_count, context_rows(api), &prompt);
+    free(layouts);
+    AVL_TRY(status);
+    for (int32_t i = 0; i < prompt.image_count; i++) {
+        const avl_image_span_t *span = &prompt.images[i];
+        prepared->images[i].first_row = span->start;
+        prepared->visual_rows += span->rows;
+        for (int32_t row = 0; row < span->rows; row++)
+            prompt.token_ids[span->start + row] = -1;
+    }
+    prepared->token_ids = prompt.token_ids;
+    prepared->row_count = prompt.row_count;
+    prompt.token_ids = NULL;
+    avl_prompt_free(&prompt);
+    return AVL_OK;
+}
+
+static avl_status_t prepare_input(const avl_api_t *api, avl_live_request_t *live,
+                                  const Avl__V1__GenerateRequest *request,
+                                  avl_prepared_t *prepared) {
+    bool raw = request->input_case == AVL__V1__GENERATE_REQUEST__INPUT_RAW_PROMPT;
+    int images_max = api->policy.images_max;
+    avl_conversation_t conversation;
+    AVL_TRY(raw ? avl_raw_prompt_read(request->raw_prompt, images_max, &conversation)
+                : avl_conversation_read(request->conversation, images_max, &conversation));
+    /* The text first: what is wrong with it is cheaper to find than pictures are to decode. */
+    char *rendered = NULL;
+    avl_status_t status = AVL_OK;
+    if (!raw)
+        status = avl_chat_template_render(api->chat_template, conversation.messages,
+                                          conversation.message_count, &rendered);
+    if (status == AVL_OK)
+        status = prepare_images(api, live, &conversation, prepared);
+    if (status == AVL_OK)
+        status = prepare_prompt(api, raw ? request->raw_prompt->text : rendered, prepared);
+    free(rendered);
+    avl_conversation_free(&conversation);
+    return status;
+}
+
+static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
+                            const Avl__V1__GenerateRequest *request, avl_prepared_t *prepared) {
+    AVL_TRY(avl_generate_check(request));
+    snprintf(prepared->name, sizeof prepared->name, "%s", request->request_id);
+    AVL_TRY(avl_sampling_read(request->sampling, api->policy.generation, &prepared->sampling));
+    AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, &prepared->attention));
+    prepared->max_tokens = (int32_t)request->max_tokens;
+    prepared->ignore_eos = request->ignore_eos;
+    if (request->progress)
+        avl_live_request_want_progress(live);
+    return prepare_input(api, live, request, prepared);
+}
+
+static void job_free(job_t *job) {
+    avl_payload_free(job->payload);
+    avl_live_request_unref(job->live);
+    if (job->call != NULL)
+        avl_call_unref(job->call);
+    free(job);
+}
+
+static void generate(void *argument, avl_job_end_t end) {
+    job_t *job = argument;
+    if (end == AVL_JOB_CANCEL) {
+        avl_live_request_fail(job->live, AVL_ERR_UNAVAILABLE, "the service is shutting down");
+        job_free(job);
+        return;
+    }
+    ProtobufCMessage *message = NULL;
+    avl_prepared_t prepared;
+    memset(&prepared, 0, sizeof prepared);
+    avl_status_t status = AVL_OK;
+    if (!avl_live_request_wanted(job->live))
+        status = avl_fail(AVL_ERR_CANCELLED, "the request has ended");
+    else
+        status = unpack(job->payload, &avl__v1__generate_request__descriptor, &message);
+    avl_payload_free(job->payload);
+    job->payload = NULL;
+    if (status == AVL_OK)
+        status = prepare(job->api, job->live, (Avl__V1__GenerateRequest *)message, &prepared);
+    if (message != NULL)
+        protobuf_c_message_free_unpacked(message, NULL);
+    if (status == AVL_OK) {
+        avl_live_request_begin(job->live, &prepared);
+    } else {
+        avl_live_request_fail(job->live, status, avl_status_detail());
+        avl_prepared_free(&prepared);
+    }
+    job_free(job);
+}
+
+static void on_generate(void *context, avl_call_t *call, avl_payload_t *payload) {
+    avl_api_t *api = context;
+    job_t *job = NULL;
+    avl_live_request_t *live = NULL;
+    avl_status_t status = avl_requests_admit(api->requests, call, &live);
+    if (status != AVL_OK) {
+        avl_call_finish(call, avl_rpc_code(status), avl_status_detail());
+        avl_payload_free(payload);
+        return;
+    }
+    status = avl_alloc(1, sizeof *job, "a job", &job);
+    if (status == AVL_OK) {
+        *job = (job_t){api, payload, live, NULL};
+        status = avl_thread_pool_submit(api->pool, generate, job);
+    }
+    if (status != AVL_OK) {
+        avl_live_request_fail(live, status, avl_status_detail());
+        avl_live_request_unref(live);
+        avl_payload_free(payload);
+        free(job);
+    }
+}
+
+static void on_generate_closed(void *context, avl_call_t *call, bool cancelled) {
+    (void)context;
+    (void)cancelled; /* a request that has ended does not mind */
+    avl_live_request_t *live = avl_call_user(call);
+    if (live != NULL) {
+        avl_call_set_user(call, NULL);
+        avl_live_request_closed(live);
+    }
+}
+
+/* ---- Tokenize ---- */
+
+static size_t count_placeholders(const char *text, const char *placeholder) {
+    size_t count = 0;
+    if (placeholder == NULL || placeholder[0] == '\0')
+        return 0;
+    for (const char *at = text; (at = strstr(at, placeholder)) != NULL; at += strlen(placeholder))
+        count++;
+    return count;
+}
+
+/* The prompt as Generate would see it, every picture being one row. */
+static avl_status_t tokenize_text(const avl_api_t *api, const char *text, size_t image_count,
+                                  avl_prompt_t *prompt_p) {
+    avl_image_layout_t *layouts = NULL;
+    AVL_TRY(avl_alloc(image_count, sizeof *layouts, "layouts", &layouts));
+    for (size_t i = 0; i < image_count; i++)
+        layouts[i] = (avl_image_layout_t){.image_width = 1, .image_height = 1, .prompt_rows = 1};
+    avl_status_t status = avl_prompt_build(api->tokenizer, api->config, text, layouts, image_count,
+                                           INT32_MAX, prompt_p);
+    free(layouts);
+    return status;
+}
+
+static avl_status_t tokenize_request(const avl_api_t *api, const Avl__V1__TokenizeRequest *request,
+                                     avl_prompt_t *prompt_p) {
+    if (request->input_case == AVL__V1__TOKENIZE_REQUEST__INPUT_TEXT) {
+        const char *placeholder =
+            avl_tokenizer_token(api->tokenizer, api->config->model.image_token_id);
+        return tokenize_text(api, request->text, count_placeholders(request->text, placeholder),
+                             prompt_p);
+    }
+    if (request->input_case != AVL__V1__TOKENIZE_REQUEST__INPUT_CONVERSATION)
+        return avl_fail(AVL_ERR_INVALID, "the request has no input: give conversation or text");
+    avl_conversation_t conversation;
+    AVL_TRY(avl_conversation_read(request->conversation, api->policy.images_max, &conversation));
+    char *text = NULL;
+    avl_status_t status = avl_chat_template_render(api->chat_template, conversation.messages,
+                                                   conversation.message_count, &text);
+    if (status == AVL_OK)
+        status = tokenize_text(api, text, conversation.image_count, prompt_p);
+    free(text);
+    avl_conversation_free(&conversation);
+    return status;
+}
+
+static void tokenize(void *argument, avl_job_end_t end) {
+    job_t *job = argument;
+    if (end == AVL_JOB_CANCEL) {
+        avl_call_finish(job->call, AVL_RPC_UNAVAILABLE, "the service is shutting down");
+        job_free(job);
+        return;
+    }
+    ProtobufCMessage *message = NULL;
+    avl_prompt_t prompt;
+    avl_status_t status = unpack(job->payload, &avl__v1__tokenize_request__descriptor, &message);
+    if (status == AVL_OK)
+        status = tokenize_request(job->api, (Avl__V1__TokenizeRequest *)message, &prompt);
+    if (message != NULL)
+        protobuf_c_message_free_unpacked(message, NULL);
+    if (status == AVL_OK) {
+        Avl__V1__TokenizeResponse response;
+        avl__v1__tokenize_response__init(&response);
+        response.n_token_ids = (size_t)prompt.row_count;
+        response.token_ids = prompt.token_ids;
+        status = avl_call_send(job->call, &response.base);
+        avl_prompt_free(&prompt);
+    }
+    avl_call_finish(job->call, avl_rpc_code(status), status == AVL_OK ? "" : avl_status_detail());
+    job_free(job);
+}
+
+static void on_tokenize(void *context, avl_call_t *call, avl_payload_t *payload) {
+    avl_api_t *api = context;
+    job_t *job = NULL;
+    avl_status_t status = avl_alloc(1, sizeof *job, "a job", &job);
+    if (status == AVL_OK) {
+        avl_call_ref(call);
+        *job = (job_t){api, payload, NULL, call};
+        status = avl_thread_pool_submit(api->pool, tokenize, job);
+    }
+    if (status != AVL_OK) {
+        avl_call_finish(call, avl_rpc_code(status), avl_status_detail());
+        if (job != NULL)
+            job_free(job);
+        else
+            avl_payload_free(payload);
+    }
+}
+
+/* ---- GetModelInfo ---- */
+
+static char *shared(const char *text) {
+    union {
+        const char *constant;
+        char *variable;
+    } pointer = {.constant = text != NULL ? text : ""}; /* packing only reads it */
+    return pointer.variable;
+}
+
+static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
+    avl_api_t *api = context;
+    avl_payload_free(payload); /* the request has no fields */
+    avl_worker_group_view_t view;
+    avl_worker_group_view(api->group, &view);
+    Avl__V1__AttentionParameters attention;
+    avl__v1__attention_parameters__init(&attention);
+    attention._visual_store_ratio_case =
+        AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;
+    attention.visual_store_ratio = api->policy.attention.visual_store_ratio;
+    attention._visual_compute_ratio_case =
+        AVL__V1__ATTENTION_PARAMETERS___VISUAL_COMPUTE_RATIO_VISUAL_COMPUTE_RATIO;
+    attention.visual_compute_ratio = api->policy.attention.visual_compute_ratio;
+    attention._visual_update_interval_case =
+        AVL__V1__ATTENTION_PARAMETERS___VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL;
+    attention.visual_update_interval = (uint32_t)api->policy.attention.visual_update_interval;
+    Avl__V1__GetModelInfoResponse info;
+    avl__v1__get_model_info_response__init(&info);
+    info.model = shared(api->model_name);
+    info.family = shared(api->config->model.family == AVL_FAMILY_LLAVA ? "llava" : "llava_next");
+    info.version = shared(AVL_VERSION);
+    info.ready = view.state == AVL_WORKER_GROUP_READY;
+    info.loading_share = view.loading_share;
+    info.context_tokens_max = (uint32_t)context_rows(api);
+    avl_image_layout_t layout;
+    int side = api->config->model.vision.image_side;
+    if (avl_image_layout(api->config, side, side, &layout) == AVL_OK)
+        info.visual_tokens_per_image = (uint32_t)layout.prompt_rows;
+    info.image_placeholder =
+        shared(avl_tokenizer_token(api->tokenizer, api->config->model.image_token_id));
+    info.chat_template = shared(avl_chat_template_name(api->chat_template));
+    info.ranks = (uint32_t)view.ranks;
+    info.device = view.device;
+    info.dtype = view.dtype;
+    info.sequences_max = (uint32_t)view.sequences_max;
+    info.message_bytes_max = (uint64_t)api->message_bytes_max;
+    info.image_pixels_max = (uint64_t)api->image_pixels_max;
+    info.images_max = (uint32_t)api->policy.images_max;
+    info.attention_defaults = &attention;
+    info.load_seconds = (double)view.load_ns / 1e9;
+    avl_status_t status = avl_call_send(call, &info.base);
+    avl_call_finish(call, avl_rpc_code(status), status == AVL_OK ? "" : avl_status_detail());
+}
+
+void avl_api_methods(avl_api_t *api, avl_method_t methods[AVL_API_METHODS]) {
+    methods[0] = (avl_method_t){.path = "/avl.v1.Inference/Generate",
+                                .context = api,
+                                .begin = on_generate,
+                                .close = on_generate_closed};
+    methods[1] =
+        (avl_method_t){.path = "/avl.v1.Inference/Tokenize", .context = api, .begin = on_tokenize};
+    methods[2] =
+        (avl_method_t){.path = "/avl.v1.Inference/GetModelInfo", .context = api, .begin = on_info};
+}

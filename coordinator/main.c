@@ -1,0 +1,357 @@
+/* avl-coordinator: puts the parts together, waits for signals, and takes them apart again. */
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "coordinator/api.h"
+#include "coordinator/health.h"
+#include "coordinator/options.h"
+#include "coordinator/reflection.h"
+#include "inputs/preprocess.h"
+
+#define LAME_DUCK_NS (AVL_NS_PER_S / 4) /* balancers hear NOT_SERVING before the listener closes   \
+                                         */
+#define PARTING_NS (5 * AVL_NS_PER_S)   /* idle workers leave within it */
+#define METHOD_COUNT (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS)
+#define ATTACH_NS (120 * AVL_NS_PER_S)
+#define WORKER_ARGUMENTS_MAX 32
+
+typedef struct service {
+    avl_options_t options;
+    char model_path[PATH_MAX];
+    avl_config_t config;
+    avl_tokenizer_t *tokenizer;
+    avl_chat_template_t *chat_template;
+    char link_directory[64];
+    char link_address[96];
+    char worker_program[PATH_MAX];
+    const char *worker_arguments[WORKER_ARGUMENTS_MAX];
+    avl_requests_t *requests;
+    avl_thread_pool_t *pool;
+    avl_worker_group_t *group;
+    avl_health_t *health;
+    avl_api_t api;
+    avl_method_t methods[METHOD_COUNT];
+    avl_server_t *server;
+    int signal_fd, event_fd;
+
+    pthread_mutex_t lock; /* makes changes of health follow the group's in order */
+    bool draining;
+    bool first_ready, announced;
+    bool fatal;
+    avl_status_t fatal_status;
+    char fatal_detail[AVL_STATUS_DETAIL_BYTES];
+} service_t;
+
+/* ---- what the group tells ---- */
+
+static void tell_main(service_t *service) {
+    uint64_t one = 1;
+    ssize_t written = write(service->event_fd, &one, sizeof one);
+    (void)written; /* a full counter wakes as well */
+}
+
+static void on_changed(void *context) {
+    service_t *service = context;
+    avl_worker_group_view_t view;
+    pthread_mutex_lock(&service->lock);
+    avl_worker_group_view(service->group, &view);
+    bool ready = view.state == AVL_WORKER_GROUP_READY;
+    avl_health_set(service->health, ready && !service->draining);
+    bool first = ready && !service->first_ready;
+    service->first_ready = service->first_ready || ready;
+    pthread_mutex_unlock(&service->lock);
+    avl_requests_group_changed(service->requests);
+    if (first)
+        tell_main(service);
+}
+
+static void on_events(void *context, uint64_t generation, const Avl__Worker__V1__Events *events) {
+    service_t *service = context;
+    avl_requests_group_events(service->requests, generation, events);
+}
+
+static void on_lost(void *context, uint64_t generation) {
+    service_t *service = context;
+    on_changed(service); /* NOT_SERVING first */
+    avl_requests_group_lost(service->requests, generation);
+}
+
+static void on_fatal(void *context, avl_status_t status, const char *detail) {
+    service_t *service = context;
+    pthread_mutex_lock(&service->lock);
+    service->fatal = true;
+    service->fatal_status = status;
+    snprintf(service->fatal_detail, sizeof service->fatal_detail, "%s", detail);
+    pthread_mutex_unlock(&service->lock);
+    tell_main(service);
+}
+
+/* ---- start ---- */
+
+static avl_status_t open_model(service_t *service) {
+    const char *model = service->options.model;
+    if (realpath(model, service->model_path) == NULL)
+        return avl_fail(AVL_ERR_NOT_FOUND, "model directory %s: %s", model, strerror(errno));
+    AVL_TRY(avl_config_load(model, &service->config));
+    AVL_TRY(avl_preprocess_check(&service->config));
+    AVL_TRY(avl_tokenizer_open(model, &service->tokenizer));
+    return avl_chat_template_open(model, &service->config, &service->chat_template);
+}
+
+static avl_status_t find_worker(service_t *service) {
+    const char *given = service->options.worker_program;
+    char *path = service->worker_program;
+    if (given != NULL) {
+        snprintf(path, sizeof service->worker_program, "%s", given);
+    } else {
+        ssize_t got = readlink("/proc/self/exe", path, sizeof service->worker_program - 1);
+        if (got < 0)
+            return avl_fail(AVL_ERR_IO, "cannot read /proc/self/exe: %s", strerror(errno));
+        path[got] = '\0';
+        char *slash = strrchr(path, '/');
+        size_t room = sizeof service->worker_program - (size_t)(slash + 1 - path);
+        if (slash == NULL || (size_t)snprintf(slash + 1, room, "avl-worker") >= room)
+            return avl_fail(AVL_ERR_IO, "no room for the worker's path beside %s", path);
+    }
+    if (access(path, X_OK) != 0)
+        return avl_fail(AVL_ERR_NOT_FOUND, "the worker program %s: %s", path, strerror(errno));
+    return AVL_OK;
+}
+
+static void worker_command(service_t *service) {
+    const avl_options_t *options = &service->options;
+    const char *const pairs[][2] = {
+        {"--model", options->model},         {"--device", options->device},
+        {"--dtype", options->dtype},         {"--log-level", options->log_level_name},
+        {"--threads", options->threads},     {"--memory", options->memory},
+        {"--sequences", options->sequences}, {"--context", options->context},
+    };
+    size_t count = 0;
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        if (pairs[i][1] == NULL)
+            continue;
+        service->worker_arguments[count++] = pairs[i][0];
+        service->worker_arguments[count++] = pairs[i][1];
+    }
+    if (options->log_json)
+        service->worker_arguments[count++] = "--log-json";
+    service->worker_arguments[count] = NULL;
+}
+
+/* A directory that nobody else can enter guards the link. */
+static avl_status_t make_link_directory(service_t *service) {
+    const char *base = getenv("XDG_RUNTIME_DIR");
+    if (base == NULL || base[0] != '/' || strlen(base) > 32 || access(base, W_OK | X_OK) != 0)
+        base = "/tmp";
+    snprintf(service->link_directory, sizeof service->link_directory, "%s/avl-XXXXXX", base);
+    if (mkdtemp(service->link_directory) == NULL) {
+        avl_status_t status =
+            avl_fail(AVL_ERR_IO, "cannot make %s: %s", service->link_directory, strerror(errno));
+        service->link_directory[0] = '\0';
+        return status;
+    }
+    snprintf(service->link_address, sizeof service->link_address, "unix:%s/link",
+             service->link_directory);
+    return AVL_OK;
+}
+
+static avl_status_t create_group(service_t *service) {
+    const avl_options_t *options = &service->options;
+    avl_worker_group_config_t config = {
+        .program = service->worker_program,
+        .launcher = options->launcher,
+        .ranks = options->ranks,
+        .link_address = service->link_address,
+        .arguments = service->worker_arguments,
+        .attach_ns = ATTACH_NS,
+        .load_ns = options->load_timeout_ns,
+        .pong_ns = options->worker_timeout_ns,
+        .ping_ns = AVL_NS_PER_S,
+        .pause_ns = AVL_NS_PER_S / 10,
+        .pause_max_ns = 30 * AVL_NS_PER_S,
+        .restarts_max = 5,
+    };
+    avl_worker_group_observer_t observer = {service, on_changed, on_events, on_lost, on_fatal};
+    return avl_worker_group_create(&config, &observer, &service->group);
+}
+
+static avl_status_t create_server(service_t *service) {
+    const avl_options_t *options = &service->options;
+    const char *slash = strrchr(service->model_path, '/');
+    service->api = (avl_api_t){
+        .model_name = slash != NULL && slash[1] != '\0' ? slash + 1 : service->model_path,
+        .config = &service->config,
+        .tokenizer = service->tokenizer,
+        .chat_template = service->chat_template,
+        .pool = service->pool,
+        .requests = service->requests,
+        .group = service->group,
+        .policy = {options->images_max, options->attention, &service->config.generation},
+        .message_bytes_max = options->message_bytes_max,
+        .image_pixels_max = options->image_pixels_max,
+    };
+    avl_api_methods(&service->api, service->methods);
+    avl_health_methods(service->health, service->methods + AVL_API_METHODS);
+    avl_reflection_methods(service->methods + AVL_API_METHODS + AVL_HEALTH_METHODS);
+    avl_server_config_t config = {
+        .address = options->listen,
+        .methods = service->methods,
+        .method_count = METHOD_COUNT,
+        .threads = 2,
+        .message_bytes_max = options->message_bytes_max,
+        .send_queue_bytes_max = 1 << 20, /* some fifty thousand tokens */
+        .keepalive_ms = 20000,
+        .keepalive_timeout_ms = 10000,
+    };
+    return avl_server_create(&config, &service->server);
+}
+
+static avl_status_t start(service_t *service) {
+    AVL_TRY(open_model(service));
+    AVL_TRY(find_worker(service));
+    worker_command(service);
+    AVL_TRY(make_link_directory(service));
+    avl_requests_config_t requests = {service->tokenizer, (size_t)service->options.queue_max,
+                                      service->options.request_timeout_ns};
+    AVL_TRY(avl_requests_create(&requests, &service->requests));
+    AVL_TRY(avl_thread_pool_create("inputs", service->options.preprocess_threads,
+                                   (size_t)service->options.queue_max + 64, &service->pool));
+    AVL_TRY(avl_health_create(&service->health));
+    AVL_TRY(create_group(service));
+    avl_requests_set_group(service->requests, service->group);
+    AVL_TRY(create_server(service));
+    avl_log_info("listening on %s; loading %s", avl_server_address(service->server),
+                 service->options.model);
+    return avl_worker_group_start(service->group);
+}
+
+/* ---- run ---- */
+
+/* Whether a signal has come; waits up to `timeout_ns` for one. */
+static bool signalled(service_t *service, int64_t timeout_ns) {
+    struct pollfd fd = {service->signal_fd, POLLIN, 0};
+    struct signalfd_siginfo info;
+    return poll(&fd, 1, (int)(timeout_ns / AVL_NS_PER_MS)) > 0 &&
+           read(service->signal_fd, &info, sizeof info) == (ssize_t)sizeof info;
+}
+
+/* Until a signal, or until the group can never serve; false then. */
+static bool run(service_t *service) {
+    for (;;) {
+        struct pollfd fds[2] = {{service->signal_fd, POLLIN, 0}, {service->event_fd, POLLIN, 0}};
+        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+            return false;
+        uint64_t count;
+        if (fds[1].revents != 0 && read(service->event_fd, &count, sizeof count) < 0)
+            return false;
+        pthread_mutex_lock(&service->lock);
+        bool fatal = service->fatal;
+        bool announce = service->first_ready && !service->announced;
+        service->announced = service->announced || announce;
+        pthread_mutex_unlock(&service->lock);
+        if (fatal)
+            return false;
+        if (announce) {
+            printf("ready %s\n", avl_server_address(service->server));
+            fflush(stdout);
+        }
+        if (fds[0].revents != 0 && signalled(service, 0))
+            return true;
+    }
+}
+
+/* Running requests finish, within the bound and unless a second signal comes; true when it did not.
+ */
+static bool drain(service_t *service) {
+    avl_log_info("draining: %zu requests in progress", avl_requests_count(service->requests));
+    pthread_mutex_lock(&service->lock);
+    service->draining = true;
+    avl_health_set(service->health, false);
+    pthread_mutex_unlock(&service->lock);
+    avl_requests_drain(service->requests);
+    int64_t now_ns = avl_clock_now_ns();
+    int64_t deadline_ns = now_ns + service->options.drain_timeout_ns;
+    bool patient = !signalled(service, LAME_DUCK_NS);
+    while (patient && avl_clock_now_ns() < deadline_ns &&
+           avl_requests_wait(service->requests, avl_clock_now_ns() + AVL_NS_PER_S / 20) > 0)
+        patient = !signalled(service, 0);
+    return patient;
+}
+
+static void stop(service_t *service, bool patient) {
+    if (service->requests != NULL) {
+        avl_requests_drain(service->requests);
+        avl_requests_fail_all(service->requests, AVL_ERR_UNAVAILABLE,
+                              "the service is shutting down");
+    }
+    if (service->health != NULL)
+        avl_health_end(service->health);
+    avl_thread_pool_destroy(service->pool); /* its jobs hold calls */
+    if (service->server != NULL) {
+        avl_server_stop(service->server, patient ? 2 * AVL_NS_PER_S : AVL_NS_PER_S / 10);
+        avl_server_destroy(service->server);
+    }
+    if (service->group != NULL) {
+        avl_worker_group_stop(service->group, patient ? PARTING_NS : 0);
+        avl_worker_group_destroy(service->group);
+    }
+    avl_requests_destroy(service->requests);
+    avl_health_destroy(service->health);
+    if (service->link_directory[0] != '\0') {
+        unlink(service->link_address + strlen("unix:"));
+        rmdir(service->link_directory);
+    }
+    avl_chat_template_close(service->chat_template);
+    avl_tokenizer_close(service->tokenizer);
+}
+
+static bool prepare_process(service_t *service) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* before any thread exists: all inherit it */
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* orphaned ranks come here, to be swept up */
+    service->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    service->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return service->signal_fd >= 0 && service->event_fd >= 0;
+}
+
+int main(int argc, char **argv) {
+    static service_t service;
+    avl_options_parse(argc, argv, &service.options);
+    avl_log_begin("coordinator", service.options.log_level, service.options.log_json);
+    pthread_mutex_init(&service.lock, NULL);
+    if (!prepare_process(&service)) {
+        avl_log_error("cannot wait for signals: %s", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    avl_status_t status = start(&service);
+    if (status != AVL_OK) {
+        avl_log_error("cannot start: %s", avl_status_detail());
+        stop(&service, false);
+        return EXIT_FAILURE;
+    }
+    bool asked = run(&service);
+    bool patient = asked && drain(&service);
+    stop(&service, patient);
+    if (service.fatal)
+        avl_log_error("cannot serve %s: %s: %s", service.options.model,
+                      avl_status_name(service.fatal_status), service.fatal_detail);
+    else
+        avl_log_info("stopped");
+    return asked ? EXIT_SUCCESS : EXIT_FAILURE;
+}

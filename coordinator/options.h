@@ -1,0 +1,43 @@
+/* coordinator/options.h: the command line of avl-coordinator. */
+#ifndef AVL_COORDINATOR_OPTIONS_H
+#define AVL_COORDINATOR_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "coordinator/validate.h"
+
+typedef struct avl_options {
+    const char *model;
+    const char *listen;
+    int ranks;
+    const char *device;
+    const char *dtype;
+    /* passed on to workers as typed; NULL: not given */
+    const char *threads;
+    const char *memory;
+    const char *sequences;
+    const char *context;
+    const char *worker_program; /* NULL: avl-worker beside this program */
+    const char *launcher;
+    int preprocess_threads;
+    int64_t request_timeout_ns; /* AVL_DEADLINE_NONE: none */
+    int64_t drain_timeout_ns;
+    int64_t worker_timeout_ns;
+    int64_t load_timeout_ns;
+    int64_t message_bytes_max;
+    int64_t image_pixels_max;
+    int images_max;
+    int queue_max;
+    avl_attention_choice_t attention;
+    bool dense;
+    avl_log_level_t log_level;
+    const char *log_level_name;
+    bool log_json;
+} avl_options_t;
+
+/* Prints help, version or what is wrong, and leaves the program then. */
+void avl_options_parse(int argc, char **argv, avl_options_t *options_p);
+
+#endif

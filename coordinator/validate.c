@@ -1,0 +1,240 @@
+#include "coordinator/validate.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/memory.h"
+
+#define MESSAGES_MAX 4096 /* turns of one conversation: more is a mistake, not a talk */
+
+static avl_status_t image_check(const Avl__V1__Image *image, size_t number) {
+    if (image == NULL || image->data.len == 0)
+        return avl_fail(AVL_ERR_INVALID,
+                        "image %zu is empty: data holds the bytes of a JPEG, PNG or WebP file",
+                        number);
+    return AVL_OK;
+}
+
+static avl_status_t image_count_check(size_t count, int images_max) {
+    if (count > (size_t)images_max)
+        return avl_fail(AVL_ERR_TOO_LARGE, "the request has %zu images; at most %d are allowed",
+                        count, images_max);
+    return AVL_OK;
+}
+
+static avl_status_t role_read(const Avl__V1__Message *message, size_t index, avl_role_t *role_p) {
+    switch (message->role) {
+    case AVL__V1__ROLE__ROLE_SYSTEM:
+        *role_p = AVL_ROLE_SYSTEM;
+        return AVL_OK;
+    case AVL__V1__ROLE__ROLE_USER:
+        *role_p = AVL_ROLE_USER;
+        return AVL_OK;
+    case AVL__V1__ROLE__ROLE_ASSISTANT:
+        *role_p = AVL_ROLE_ASSISTANT;
+        return AVL_OK;
+    default:
+        return avl_fail(AVL_ERR_INVALID,
+                        "messages[%zu].role is %d; allowed: 1 (system), 2 (user), 3 (assistant)",
+                        index, (int)message->role);
+    }
+}
+
+/* Fills one message; `part` and the images advance. */
+static avl_status_t message_read(const Avl__V1__Message *from, size_t index, avl_message_t *to,
+                                 avl_message_part_t *parts, avl_conversation_t *conversation) {
+    AVL_TRY(role_read(from, index, &to->role));
+    if (from->n_content == 0)
+        return avl_fail(AVL_ERR_INVALID, "messages[%zu].content is empty", index);
+    to->parts = parts;
+    to->part_count = from->n_content;
+    for (size_t i = 0; i < from->n_content; i++) {
+        const Avl__V1__ContentPart *part = from->content[i];
+        if (part->part_case == AVL__V1__CONTENT_PART__PART_TEXT) {
+            parts[i].text = part->text;
+        } else if (part->part_case == AVL__V1__CONTENT_PART__PART_IMAGE) {
+            AVL_TRY(image_check(part->image, conversation->image_count + 1));
+            parts[i].text = NULL;
+            conversation->images[conversation->image_count++] = part->image;
+        } else {
+            return avl_fail(AVL_ERR_INVALID, "messages[%zu].content[%zu] is neither text nor image",
+                            index, i);
+        }
+    }
+    return AVL_OK;
+}
+
+avl_status_t avl_conversation_read(const Avl__V1__Conversation *from, int images_max,
+                                   avl_conversation_t *conversation_p) {
+    if (from == NULL || from->n_messages == 0)
+        return avl_fail(AVL_ERR_INVALID, "conversation.messages is empty");
+    if (from->n_messages > MESSAGES_MAX)
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "the conversation has %zu messages; at most %d are allowed",
+                        from->n_messages, MESSAGES_MAX);
+    size_t parts = 0, images = 0;
+    for (size_t m = 0; m < from->n_messages; m++) {
+        parts += from->messages[m]->n_content;
+        for (size_t i = 0; i < from->messages[m]->n_content; i++)
+            images += from->messages[m]->content[i]->part_case == AVL__V1__CONTENT_PART__PART_IMAGE;
+    }
+    AVL_TRY(image_count_check(images, images_max));
+    avl_conversation_t made = {NULL, from->n_messages, NULL, NULL, 0};
+    avl_status_t status =
+        avl_alloc(from->n_messages, sizeof *made.messages, "messages", &made.messages);
+    if (status == AVL_OK)
+        status = avl_alloc(parts, sizeof *made.parts, "message parts", &made.parts);
+    if (status == AVL_OK)
+        status = avl_alloc(images, sizeof *made.images, "images", &made.images);
+    parts = 0;
+    for (size_t m = 0; m < from->n_messages && status == AVL_OK; m++) {
+        status = message_read(from->messages[m], m, &made.messages[m], made.parts + parts, &made);
+        parts += from->messages[m]->n_content;
+    }
+    if (status != AVL_OK) {
+        avl_conversation_free(&made);
+        return status;
+    }
+    *conversation_p = made;
+    return AVL_OK;
+}
+
+avl_status_t avl_raw_prompt_read(const Avl__V1__RawPrompt *prompt, int images_max,
+                                 avl_conversation_t *conversation_p) {
+    if (prompt == NULL || prompt->text[0] == '\0')
+        return avl_fail(AVL_ERR_INVALID, "raw_prompt.text is empty");
+    AVL_TRY(image_count_check(prompt->n_images, images_max));
+    for (size_t i = 0; i < prompt->n_images; i++)
+        AVL_TRY(image_check(prompt->images[i], i + 1));
+    avl_conversation_t made = {NULL, 0, NULL, NULL, prompt->n_images};
+    AVL_TRY(avl_alloc(prompt->n_images, sizeof *made.images, "images", &made.images));
+    for (size_t i = 0; i < prompt->n_images; i++)
+        made.images[i] = prompt->images[i];
+    *conversation_p = made;
+    return AVL_OK;
+}
+
+void avl_conversation_free(avl_conversation_t *conversation) {
+    free(conversation->messages);
+    free(conversation->parts);
+    free(conversation->images);
+    memset(conversation, 0, sizeof *conversation);
+}
+
+static avl_status_t seed_draw(uint64_t *seed_p) {
+    uint64_t seed;
+    if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
+        return avl_fail(AVL_ERR_IO, "no random seed: %s", strerror(errno));
+    *seed_p = seed;
+    return AVL_OK;
+}
+
+/* The comparisons are written so that a NaN fails them. */
+avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
+                               const avl_generation_config_t *generation,
+                               avl_sampling_choice_t *choice_p) {
+    avl_sampling_choice_t choice = {
+        .temperature = generation->sample ? (double)generation->temperature : 0,
+        .top_p = (double)generation->top_p,
+        .top_k = generation->top_k,
+    };
+    bool seeded = false;
+    if (sampling != NULL) {
+        if (sampling->_temperature_case != 0)
+            choice.temperature = sampling->temperature;
+        if (sampling->_top_p_case != 0)
+            choice.top_p = sampling->top_p;
+        if (sampling->_top_k_case != 0 && sampling->top_k > INT32_MAX)
+            return avl_fail(AVL_ERR_INVALID, "sampling.top_k is %u; allowed: 0 (off) to %d",
+                            sampling->top_k, INT32_MAX);
+        if (sampling->_top_k_case != 0)
+            choice.top_k = (int32_t)sampling->top_k;
+        seeded = sampling->_seed_case != 0;
+        if (seeded)
+            choice.seed = sampling->seed;
+    }
+    if (!(choice.temperature >= 0 && choice.temperature <= 100))
+        return avl_fail(AVL_ERR_INVALID, "sampling.temperature is %g; allowed: 0 (greedy) to 100",
+                        choice.temperature);
+    if (!(choice.top_p > 0 && choice.top_p <= 1))
+        return avl_fail(AVL_ERR_INVALID, "sampling.top_p is %g; allowed: more than 0, at most 1",
+                        choice.top_p);
+    if (!seeded)
+        AVL_TRY(seed_draw(&choice.seed));
+    *choice_p = choice;
+    return AVL_OK;
+}
+
+avl_status_t avl_attention_choice_check(const avl_attention_choice_t *choice) {
+    double store = choice->visual_store_ratio, compute = choice->visual_compute_ratio;
+    if (!(store > 0 && store <= 1))
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_store_ratio is %g; allowed: more than 0, at most 1",
+                        store);
+    if (!(compute > 0 && compute <= store))
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_compute_ratio is %g; allowed: more than 0, at most "
+                        "visual_store_ratio (%g)",
+                        compute, store);
+    if (choice->visual_update_interval < 1)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_update_interval is %d; allowed: at least 1",
+                        choice->visual_update_interval);
+    return AVL_OK;
+}
+
+avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *attention,
+                                const avl_attention_choice_t *defaults,
+                                avl_attention_choice_t *choice_p) {
+    avl_attention_choice_t choice = *defaults;
+    if (attention != NULL && attention->dense) {
+        if (attention->_visual_store_ratio_case != 0 ||
+            attention->_visual_compute_ratio_case != 0 ||
+            attention->_visual_update_interval_case != 0)
+            return avl_fail(AVL_ERR_INVALID,
+                            "attention.dense excludes visual_store_ratio, visual_compute_ratio and "
+                            "visual_update_interval");
+        *choice_p = (avl_attention_choice_t){1, 1, 1};
+        return AVL_OK;
+    }
+    if (attention != NULL) {
+        if (attention->_visual_store_ratio_case != 0) {
+            choice.visual_store_ratio = attention->visual_store_ratio;
+            /* A default that the caller's store cannot hold gives way; a value of the caller's own
+             * does not. */
+            if (choice.visual_compute_ratio > choice.visual_store_ratio)
+                choice.visual_compute_ratio = choice.visual_store_ratio;
+        }
+        if (attention->_visual_compute_ratio_case != 0)
+            choice.visual_compute_ratio = attention->visual_compute_ratio;
+        if (attention->_visual_update_interval_case != 0) {
+            if (attention->visual_update_interval < 1 ||
+                attention->visual_update_interval > INT32_MAX)
+                return avl_fail(AVL_ERR_INVALID,
+                                "attention.visual_update_interval is %u; allowed: 1 to %d",
+                                attention->visual_update_interval, INT32_MAX);
+            choice.visual_update_interval = (int32_t)attention->visual_update_interval;
+        }
+    }
+    AVL_TRY(avl_attention_choice_check(&choice));
+    *choice_p = choice;
+    return AVL_OK;
+}
+
+avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request) {
+    size_t id_bytes = strlen(request->request_id);
+    if (id_bytes > AVL_REQUEST_ID_BYTES_MAX)
+        return avl_fail(AVL_ERR_INVALID, "request_id has %zu bytes; at most %d are allowed",
+                        id_bytes, AVL_REQUEST_ID_BYTES_MAX);
+    if (request->input_case == AVL__V1__GENERATE_REQUEST__INPUT__NOT_SET)
+        return avl_fail(AVL_ERR_INVALID,
+                        "the request has no input: give conversation or raw_prompt");
+    if (request->max_tokens > INT32_MAX)
+        return avl_fail(AVL_ERR_INVALID,
+                        "max_tokens is %u; allowed: 0 (as many as the context holds) to %d",
+                        request->max_tokens, INT32_MAX);
+    return AVL_OK;
+}

@@ -1,0 +1,69 @@
+/* coordinator/validate.h: a GenerateRequest checked and translated: every refusal names the field,
+ * the value and what is allowed. */
+#ifndef AVL_COORDINATOR_VALIDATE_H
+#define AVL_COORDINATOR_VALIDATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "checkpoint/config.h"
+#include "inputs/prompt.h"
+#include "proto/inference.pb-c.h"
+
+#define AVL_REQUEST_ID_BYTES_MAX 128
+
+/* How visual rows are stored and computed; store = compute = 1 is dense attention. */
+typedef struct avl_attention_choice {
+    double visual_store_ratio;
+    double visual_compute_ratio;
+    int32_t visual_update_interval;
+} avl_attention_choice_t;
+
+typedef struct avl_sampling_choice {
+    double temperature;
+    double top_p;
+    int32_t top_k;
+    uint64_t seed;
+} avl_sampling_choice_t;
+
+/* What the operator and the model say about requests. */
+typedef struct avl_request_policy {
+    int images_max;
+    avl_attention_choice_t attention;
+    const avl_generation_config_t *generation;
+} avl_request_policy_t;
+
+/* A conversation as inputs/prompt.h takes it; the texts stay in the protobuf message. */
+typedef struct avl_conversation {
+    avl_message_t *messages;
+    size_t message_count;
+    avl_message_part_t *parts;
+    const Avl__V1__Image **images; /* in the order of the text */
+    size_t image_count;
+} avl_conversation_t;
+
+/* Errors: AVL_ERR_INVALID, AVL_ERR_TOO_LARGE, AVL_ERR_MEMORY. avl_conversation_free releases what
+ * it made. */
+AVL_MUST_CHECK avl_status_t avl_conversation_read(const Avl__V1__Conversation *conversation,
+                                                  int images_max,
+                                                  avl_conversation_t *conversation_p);
+/* The same for a raw prompt's pictures: no messages. */
+AVL_MUST_CHECK avl_status_t avl_raw_prompt_read(const Avl__V1__RawPrompt *prompt, int images_max,
+                                                avl_conversation_t *conversation_p);
+void avl_conversation_free(avl_conversation_t *conversation);
+
+/* `sampling` and `attention` may be NULL: all absent. Without a seed one is drawn. Errors:
+ * AVL_ERR_INVALID. */
+AVL_MUST_CHECK avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
+                                              const avl_generation_config_t *generation,
+                                              avl_sampling_choice_t *choice_p);
+AVL_MUST_CHECK avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *attention,
+                                               const avl_attention_choice_t *defaults,
+                                               avl_attention_choice_t *choice_p);
+/* Also for the operator's own choice. */
+AVL_MUST_CHECK avl_status_t avl_attention_choice_check(const avl_attention_choice_t *choice);
+/* The fields that stand alone: request_id, max_tokens. */
+AVL_MUST_CHECK avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request);
+
+#endif
