@@ -192,7 +192,7 @@ void avl_synthetic_model_write(const char *directory, const avl_synthetic_model_
     put_decoder(&writer, model);
     fputc('}', writer.header);
     fflush(writer.header);
-    for (; header_bytes % 8; fflush(writer.header))
+    for (size_t pad = (8 - header_bytes % 8) % 8; pad > 0; pad--)
         fputc(' ', writer.header);
     fclose(writer.header);
     FILE *file = create(directory, "model.safetensors");

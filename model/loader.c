@@ -74,13 +74,12 @@ static void convert_row(const rectangle_t *part, int64_t row) {
 static int64_t take_rectangle(const rectangle_t *part, int threads) {
     int64_t bad_row = NOT_FOUND;
     int64_t target_bytes = (int64_t)avl_dtype_bytes(part->target_dtype) * part->columns;
-    /* Waking a thread for less than this takes longer than the work. */
-    if (part->rows * part->columns < 65536)
-        threads = 1;
 #ifdef AVL_LOAD_ON_ONE_THREAD
     (void)threads;
 #else
-#pragma omp parallel for num_threads(threads) reduction(min : bad_row)
+    /* Waking a thread for less takes longer than the work. */
+    int used = part->rows * part->columns < 65536 ? 1 : threads;
+#pragma omp parallel for num_threads(used) reduction(min : bad_row)
 #endif
     for (int64_t row = 0; row < part->rows; row++) {
         const char *source =

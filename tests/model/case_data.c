@@ -81,15 +81,18 @@ static avl_status_t take_images(const json_t *root, avl_case_t *data) {
 static avl_status_t take_bf16(const json_t *bf16, avl_case_t *data) {
     if (!bf16)
         return AVL_OK;
-    const json_t *margins = json_object_get(bf16, "margins");
+    const json_t *margins = json_object_get(bf16, "f32_margins");
     AVL_TRY(take_ids(data->path, json_object_get(bf16, "greedy_ids"), &data->bf16_ids,
                      &data->bf16_count));
-    if ((int)json_array_size(margins) < data->bf16_count)
-        return avl_fail(AVL_ERR_DATA, "%s: too few margins", data->path);
-    AVL_TRY(avl_alloc((size_t)data->bf16_count, sizeof(float), "margins", &data->bf16_margins));
+    int best_count;
+    AVL_TRY(take_ids(data->path, json_object_get(bf16, "f32_best"), &data->f32_best, &best_count));
+    data->bf16_error_rms = json_number_value(json_object_get(bf16, "error_rms"));
+    if (best_count < data->bf16_count || !(data->bf16_error_rms > 0.0) ||
+        (int)json_array_size(margins) < data->bf16_count)
+        return avl_fail(AVL_ERR_DATA, "%s: incomplete bf16 run", data->path);
+    AVL_TRY(avl_alloc((size_t)data->bf16_count, sizeof(float), "margins", &data->f32_margins));
     for (int index = 0; index < data->bf16_count; index++)
-        data->bf16_margins[index] =
-            (float)json_number_value(json_array_get(margins, (size_t)index));
+        data->f32_margins[index] = (float)json_number_value(json_array_get(margins, (size_t)index));
     return AVL_OK;
 }
 
@@ -150,7 +153,8 @@ void avl_case_release(avl_case_t *data) {
     free(data->prompt_ids);
     free(data->greedy_ids);
     free(data->bf16_ids);
-    free(data->bf16_margins);
+    free(data->f32_best);
+    free(data->f32_margins);
     free(data->pixels);
     free(data->image_features);
     free(data->first_logits);

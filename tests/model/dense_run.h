@@ -29,8 +29,10 @@ typedef struct avl_case {
     int all_logits_steps;
     int32_t *greedy_ids;
     int greedy_count;
-    int32_t *bf16_ids; /* or NULL */
-    float *bf16_margins;
+    int32_t *bf16_ids; /* the reference's tokens in bf16, or NULL; and along them in f32: */
+    int32_t *f32_best;
+    float *f32_margins;
+    double bf16_error_rms; /* of the reference's bf16 logits against f32 */
     int bf16_count;
 } avl_case_t;
 
