@@ -28,7 +28,7 @@ static const struct {
 typedef struct stage_state {
     avl_text_t held;  /* byte fallback: the run; byte level: the start of a character; replace: its
                          result */
-    size_t run_bytes; /* byte fallback: bytes of the run, once it is broken */
+    size_t run_bytes; /* byte fallback: bytes of the run that are whole characters */
     bool broken;      /* byte fallback: the run is no UTF-8 and was given out as U+FFFD */
     bool begun;     /* metaspace: the first token went by; strip of a whole string: past its head */
     size_t dropped; /* strip: characters taken off the head */

@@ -3,6 +3,7 @@
  * take long. */
 #include "inputs/tokenizer.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -269,6 +270,48 @@ static void test_long(void **context) {
     avl_tokenizer_close(tokenizer);
 }
 
+/* One tokenizer, several threads: each gets what a lone one gets. */
+static void *encode_often(void *argument) {
+    const avl_tokenizer_t *tokenizer = argument;
+    static const char text[] = "<|begin_of_text|>It's e\u0301 1234 <both> naïve 漢字\n\n word";
+    int32_t *first = NULL;
+    size_t first_count = 0;
+    for (int i = 0; i < 200; i++) {
+        int32_t *ids = NULL;
+        size_t count = 0;
+        if (avl_tokenizer_encode(tokenizer, text, sizeof text - 1, true, &ids, &count) != AVL_OK)
+            break;
+        bool same =
+            first == NULL || (count == first_count && memcmp(ids, first, count * sizeof *ids) == 0);
+        if (first == NULL) {
+            first = ids;
+            first_count = count;
+        } else {
+            free(ids);
+        }
+        if (!same) {
+            free(first);
+            return NULL;
+        }
+    }
+    return first;
+}
+
+static void test_threads(void **context) {
+    (void)context;
+    avl_tokenizer_t *tokenizer = open_tokenizer(DATA "qwen2");
+    pthread_t threads[4];
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_often, tokenizer), 0);
+    for (size_t i = 0; i < 4; i++) {
+        void *ids = NULL;
+        assert_int_equal(pthread_join(threads[i], &ids), 0);
+        assert_non_null(ids);
+        free(ids);
+    }
+    avl_tokenizer_close(tokenizer);
+}
+
 static void test_too_large(void **context) {
     (void)context;
     avl_tokenizer_t *tokenizer = open_tokenizer(AVL_SOURCE_DIR "/models/avl-tiny");
@@ -303,6 +346,7 @@ int main(void) {
         cmocka_unit_test(test_streaming),
         cmocka_unit_test(test_find),
         cmocka_unit_test(test_without_special),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
