@@ -11,12 +11,18 @@ enum { PRODUCT_ROWS = 6, PRODUCT_VECTORS = 4 };
 enum { PRODUCT_ROWS = 4, PRODUCT_VECTORS = 2 };
 #endif
 
+#if defined(__AVX512BF16__)
+enum { HAS_PAIRS = 1 };
+#else
+enum { HAS_PAIRS = 0 };
+#endif
+
 typedef struct attention_scratch {
     int64_t padded_width; /* D, rounded up to whole vectors */
-    float *query;         /* [queries, padded] scaled */
+    float *query;         /* [queries, padded], or half as many pairs */
     float *sums;          /* [queries, padded] */
     float *scores;        /* [queries, keys] */
-    float *keys;          /* [D, keys] */
+    float *keys;          /* [D, keys], or half as many rows of pairs */
     float *values;        /* [keys, padded] */
     float *largest;       /* [queries] */
     float *weight_sums;   /* [queries] */
@@ -43,7 +49,8 @@ static attention_scratch_t divide_scratch(void *memory, int head_width) {
 /* result[i][0..vectors) = or += left[i][0..depth) * right[0..depth)[...], PRODUCT_ROWS rows. */
 AVL_INLINE void product_tile(const float *left, int64_t left_stride, const float *right,
                              int64_t right_stride, int64_t depth, float *result,
-                             int64_t result_stride, int add, const int vectors) {
+                             int64_t result_stride, const int add, const int pairs,
+                             const int vectors) {
     avl_vf_t sum[PRODUCT_ROWS][PRODUCT_VECTORS];
     for (int i = 0; i < PRODUCT_ROWS; i++) {
         for (int j = 0; j < vectors; j++)
@@ -54,9 +61,11 @@ AVL_INLINE void product_tile(const float *left, int64_t left_stride, const float
         for (int j = 0; j < vectors; j++)
             r[j] = avl_v_load(right + k * right_stride + j * AVL_LANES);
         for (int i = 0; i < PRODUCT_ROWS; i++) {
-            avl_vf_t l = avl_v_set(left[i * left_stride + k]);
-            for (int j = 0; j < vectors; j++)
-                sum[i][j] += l * r[j];
+            avl_vf_t l = avl_v_broadcast(left + i * left_stride + k);
+            for (int j = 0; j < vectors; j++) {
+                sum[i][j] = pairs ? avl_v_dot_pairs(sum[i][j], (avl_vu_t)l, (avl_vu_t)r[j])
+                                  : sum[i][j] + l * r[j];
+            }
         }
     }
     for (int i = 0; i < PRODUCT_ROWS; i++) {
@@ -66,9 +75,9 @@ AVL_INLINE void product_tile(const float *left, int64_t left_stride, const float
 }
 
 /* `rows` is a multiple of PRODUCT_ROWS, `columns` of AVL_LANES. */
-static void product(const float *left, int64_t left_stride, const float *right,
-                    int64_t right_stride, int64_t depth, float *result, int64_t result_stride,
-                    int add, int64_t rows, int64_t columns) {
+AVL_INLINE void product(const float *left, int64_t left_stride, const float *right,
+                        int64_t right_stride, int64_t depth, float *result, int64_t result_stride,
+                        const int add, const int pairs, int64_t rows, int64_t columns) {
     const int64_t step = PRODUCT_VECTORS * AVL_LANES;
     for (int64_t i = 0; i < rows; i += PRODUCT_ROWS) {
         const float *l = left + i * left_stride;
@@ -76,10 +85,10 @@ static void product(const float *left, int64_t left_stride, const float *right,
         int64_t j = 0;
         for (; j + step <= columns; j += step)
             product_tile(l, left_stride, right + j, right_stride, depth, to + j, result_stride, add,
-                         PRODUCT_VECTORS);
+                         pairs, PRODUCT_VECTORS);
         for (; j < columns; j += AVL_LANES)
             product_tile(l, left_stride, right + j, right_stride, depth, to + j, result_stride, add,
-                         1);
+                         pairs, 1);
     }
 }
 
@@ -87,28 +96,53 @@ static int64_t sequence_slot(const avl_attention_sequence_t *sequence, int64_t i
     return sequence->rows != NULL ? sequence->rows[index] : sequence->first_row + index;
 }
 
-static void gather_tile(const avl_attention_args_t *args, const avl_attention_sequence_t *sequence,
-                        int kv_head, int64_t first, int64_t count,
-                        const attention_scratch_t *scratch) {
+/* Lanes of a row from element `first` on, as the product takes them: values, or pairs. */
+AVL_INLINE avl_vf_t load_lanes(const void *memory, int64_t first, int64_t count,
+                               const avl_dtype_t dtype, const int pairs) {
+    if (!pairs)
+        return avl_v_load_any(memory, first, count, dtype);
+    const uint16_t *source = (const uint16_t *)memory + first;
+    return (avl_vf_t)(count >= 2 * AVL_LANES ? avl_v_load_pairs(source)
+                                             : avl_v_load_pairs_part(source, count));
+}
+
+/* The scratch memory's keys are padded to whole vectors, and a tile to whole groups of four keys:
+ * what is gathered twice there is never looked at. */
+AVL_INLINE void gather_tile(const avl_attention_args_t *args,
+                            const avl_attention_sequence_t *sequence, int kv_head, int64_t first,
+                            int64_t count, const attention_scratch_t *scratch,
+                            const avl_dtype_t dtype, const int pairs) {
     const avl_kv_view_t *kv = &args->kv;
-    int64_t width = kv->head_width;
-    for (int64_t j = 0; j < count; j++) {
-        int64_t from = sequence_slot(sequence, first + j) * kv->row_stride + kv_head * width;
-        float *value = scratch->values + j * scratch->padded_width;
-        for (int64_t d = 0; d < width; d += AVL_LANES) {
-            float lanes[AVL_LANES];
-            avl_v_store(lanes, avl_v_load_any(kv->keys, from + d, width - d, kv->dtype));
-            for (int64_t i = 0; i < avl_min64(AVL_LANES, width - d); i++)
-                scratch->keys[(d + i) * AVL_ATTENTION_KEY_TILE + j] = lanes[i];
-            avl_v_store(value + d, avl_v_load_any(kv->values, from + d, width - d, kv->dtype));
+    const int64_t width = kv->head_width, step = pairs ? 2 * AVL_LANES : AVL_LANES;
+    for (int64_t j = 0; j < count; j += 4) {
+        int64_t from[4];
+        for (int i = 0; i < 4; i++) {
+            int64_t row = avl_min64(j + i, count - 1);
+            from[i] = sequence_slot(sequence, first + row) * kv->row_stride + kv_head * width;
+        }
+        for (int64_t d = 0; d < width; d += step) {
+            avl_vf_t rows[4];
+            for (int i = 0; i < 4; i++)
+                rows[i] = load_lanes(kv->keys, from[i] + d, width - d, dtype, pairs);
+            avl_v_store_transposed(scratch->keys + d / (pairs + 1) * AVL_ATTENTION_KEY_TILE + j,
+                                   AVL_ATTENTION_KEY_TILE, rows);
+        }
+        for (int i = 0; i < 4; i++) {
+            float *value = scratch->values + (j + i) * scratch->padded_width;
+            for (int64_t d = 0; d < width; d += AVL_LANES)
+                avl_v_store(value + d, avl_v_load_any(kv->values, from[i] + d, width - d, dtype));
         }
     }
 }
 
 /* Turns scores [first, end) of a row into weights, zeros around them; returns by how much older
  * sums shrink. */
-AVL_INLINE float soften_row(float *scores, int64_t first, int64_t end, float *largest,
+AVL_INLINE float soften_row(float *scores, float scale, int64_t first, int64_t end, float *largest,
                             float *weight_sum) {
+    if (scale != 1.0f) {
+        for (int j = 0; j < AVL_ATTENTION_KEY_TILE; j += AVL_LANES)
+            avl_v_store(scores + j, avl_v_load(scores + j) * scale);
+    }
     for (int64_t j = 0; j < first; j++)
         scores[j] = -INFINITY;
     for (int64_t j = end; j < AVL_ATTENTION_KEY_TILE; j++)
@@ -145,11 +179,13 @@ static void load_queries(const avl_attention_args_t *args, const avl_attention_s
     int64_t width = args->kv.head_width, padded = scratch->padded_width;
     memset(scratch->query, 0, (size_t)(padded_count * padded) * sizeof(float));
     memset(scratch->sums, 0, (size_t)(padded_count * padded) * sizeof(float));
+    int pairs = HAS_PAIRS && args->kv.dtype == AVL_DTYPE_BF16;
+    int64_t step = pairs ? 2 * AVL_LANES : AVL_LANES;
     for (int i = 0; i < count; i++) {
         int64_t from = (sequence->first_query + first + i) * args->query_stride + head * width;
-        for (int64_t d = 0; d < width; d += AVL_LANES) {
-            avl_vf_t value = avl_v_load_any(args->query, from + d, width - d, args->kv.dtype);
-            avl_v_store(scratch->query + i * padded + d, value * args->scale);
+        for (int64_t d = 0; d < width; d += step) {
+            avl_v_store(scratch->query + i * padded + d / (pairs + 1),
+                        load_lanes(args->query, from + d, width - d, args->kv.dtype, pairs));
         }
         scratch->largest[i] = -INFINITY;
         scratch->weight_sums[i] = 0.0f;
@@ -168,14 +204,27 @@ static void soften_tile(const avl_attention_args_t *args, const avl_attention_se
             memset(scores, 0, AVL_ATTENTION_KEY_TILE * sizeof(float));
             continue;
         }
-        float shrink =
-            soften_row(scores, begin, end, &scratch->largest[i], &scratch->weight_sums[i]);
+        float shrink = soften_row(scores, args->scale, begin, end, &scratch->largest[i],
+                                  &scratch->weight_sums[i]);
         if (shrink == 1.0f)
             continue;
         float *sums = scratch->sums + i * scratch->padded_width;
         for (int64_t d = 0; d < scratch->padded_width; d += AVL_LANES)
             avl_v_store(sums + d, avl_v_load(sums + d) * shrink);
     }
+}
+
+/* Gathers a tile and multiplies the queries by its keys. */
+AVL_INLINE void score_tile(const avl_attention_args_t *args,
+                           const avl_attention_sequence_t *sequence, int kv_head, int64_t tile,
+                           int64_t rows, int64_t padded_count, const attention_scratch_t *scratch,
+                           const avl_dtype_t dtype) {
+    const int pairs = HAS_PAIRS && dtype == AVL_DTYPE_BF16;
+    int64_t depth = avl_ceil_div(args->kv.head_width, pairs + 1);
+    gather_tile(args, sequence, kv_head, tile, rows, scratch, dtype, pairs);
+    product(scratch->query, scratch->padded_width, scratch->keys, AVL_ATTENTION_KEY_TILE, depth,
+            scratch->scores, AVL_ATTENTION_KEY_TILE, 0, pairs, padded_count,
+            avl_round_up(rows, AVL_LANES));
 }
 
 static void attention_block(const avl_attention_args_t *args,
@@ -195,13 +244,13 @@ static void attention_block(const avl_attention_args_t *args,
     begin -= begin % AVL_ATTENTION_KEY_TILE;
     for (int64_t tile = begin; tile < end; tile += AVL_ATTENTION_KEY_TILE) {
         int64_t rows = avl_min64(AVL_ATTENTION_KEY_TILE, end - tile);
-        gather_tile(args, sequence, kv_head, tile, rows, &scratch);
-        product(scratch.query, padded, scratch.keys, AVL_ATTENTION_KEY_TILE, kv->head_width,
-                scratch.scores, AVL_ATTENTION_KEY_TILE, 0, padded_count,
-                avl_round_up(rows, AVL_LANES));
+        if (kv->dtype == AVL_DTYPE_F32)
+            score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch, AVL_DTYPE_F32);
+        else
+            score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch, AVL_DTYPE_BF16);
         soften_tile(args, sequence, first, count, tile, &scratch);
         product(scratch.scores, AVL_ATTENTION_KEY_TILE, scratch.values, padded, rows, scratch.sums,
-                padded, 1, padded_count, padded);
+                padded, 1, 0, padded_count, padded);
     }
     for (int i = 0; i < count; i++) {
         int64_t to = (sequence->first_query + first + i) * args->output_stride +

@@ -43,6 +43,13 @@ AVL_INLINE avl_vf_t avl_v_load(const float *memory) {
     return value;
 }
 
+/* Every lane the bits of *memory, which need not be a number. */
+AVL_INLINE avl_vf_t avl_v_broadcast(const float *memory) {
+    uint32_t bits;
+    memcpy(&bits, memory, sizeof bits);
+    return (avl_vf_t)(bits + (avl_vu_t){0});
+}
+
 AVL_INLINE void avl_v_store(float *memory, avl_vf_t value) {
     memcpy(memory, &value, sizeof value);
 }
@@ -63,7 +70,13 @@ AVL_INLINE void avl_v_store_part(float *memory, avl_vf_t value, int64_t count) {
 }
 
 AVL_INLINE avl_vf_t avl_v_from_bf16(avl_vh_t half) {
+#if defined(__AVX512F__) /* gcc 12 widens in two halves otherwise */
+    return (avl_vf_t)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#elif defined(__AVX2__)
+    return (avl_vf_t)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);
+#else
     return (avl_vf_t)(__builtin_convertvector(half, avl_vu_t) << 16);
+#endif
 }
 
 /* As avl_f32_to_bf16. */
@@ -203,6 +216,39 @@ AVL_INLINE float avl_v_largest(avl_vf_t value) {
     for (int i = 1; i < AVL_LANES; i++)
         largest = value[i] > largest ? value[i] : largest;
     return largest;
+}
+
+/* Shuffles inside every group of four lanes: the halves of two vectors, interleaved by one lane or
+ * by two. */
+#if AVL_LANES == 16
+#define AVL_GROUPS(a, b, c, d)                                                                     \
+    a, b, c, d, (a) + 4, (b) + 4, (c) + 4, (d) + 4, (a) + 8, (b) + 8, (c) + 8, (d) + 8, (a) + 12,  \
+        (b) + 12, (c) + 12, (d) + 12
+#elif AVL_LANES == 8
+#define AVL_GROUPS(a, b, c, d) a, b, c, d, (a) + 4, (b) + 4, (c) + 4, (d) + 4
+#else
+#define AVL_GROUPS(a, b, c, d) a, b, c, d
+#endif
+#define AVL_INTERLEAVE(x, y, a, b, c, d) __builtin_shufflevector(x, y, AVL_GROUPS(a, b, c, d))
+
+/* Writes `rows` (four rows of AVL_LANES columns) transposed: column i to target + i * stride, four
+ * elements each. */
+AVL_INLINE void avl_v_store_transposed(float *target, int64_t stride, const avl_vf_t rows[4]) {
+    enum { SECOND = AVL_LANES };
+    avl_vf_t low0 = AVL_INTERLEAVE(rows[0], rows[1], 0, SECOND, 1, SECOND + 1);
+    avl_vf_t high0 = AVL_INTERLEAVE(rows[0], rows[1], 2, SECOND + 2, 3, SECOND + 3);
+    avl_vf_t low1 = AVL_INTERLEAVE(rows[2], rows[3], 0, SECOND, 1, SECOND + 1);
+    avl_vf_t high1 = AVL_INTERLEAVE(rows[2], rows[3], 2, SECOND + 2, 3, SECOND + 3);
+    avl_vf_t columns[4] = {AVL_INTERLEAVE(low0, low1, 0, 1, SECOND, SECOND + 1),
+                           AVL_INTERLEAVE(low0, low1, 2, 3, SECOND + 2, SECOND + 3),
+                           AVL_INTERLEAVE(high0, high1, 0, 1, SECOND, SECOND + 1),
+                           AVL_INTERLEAVE(high0, high1, 2, 3, SECOND + 2, SECOND + 3)};
+    for (int i = 0; i < 4; i++) {
+        avl_v4f_t groups[AVL_LANES / 4];
+        memcpy(groups, &columns[i], sizeof groups);
+        for (int group = 0; group < AVL_LANES / 4; group++)
+            memcpy(target + (group * 4 + i) * stride, &groups[group], sizeof groups[group]);
+    }
 }
 
 /* e^x within 2 units in the last place; 0 below -87.3 and infinity above 88.7; NaN stays NaN.
