@@ -61,7 +61,10 @@ static void become(const char *const *argv, const char *const *environment, int 
         close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) == 0 && prctl(PR_SET_PDEATHSIG, death_signal) == 0;
     if (ready && getppid() != parent) /* it died before the line above */
         _exit(127);
-    if (ready)
+    /* execvpe alone would hand a file that is no program to a shell. */
+    if (ready && strchr(argv[0], '/') != NULL)
+        execve(argv[0], arguments.variable, entries.variable);
+    else if (ready)
         execvpe(argv[0], arguments.variable, entries.variable);
     int error = errno;
     ssize_t written = write(report_fd, &error, sizeof error);
