@@ -77,9 +77,7 @@ static int64_t take_rectangle(const rectangle_t *part, int threads) {
 #ifdef AVL_LOAD_ON_ONE_THREAD
     (void)threads;
 #else
-    /* Waking a thread for less takes longer than the work. */
-    int used = part->rows * part->columns < 65536 ? 1 : threads;
-#pragma omp parallel for num_threads(used) reduction(min : bad_row)
+#pragma omp parallel for num_threads(threads) reduction(min : bad_row)
 #endif
     for (int64_t row = 0; row < part->rows; row++) {
         const char *source =
@@ -153,7 +151,9 @@ static avl_status_t take_matrix(avl_loader_t *loader, const char *name,
         loader->memory->mapped_bytes += bytes;
     else
         AVL_TRY(allocate(loader, bytes, name, &part.target));
-    int64_t bad = take_rectangle(&part, loader->device->info.threads);
+    /* Waking a thread for less takes longer than the work. */
+    int threads = part.rows * part.columns < 65536 ? 1 : loader->device->info.threads;
+    int64_t bad = take_rectangle(&part, threads);
     if (bad != NOT_FOUND) {
         int64_t row = bad / part.columns, column = bad % part.columns;
         return not_finite(
