@@ -1,14 +1,11 @@
 #include "checkpoint/json.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "base/file.h"
 #include "base/memory.h"
 
 /* Enough for the deepest path of any known file; a longer one is cut. */
@@ -16,66 +13,21 @@
 /* What an error shows of a value. */
 #define VALUE_TEXT_BYTES 64
 
-static avl_status_t open_failure(const char *path, int error) {
-    avl_status_t status = error == ENOENT || error == ENOTDIR ? AVL_ERR_NOT_FOUND : AVL_ERR_IO;
-    return avl_fail(status, "%s: %s", path, strerror(error));
-}
-
-static avl_status_t read_descriptor(int descriptor, const char *path, size_t bytes_max,
-                                    char **text_p, size_t *bytes_p) {
-    struct stat file;
-    if (fstat(descriptor, &file) != 0)
-        return avl_fail(AVL_ERR_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(file.st_mode))
-        return avl_fail(AVL_ERR_IO, "%s: not a regular file", path);
-    if ((uint64_t)file.st_size > bytes_max) {
-        return avl_fail(AVL_ERR_DATA, "%s: %lld bytes, more than the %zu that are allowed", path,
-                        (long long)file.st_size, bytes_max);
-    }
-    size_t size = (size_t)file.st_size;
-    char *text = NULL;
-    AVL_TRY(avl_alloc(size + 1, 1, path, &text));
-    size_t done = 0;
-    while (done < size) {
-        ssize_t got = read(descriptor, text + done, size - done);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0) {
-            int error = errno;
-            free(text);
-            return avl_fail(AVL_ERR_IO, "%s: %s", path, strerror(error));
-        }
-        if (got == 0)
-            break; /* it shrank while being read: the parser sees what is there */
-        done += (size_t)got;
-    }
-    *text_p = text;
-    *bytes_p = done;
-    return AVL_OK;
-}
-
 avl_status_t avl_json_open(const char *directory, const char *name, size_t bytes_max,
                            avl_json_document_t *document_p) {
     char *path = NULL;
-    if (asprintf(&path, "%s/%s", directory, name) < 0)
-        return avl_fail(AVL_ERR_MEMORY, "no memory for the path of %s", name);
-    avl_status_t status = AVL_OK;
-    /* O_NONBLOCK: a named pipe must not hang the start; regular files ignore it. */
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) {
-        status = open_failure(path, errno);
-        goto err_path;
-    }
     char *text = NULL;
     size_t bytes = 0;
-    AVL_TRY_GOTO(status, read_descriptor(descriptor, path, bytes_max, &text, &bytes),
-                 err_descriptor);
-    status = avl_json_parse(path, text, bytes, document_p);
-    free(text);
-err_descriptor:
-    close(descriptor);
-err_path:
+    AVL_TRY(avl_file_read(directory, name, bytes_max, &text, &bytes));
+    avl_status_t status = AVL_OK;
+    if (asprintf(&path, "%s/%s", directory, name) < 0) {
+        path = NULL;
+        status = avl_fail(AVL_ERR_MEMORY, "no memory for the path of %s", name);
+    }
+    if (status == AVL_OK)
+        status = avl_json_parse(path, text, bytes, document_p);
     free(path);
+    free(text);
     return status;
 }
 

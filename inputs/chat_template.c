@@ -15,10 +15,9 @@ static avl_status_t load(const char *directory, const char *name, json_t **root_
     char *bytes = NULL;
     size_t count = 0;
     avl_status_t status = avl_tokenizer_file(directory, name, &bytes, &count);
-    if (status == AVL_ERR_NOT_FOUND)
-        return AVL_OK;
-    if (status == AVL_OK)
-        status = avl_tokenizer_json(bytes, count, root_p);
+    if (status != AVL_OK)
+        return status == AVL_ERR_NOT_FOUND ? AVL_OK : status;
+    status = avl_tokenizer_json(bytes, count, root_p);
     free(bytes);
     return status == AVL_OK ? AVL_OK : avl_fail_in(status, "%s/%s", directory, name);
 }

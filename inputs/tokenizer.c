@@ -3,58 +3,19 @@
  * the normalized one. */
 #include "inputs/tokenizer_parts.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "base/file.h"
 #include "base/memory.h"
 
 /* The largest published tokenizer.json has 33 MB. */
-#define FILE_BYTES_MAX (256u << 20)
+#define FILE_BYTES_MAX ((size_t)256 << 20)
 /* Backtracking steps and stack of one match: thousands of times what the known expressions need. */
 #define MATCH_STEPS_MAX 50000000u
 #define MATCH_STACK_BYTES (4u << 20)
 
 /* --- opening --- */
-
-static avl_status_t read_file(const char *path, char **bytes_p, size_t *count_p) {
-    FILE *file = fopen(path, "rb");
-    if (file == NULL)
-        return avl_fail(errno == ENOENT || errno == ENOTDIR ? AVL_ERR_NOT_FOUND : AVL_ERR_IO,
-                        "cannot open %s: %s", path, strerror(errno));
-    avl_status_t status = AVL_OK;
-    char *bytes = NULL;
-    struct stat info;
-    if (fstat(fileno(file), &info) != 0) {
-        status = avl_fail(AVL_ERR_IO, "cannot stat %s: %s", path, strerror(errno));
-        goto out;
-    }
-    if (!S_ISREG(info.st_mode)) {
-        status = avl_fail(AVL_ERR_IO, "%s is not a regular file", path);
-        goto out;
-    }
-    if (info.st_size > (off_t)FILE_BYTES_MAX) {
-        status = avl_fail(AVL_ERR_DATA, "%s has %lld bytes, the limit is %u", path,
-                          (long long)info.st_size, FILE_BYTES_MAX);
-        goto out;
-    }
-    size_t count = (size_t)info.st_size;
-    AVL_TRY_GOTO(status, avl_alloc(count + 1, 1, path, &bytes), out);
-    if (fread(bytes, 1, count, file) != count) {
-        status = avl_fail(AVL_ERR_IO, "cannot read %s: %s", path,
-                          ferror(file) ? strerror(errno) : "it became shorter");
-        goto out;
-    }
-    *bytes_p = bytes;
-    *count_p = count;
-    bytes = NULL;
-out:
-    free(bytes);
-    fclose(file);
-    return status;
-}
 
 avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p) {
     json_error_t error;
@@ -125,12 +86,7 @@ out:
 
 avl_status_t avl_tokenizer_file(const char *directory, const char *name, char **bytes_p,
                                 size_t *count_p) {
-    char *path = NULL;
-    if (asprintf(&path, "%s/%s", directory, name) < 0)
-        return avl_fail(AVL_ERR_MEMORY, "no memory for a path");
-    avl_status_t status = read_file(path, bytes_p, count_p);
-    free(path);
-    return status;
+    return avl_file_read(directory, name, FILE_BYTES_MAX, bytes_p, count_p);
 }
 
 avl_status_t avl_tokenizer_open(const char *directory, avl_tokenizer_t **tokenizer_p) {
@@ -139,10 +95,11 @@ avl_status_t avl_tokenizer_open(const char *directory, avl_tokenizer_t **tokeniz
     AVL_TRY(avl_tokenizer_file(directory, "tokenizer.json", &json, &json_bytes));
     avl_status_t status =
         avl_tokenizer_file(directory, "tokenizer_config.json", &config, &config_bytes);
-    if (status == AVL_OK || status == AVL_ERR_NOT_FOUND) /* a directory may do without one */
+    if (status == AVL_OK || status == AVL_ERR_NOT_FOUND) { /* a directory may do without one */
         status = avl_tokenizer_parse(json, json_bytes, config, config_bytes, tokenizer_p);
-    if (status != AVL_OK)
-        status = avl_fail_in(status, "%s", directory);
+        if (status != AVL_OK)
+            status = avl_fail_in(status, "%s", directory);
+    }
     free(json);
     free(config);
     return status;

@@ -11,6 +11,8 @@
 #include "base/memory.h"
 
 #define NESTING_MAX 8
+/* Tokens that a post-processor may put on one side of a text; the known ones put one or two. */
+#define POST_IDS_MAX 256
 
 typedef struct section { /* where in the file we are */
     char name[120];
@@ -378,6 +380,9 @@ static avl_status_t read_decoders(avl_tokenizer_t *tokenizer, const json_t *part
 static avl_status_t append_ids(int32_t **ids, size_t *count, const int32_t *more,
                                size_t more_count) {
     int32_t *joined = NULL;
+    if (*count + more_count > POST_IDS_MAX)
+        return avl_fail(AVL_ERR_UNSUPPORTED, "post_processor adds more than %d tokens",
+                        POST_IDS_MAX);
     AVL_TRY(avl_alloc(*count + more_count, sizeof *joined, "post-processor", &joined));
     if (*count > 0)
         memcpy(joined, *ids, *count * sizeof *joined);

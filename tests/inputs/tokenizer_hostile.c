@@ -2,7 +2,6 @@
  * Each is refused with the status and the words that say what and where. */
 #include "inputs/tokenizer.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -272,6 +271,25 @@ static void test_explosion(void **context) {
     avl_text_free(&json);
 }
 
+/* A post-processor of a hundred thousand tokens is refused, and not after minutes. */
+static void test_long_template(void **context) {
+    (void)context;
+    static const char head[] =
+        "{" MODEL ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":["
+        "{\"SpecialToken\":{\"id\":\"x\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+        "\"special_tokens\":{\"x\":{\"ids\":[0";
+    avl_text_t json = {0};
+    assert_int_equal(avl_text_add(&json, head, sizeof head - 1), AVL_OK);
+    for (int i = 0; i < 100000; i++)
+        assert_int_equal(avl_text_add(&json, ",0", 2), AVL_OK);
+    assert_int_equal(avl_text_add(&json, "]}}}}", 5), AVL_OK);
+    avl_tokenizer_t *tokenizer = NULL;
+    assert_int_equal(avl_tokenizer_parse(json.bytes, json.count, NULL, 0, &tokenizer),
+                     AVL_ERR_UNSUPPORTED);
+    assert_non_null(strstr(avl_status_detail(), "post_processor adds more than"));
+    avl_text_free(&json);
+}
+
 /* An expression that backtracks without end fails the text, within its bound. */
 static void test_backtracking(void **context) {
     (void)context;
@@ -301,6 +319,10 @@ static void test_files(void **context) {
     assert_int_equal(mkdir(path, 0700), 0);
     assert_int_equal(avl_tokenizer_open(directory, &tokenizer), AVL_ERR_IO);
     assert_int_equal(rmdir(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0); /* nobody writes to it */
+    assert_int_equal(avl_tokenizer_open(directory, &tokenizer), AVL_ERR_IO);
+    assert_non_null(strstr(avl_status_detail(), "regular"));
+    assert_int_equal(unlink(path), 0);
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
     fputs("{" MODEL "}", file);
@@ -313,9 +335,10 @@ static void test_files(void **context) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused),      cmocka_unit_test(test_accepted),
-        cmocka_unit_test(test_nesting),      cmocka_unit_test(test_explosion),
-        cmocka_unit_test(test_backtracking), cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),       cmocka_unit_test(test_accepted),
+        cmocka_unit_test(test_nesting),       cmocka_unit_test(test_explosion),
+        cmocka_unit_test(test_long_template), cmocka_unit_test(test_backtracking),
+        cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
