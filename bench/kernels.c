@@ -227,7 +227,7 @@ static double bench_memory(avl_device_t *device) {
         weight[i] = 0x3f803f803f803f80u;
     uint64_t best_sum = 0;
     double read_seconds = INFINITY;
-    for (int repetition = 0; repetition < REPETITIONS; repetition++) {
+    for (int repetition = 0; repetition < 4 * REPETITIONS; repetition++) {
         int64_t begin = avl_clock_now_ns();
         uint64_t sum = 0;
 #pragma omp parallel for num_threads(device->info.threads) reduction(+ : sum)

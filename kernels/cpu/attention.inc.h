@@ -169,7 +169,7 @@ AVL_INLINE void visible_range(const avl_attention_args_t *args,
                               const avl_attention_sequence_t *sequence, int i, int64_t *first_p,
                               int64_t *end_p) {
     int64_t place = (int64_t)sequence->row_count - sequence->query_count + i;
-    *first_p = args->window > 0 ? avl_max64(0, place - args->window + 1) : 0;
+    *first_p = args->causal && args->window > 0 ? avl_max64(0, place - args->window + 1) : 0;
     *end_p = args->causal ? place + 1 : sequence->row_count;
 }
 

@@ -23,7 +23,6 @@ struct avl_matmul_plan {
 
 struct avl_matmul {
     dnnl_engine_t engine;
-    dnnl_stream_t stream;
     int plan_count;
     uint64_t use;
     avl_matmul_plan_t plans[PLANS_MAX];
@@ -44,11 +43,6 @@ avl_status_t avl_matmul_create(avl_matmul_t **matmul_p) {
     AVL_TRY_GOTO(status,
                  check_library(dnnl_engine_create(&matmul->engine, dnnl_cpu, 0), "open its engine"),
                  err_destroy);
-    AVL_TRY_GOTO(status,
-                 check_library(
-                     dnnl_stream_create(&matmul->stream, matmul->engine, dnnl_stream_default_flags),
-                     "open its stream"),
-                 err_destroy);
     *matmul_p = matmul;
     return AVL_OK;
 
@@ -68,8 +62,6 @@ void avl_matmul_destroy(avl_matmul_t *matmul) {
         return;
     for (int i = 0; i < matmul->plan_count; i++)
         clear_plan(&matmul->plans[i]);
-    if (matmul->stream != NULL)
-        dnnl_stream_destroy(matmul->stream);
     if (matmul->engine != NULL)
         dnnl_engine_destroy(matmul->engine);
     free(matmul);
@@ -219,17 +211,23 @@ avl_status_t avl_matmul_run(const avl_matmul_t *matmul, const avl_matmul_plan_t 
         (char *)scratch + sums_bytes(),
     };
     dnnl_exec_arg_t operands[OPERANDS] = {{0}};
-    dnnl_status_t status = dnnl_success;
+    dnnl_stream_t stream =
+        NULL; /* one for each call: the library does not promise that threads may share one */
+    dnnl_status_t status = dnnl_stream_create(&stream, matmul->engine, dnnl_stream_default_flags);
     for (int i = 0; i < OPERANDS && status == dnnl_success; i++) {
         operands[i].arg = roles[i];
         status =
             dnnl_memory_create(&operands[i].memory, descriptions[i], matmul->engine, memory[i]);
     }
     if (status == dnnl_success)
-        status = dnnl_primitive_execute(plan->primitive, matmul->stream, OPERANDS, operands);
+        status = dnnl_primitive_execute(plan->primitive, stream, OPERANDS, operands);
+    if (status == dnnl_success)
+        status = dnnl_stream_wait(stream);
     for (int i = 0; i < OPERANDS; i++) {
         if (operands[i].memory != NULL)
             dnnl_memory_destroy(operands[i].memory);
     }
+    if (stream != NULL)
+        dnnl_stream_destroy(stream);
     return check_library(status, "compute a matrix product");
 }

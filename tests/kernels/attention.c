@@ -101,7 +101,9 @@ static void check_query(const problem_t *problem, const avl_attention_sequence_t
     const avl_attention_args_t *args = &problem->args;
     double weights[SLOTS], expected[256];
     int place = sequence->row_count - sequence->query_count + i;
-    int first = args->window > 0 && place - args->window + 1 > 0 ? place - args->window + 1 : 0;
+    int first = args->causal && args->window > 0 && place - args->window + 1 > 0
+                    ? place - args->window + 1
+                    : 0;
     int end = args->causal ? place + 1 : sequence->row_count;
     int width = args->kv.head_width;
     int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
