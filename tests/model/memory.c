@@ -1,4 +1,5 @@
 /* What a rank says it holds, and that loading reports its progress. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -70,10 +71,61 @@ static void test_converted(void **state) {
     assert_int_equal(memory.weight_bytes, 2 * mapped.mapped_bytes + mapped.weight_bytes);
 }
 
+/* At 4 ranks the 6 query heads go 2, 2, 1, 1: the last two ranks both read the third KV head. */
+typedef struct rank_memory {
+    const avl_dense_source_t *source;
+    avl_group_t *group;
+    avl_status_t status;
+    avl_model_memory_t memory;
+} rank_memory_t;
+
+static void *load_rank(void *context) {
+    rank_memory_t *rank = context;
+    avl_device_t *device;
+    avl_model_t *model;
+    avl_model_options_t options = {
+        .dtype = AVL_DTYPE_BF16, .rows_max = 1, .tiles_max = 1, .logit_rows_max = 1};
+    rank->status = avl_device_open_cpu(1, NULL, &device);
+    if (rank->status == AVL_OK) {
+        rank->status = avl_model_create(&rank->source->config, rank->source->weights, device,
+                                        rank->group, &options, &model);
+        if (rank->status == AVL_OK) {
+            rank->memory = avl_model_memory(model);
+            avl_model_destroy(model);
+        }
+        avl_device_close(device);
+    }
+    avl_group_close(rank->group);
+    return NULL;
+}
+
+static void test_shared_heads(void **state) {
+    (void)state;
+    avl_dense_source_t source;
+    avl_group_t *groups[4];
+    rank_memory_t ranks[4];
+    pthread_t threads[4];
+    check(avl_dense_open(AVL_SOURCE_DIR "/models/avl-tiny", &source));
+    check(avl_group_open_loopback(4, groups));
+    for (int rank = 0; rank < 4; rank++) {
+        ranks[rank] = (rank_memory_t){.source = &source, .group = groups[rank]};
+        assert_int_equal(pthread_create(&threads[rank], NULL, load_rank, &ranks[rank]), 0);
+    }
+    for (int rank = 0; rank < 4; rank++) {
+        pthread_join(threads[rank], NULL);
+        assert_int_equal(ranks[rank].status, AVL_OK);
+        /* keys and values, 32 rows of 192 bf16 numbers, 5 layers */
+        assert_int_equal(ranks[rank].memory.kv_duplicate_bytes,
+                         rank < 2 ? 0 : 2 * 32 * 192 * 2 * 5);
+    }
+    avl_dense_close(&source);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_in_place),
         cmocka_unit_test(test_converted),
+        cmocka_unit_test(test_shared_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
