@@ -10,14 +10,17 @@
 
 /* --- opening --- */
 
+typedef avl_status_t parse_function(const char *json, size_t bytes, json_t **root_p);
+
 /* A JSON file of the directory; *root_p stays NULL when there is none. */
-static avl_status_t load(const char *directory, const char *name, json_t **root_p) {
+static avl_status_t load(const char *directory, const char *name, parse_function *parse,
+                         json_t **root_p) {
     char *bytes = NULL;
     size_t count = 0;
     avl_status_t status = avl_tokenizer_file(directory, name, &bytes, &count);
     if (status != AVL_OK)
         return status == AVL_ERR_NOT_FOUND ? AVL_OK : status;
-    status = avl_tokenizer_json(bytes, count, root_p);
+    status = parse(bytes, count, root_p);
     free(bytes);
     return status == AVL_OK ? AVL_OK : avl_fail_in(status, "%s/%s", directory, name);
 }
@@ -54,7 +57,7 @@ static avl_status_t find_source(const char *directory, const json_t *tokenizer_c
         return status;
     for (size_t i = 0; i < 2 && *source_p == NULL; i++) {
         json_t *root = NULL;
-        AVL_TRY(load(directory, files[i], &root));
+        AVL_TRY(load(directory, files[i], avl_tokenizer_config_json, &root));
         status = source_in(root, source_p);
         json_decref(root);
         if (status != AVL_OK)
@@ -81,7 +84,7 @@ static avl_status_t find_placeholder(const char *directory, const json_t *tokeni
     if (known != NULL && known[0] != 0)
         return avl_copy_string(known, placeholder_p);
     json_t *root = NULL;
-    AVL_TRY(load(directory, "tokenizer.json", &root));
+    AVL_TRY(load(directory, "tokenizer.json", avl_tokenizer_json, &root));
     const json_t *added = json_object_get(root, "added_tokens");
     known = NULL;
     for (size_t i = 0; i < json_array_size(added); i++) {
@@ -102,7 +105,10 @@ avl_status_t avl_chat_template_open(const char *directory, const avl_config_t *c
     char *source = NULL;
     avl_status_t status;
     AVL_TRY_GOTO(status, avl_alloc(1, sizeof *chat_template, "chat template", &chat_template), out);
-    AVL_TRY_GOTO(status, load(directory, "tokenizer_config.json", &tokenizer_config), out);
+    AVL_TRY_GOTO(
+        status,
+        load(directory, "tokenizer_config.json", avl_tokenizer_config_json, &tokenizer_config),
+        out);
     AVL_TRY_GOTO(status, find_source(directory, tokenizer_config, &source), out);
     AVL_TRY_GOTO(status,
                  find_placeholder(directory, tokenizer_config, config->model.image_token_id,

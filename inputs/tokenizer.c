@@ -17,14 +17,22 @@
 
 /* --- opening --- */
 
-avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p) {
+static avl_status_t parse_json(const char *json, size_t bytes, size_t flags, json_t **root_p) {
     json_error_t error;
-    json_t *root = json_loadb(json, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    json_t *root = json_loadb(json, bytes, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (root == NULL)
         return avl_fail(AVL_ERR_DATA, "line %d, column %d: %s", error.line, error.column,
                         error.text);
     *root_p = root;
     return AVL_OK;
+}
+
+avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p) {
+    return parse_json(json, bytes, 0, root_p);
+}
+
+avl_status_t avl_tokenizer_config_json(const char *json, size_t bytes, json_t **root_p) {
+    return parse_json(json, bytes, JSON_DECODE_INT_AS_REAL, root_p);
 }
 
 /* Makes the tries. What is matched in normalized text is itself normalized first. */
@@ -67,7 +75,7 @@ avl_status_t avl_tokenizer_parse(const char *json, size_t json_bytes, const char
         goto out;
     }
     if (config_json != NULL) {
-        status = avl_tokenizer_json(config_json, config_bytes, &config);
+        status = avl_tokenizer_config_json(config_json, config_bytes, &config);
         if (status == AVL_OK)
             status = avl_tokenizer_apply_config(tokenizer, config);
         json_decref(config);

@@ -334,6 +334,11 @@ AVL_MUST_CHECK avl_status_t avl_tokenizer_file(const char *directory, const char
 /* Parses JSON, refusing objects that have a key twice. Errors: AVL_ERR_DATA with line and column.
  */
 AVL_MUST_CHECK avl_status_t avl_tokenizer_json(const char *json, size_t bytes, json_t **root_p);
+/* The same for files that say what goes with a tokenizer. Their integers come as reals: nothing
+ * here needs them, and most tokenizer_config.json have a model_max_length of 10^30 ("no limit"),
+ * which no integer holds. */
+AVL_MUST_CHECK avl_status_t avl_tokenizer_config_json(const char *json, size_t bytes,
+                                                      json_t **root_p);
 
 /* Opens from JSON texts in memory; `config_json` may be NULL. For the fuzzer and
  * avl_tokenizer_open. */

@@ -165,7 +165,8 @@ static void test_default(void **context) {
                        "{\"added_tokens\":[{\"id\":7,\"content\":\"<pic>\"}]}");
         if (i == 2)
             write_text(directory, "tokenizer_config.json",
-                       "{\"added_tokens_decoder\":{\"7\":{\"content\":\"[IMG]\"}}}");
+                       "{\"model_max_length\":1000000000000000019884624838656,"
+                       "\"added_tokens_decoder\":{\"7\":{\"content\":\"[IMG]\"}}}");
         avl_chat_template_t *chat_template = NULL;
         assert_int_equal(avl_chat_template_open(directory, &config, &chat_template), AVL_OK);
         assert_string_equal(avl_chat_template_name(chat_template), "vicuna");
