@@ -65,7 +65,7 @@ int32_t avl_ratio_rows(double ratio, int32_t count);
 
 typedef enum avl_finish_reason {
     AVL_FINISH_NONE,
-    AVL_FINISH_STOP,   /* an end-of-sequence token (it is not reported as a token) */
+    AVL_FINISH_STOP,   /* an end-of-sequence token, reported and counted like any other */
     AVL_FINISH_LENGTH, /* max_tokens, or the context is full */
     AVL_FINISH_CANCELLED,
     AVL_FINISH_ERROR, /* status and detail say why */
@@ -110,7 +110,7 @@ typedef struct avl_event {
     avl_finish_reason_t finish_reason;
     avl_status_t status;
     char detail[AVL_STATUS_DETAIL_BYTES];
-    int32_t completion_tokens; /* replayed ones included; without the end-of-sequence token */
+    int32_t completion_tokens; /* replayed and end-of-sequence ones included */
     avl_attention_report_t attention;
     avl_request_timings_t timings;
 } avl_event_t;

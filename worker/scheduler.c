@@ -614,10 +614,6 @@ static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logi
     if (job->first_token_ns == 0)
         job->first_token_ns = now_ns;
     job->last_token_ns = now_ns;
-    if (!replayed && ends_sequence(scheduler, job, token_id)) {
-        finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
-        return;
-    }
     job->tokens_done++;
     job->last_token = token_id;
     if (!replayed) {
@@ -629,7 +625,9 @@ static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logi
         };
         scheduler->sink.take(scheduler->sink.context, &event);
     }
-    if (job->tokens_done >= job->tokens_max)
+    if (ends_sequence(scheduler, job, token_id))
+        finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
+    else if (job->tokens_done >= job->tokens_max)
         finish(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
 }
 

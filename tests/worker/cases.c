@@ -54,8 +54,8 @@ static void expect_setting(rig_t *rig, const rig_case_t *data, const char *name,
     /* The reference's list ends in the end-of-sequence token. */
     assert_int_equal(ids[count - 1], 2);
     assert_int_equal(result->end.finish_reason, AVL_FINISH_STOP);
-    rig_expect_tokens(result, ids, count - 1, what);
-    assert_int_equal(result->end.completion_tokens, count - 1);
+    rig_expect_tokens(result, ids, count, what);
+    assert_int_equal(result->end.completion_tokens, count);
 }
 
 static void check_shipped(int rank_count) {
