@@ -1,0 +1,150 @@
+/* tests/worker/parts.c: ratios, pages, sequences and the ledger, each alone. */
+
+/* cmocka.h needs these four before it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/ledger.h"
+#include "worker/sequence.h"
+
+/* Every thousandth, as a decimal literal would be read, against integer arithmetic. */
+static void test_ratios_are_exact(void **state) {
+    (void)state;
+    for (int thousandths = 1; thousandths <= 1000; thousandths++) {
+        double ratio = thousandths / 1000.0;
+        for (int32_t count = 0; count <= 3000; count++) {
+            int32_t expected = (int32_t)((int64_t)thousandths * count / 1000);
+            if (avl_ratio_rows(ratio, count) != expected)
+                fail_msg("%d/1000 of %d: %d, expected %d", thousandths, count,
+                         avl_ratio_rows(ratio, count), expected);
+        }
+        assert_int_equal(avl_ratio_rows(ratio, 16777213), (int64_t)thousandths * 16777213 / 1000);
+    }
+    assert_int_equal(avl_ratio_rows(0.3, 2880), 864);
+    assert_int_equal(avl_ratio_rows(1 - 0.7, 2880), 864); /* 0.30000000000000004 */
+    assert_int_equal(avl_ratio_rows(1.0, INT32_MAX), INT32_MAX);
+    assert_int_equal(avl_ratio_rows(1e-300, INT32_MAX), 0);
+    assert_int_equal(avl_ratio_rows(NAN, 10), 0);
+    assert_int_equal(avl_ratio_rows(7, 10), 10);
+    assert_int_equal(avl_ratio_rows(-1, 10), 0);
+}
+
+static avl_device_t *open_device(void) {
+    avl_device_t *device;
+    assert_int_equal(avl_device_open_cpu(1, NULL, &device), AVL_OK);
+    return device;
+}
+
+static void test_pages(void **state) {
+    (void)state;
+    avl_device_t *device = open_device();
+    avl_pages_t *pages;
+    assert_int_equal(avl_pages_create(device, 3, 8, AVL_DTYPE_BF16, 5, &pages), AVL_OK);
+    assert_int_equal(avl_pages_page_bytes(3, 8, AVL_DTYPE_BF16), 2 * 16 * 3 * 8 * 2);
+    const avl_page_owner_t owner = {2, 7, AVL_SEGMENT_VISUAL}, other = {1, 0, AVL_SEGMENT_TEXT};
+    int32_t taken[5], seen = 0;
+    for (int i = 0; i < 5; i++) {
+        taken[i] = avl_pages_take(pages, i < 3 ? owner : other);
+        assert_in_range(taken[i], 0, 4);
+        seen |= 1 << taken[i];
+    }
+    assert_int_equal(seen, 31);
+    assert_int_equal(avl_pages_take(pages, owner), -1);
+    assert_int_equal(avl_pages_owned(pages, 2), 3);
+    assert_int_equal(avl_pages_owned(pages, 1), 2);
+    avl_pages_give(pages, taken[1], owner);
+    assert_int_equal(avl_pages_take(pages, other), taken[1]);
+    avl_pages_give(pages, taken[1], other);
+    for (int i = 0; i < 5; i++) {
+        if (i != 1)
+            avl_pages_give(pages, taken[i], i < 3 ? owner : other);
+    }
+    avl_pages_counts_t counts = avl_pages_counts(pages);
+    assert_int_equal(counts.total, 5);
+    assert_int_equal(counts.taken, 0);
+    assert_int_equal(counts.taken_most, 5);
+    avl_pages_destroy(pages);
+    assert_int_equal(avl_pages_create(device, 3, 8, AVL_DTYPE_F32, 0, &pages), AVL_ERR_TOO_LARGE);
+    assert_int_equal(avl_pages_create(device, 3, 8, AVL_DTYPE_F32, INT64_C(1) << 40, &pages),
+                     AVL_ERR_TOO_LARGE);
+    avl_device_close(device);
+}
+
+static void test_sequence_lists(void **state) {
+    (void)state;
+    avl_device_t *device = open_device();
+    avl_pages_t *pages;
+    assert_int_equal(avl_pages_create(device, 1, 4, AVL_DTYPE_F32, 30, &pages), AVL_OK);
+    int32_t ids[40];
+    for (int i = 0; i < 40; i++)
+        ids[i] = i >= 3 && i < 23 ? -1 : i >= 26 && i < 36 ? -1 : 5; /* 3 t, 20 v, 3 t, 10 v, 4 t */
+    const avl_attention_params_t params = {.5, .25, 2};
+    avl_sequence_shape_t shape = avl_sequence_shape(ids, 40, 60, &params);
+    assert_int_equal(shape.visual_rows, 30);
+    assert_int_equal(shape.text_rows, 10);
+    assert_int_equal(shape.system_rows, 3);
+    assert_int_equal(shape.store_rows, 15);
+    assert_int_equal(shape.core_rows, 7);
+    assert_true(shape.selects);
+    avl_sequence_price_t price = avl_sequence_price(&shape, 2, true);
+    assert_int_equal(price.decode_pages, 2 * (2 + 1));
+    assert_int_equal(price.prefill_pages, 2 * (2 + 1) + 1);
+    assert_int_equal(avl_sequence_price(&shape, 2, false).prefill_pages, 2 * (2 + 2));
+    avl_sequence_t *sequence;
+    assert_int_equal(avl_sequence_create(device, 0, &shape, 2, ids, &sequence), AVL_OK);
+    for (int32_t i = 0; i < 60; i++) {
+        int32_t slot = avl_sequence_append(sequence, pages, 1, i);
+        assert_in_range(slot, 0, 30 * 16 - 1);
+    }
+    const avl_sequence_layer_t *layer = &sequence->layers[1];
+    assert_int_equal(layer->text.slots.count, 30);
+    assert_int_equal(layer->visual.slots.count, 30);
+    assert_int_equal(layer->order.count, 40);
+    assert_int_equal(layer->order.host[3], layer->visual.slots.host[0]);
+    assert_int_equal(layer->order.host[23], layer->text.slots.host[3]);
+    assert_int_equal(sequence->visual_positions[20], 26);
+    assert_int_equal(sequence->text_positions[10], 40);
+    assert_int_equal(avl_pages_counts(pages).taken, 4);
+    avl_sequence_cut_visual(sequence, pages, 1, 16);
+    assert_int_equal(avl_pages_counts(pages).taken, 3);
+    assert_int_equal(sequence->returned_pages, 1);
+    avl_sequence_destroy(sequence, pages);
+    assert_int_equal(avl_pages_counts(pages).taken, 0);
+    avl_pages_destroy(pages);
+    avl_device_close(device);
+}
+
+static void test_ledger(void **state) {
+    (void)state;
+    avl_ledger_t ledger = {.budget_bytes = 1000};
+    avl_ledger_add(&ledger, "weights", 300, 20);
+    avl_ledger_add(&ledger, "activations", 200, 0);
+    int64_t pages = -1;
+    assert_int_equal(avl_ledger_pages(&ledger, 100, 2, 100, &pages), AVL_OK);
+    assert_int_equal(pages, 5);
+    assert_int_equal(avl_ledger_pages(&ledger, 100, 2, 3, &pages), AVL_OK);
+    assert_int_equal(pages, 3);
+    assert_int_equal(avl_ledger_pages(&ledger, 100, 6, 100, &pages), AVL_ERR_EXHAUSTED);
+    avl_ledger_add(&ledger, "more", 10000, 0);
+    assert_int_equal(avl_ledger_pages(&ledger, 100, 1, 100, &pages), AVL_ERR_EXHAUSTED);
+    assert_non_null(strstr(avl_status_detail(), "one sequence needs 1"));
+    assert_int_equal(pages, 3);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ratios_are_exact),
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_sequence_lists),
+        cmocka_unit_test(test_ledger),
+    };
+    return cmocka_run_group_tests_name("worker parts", tests, NULL, NULL);
+}

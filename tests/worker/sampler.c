@@ -1,0 +1,192 @@
+/* tests/worker/sampler.c: the next token from logits. */
+#include "worker/sampler.h"
+
+/* cmocka.h needs these four before it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define VOCAB 50
+
+static avl_sampler_t *sampler;
+
+static int set_up(void **state) {
+    (void)state;
+    return avl_sampler_create(VOCAB, &sampler);
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    avl_sampler_destroy(sampler);
+    return 0;
+}
+
+static int32_t draw(const float *logits, avl_sampling_params_t params, uint64_t index) {
+    int32_t token = -1;
+    assert_int_equal(avl_sampling_params_check(&params), AVL_OK);
+    assert_int_equal(avl_sampler_draw(sampler, logits, &params, index, &token), AVL_OK);
+    assert_in_range(token, 0, VOCAB - 1);
+    return token;
+}
+
+static void flat(float *logits, float value) {
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = value;
+}
+
+/* Known answers of the published generator (philox4x32-10). */
+static void test_philox(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t counter[4], key[2], words[4];
+    } known[] = {
+        {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+         {0xffffffff, 0xffffffff},
+         {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+         {0xa4093822, 0x299f31d0},
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        uint32_t words[4];
+        avl_philox(known[i].counter, known[i].key, words);
+        assert_memory_equal(words, known[i].words, sizeof words);
+    }
+}
+
+static void test_greedy(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, -3);
+    logits[31] = logits[12] = logits[40] = 2;
+    avl_sampling_params_t greedy = {.top_p = 1};
+    assert_int_equal(draw(logits, greedy, 0), 12); /* the lowest on a tie */
+    flat(logits, -INFINITY);
+    logits[49] = -1e30f;
+    assert_int_equal(draw(logits, greedy, 0), 49);
+}
+
+static void expect_refused(const float *logits, const char *words) {
+    avl_sampling_params_t greedy = {.top_p = 1}, warm = {.top_p = 1, .temperature = 1};
+    int32_t token = 77;
+    assert_int_equal(avl_sampler_draw(sampler, logits, &greedy, 0, &token), AVL_ERR_INTERNAL);
+    assert_non_null(strstr(avl_status_detail(), words));
+    assert_int_equal(avl_sampler_draw(sampler, logits, &warm, 0, &token), AVL_ERR_INTERNAL);
+    assert_int_equal(token, 77);
+}
+
+static void test_numbers_that_are_none(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, 1);
+    logits[49] = NAN;
+    expect_refused(logits, "token 49");
+    logits[0] = INFINITY;
+    expect_refused(logits, "token 0");
+    flat(logits, -INFINITY);
+    expect_refused(logits, "all -infinity");
+}
+
+/* 60,000 draws of a seed against the softmax: chi-square with 9 degrees of freedom stays below 27.9
+ * (p = .001). */
+static void test_distribution(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, -INFINITY);
+    double weights[10], sum = 0, chi = 0;
+    for (int i = 0; i < 10; i++) {
+        logits[3 * i] = 0.35f * (float)((i * 7) % 10);
+        sum += weights[i] = exp((double)logits[3 * i] / 0.7);
+    }
+    int counts[VOCAB] = {0};
+    const int draws = 60000;
+    for (int i = 0; i < draws; i++)
+        counts[draw(logits, (avl_sampling_params_t){.temperature = 0.7, .top_p = 1, .seed = 4242},
+                    (uint64_t)i)]++;
+    for (int i = 0; i < 10; i++) {
+        double expected = draws * weights[i] / sum, difference = counts[3 * i] - expected;
+        chi += difference * difference / expected;
+    }
+    assert_true(chi < 27.9);
+}
+
+static void test_draws_are_a_function_of_seed_and_index(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = sinf((float)i);
+    int32_t first[200];
+    int others = 0, repeats = 0;
+    avl_sampling_params_t params = {.temperature = 1, .top_p = 1, .seed = UINT64_MAX};
+    for (uint64_t i = 0; i < 200; i++)
+        first[i] = draw(logits, params, i);
+    for (uint64_t i = 200; i-- > 0;) { /* in any order */
+        assert_int_equal(draw(logits, params, i), first[i]);
+        avl_sampling_params_t other = params;
+        other.seed ^= UINT64_C(1) << 40;
+        others += draw(logits, other, i) != first[i];
+        repeats += i > 0 && first[i] == first[i - 1];
+    }
+    assert_true(others > 150);
+    assert_true(repeats < 50);
+}
+
+static void test_top_k(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = (float)((i * 37) % VOCAB) * 0.01f;
+    int seen[VOCAB] = {0}, kinds = 0;
+    for (uint64_t i = 0; i < 2000; i++)
+        seen[draw(logits, (avl_sampling_params_t){.temperature = 2, .top_p = 1, .top_k = 5}, i)]++;
+    for (int i = 0; i < VOCAB; i++) {
+        kinds += seen[i] > 0;
+        if (seen[i] > 0)
+            assert_true(logits[i] >= 0.45f - 1e-6f);
+    }
+    assert_int_equal(kinds, 5);
+    flat(logits, 0); /* ties: the lower ids */
+    for (uint64_t i = 0; i < 200; i++)
+        assert_in_range(
+            draw(logits, (avl_sampling_params_t){.temperature = 1, .top_p = 1, .top_k = 3}, i), 0,
+            2);
+}
+
+/* Probabilities .5, .25, .125, ...: the smallest set that reaches .8 has three tokens; .5 is
+ * reached by the first alone. */
+static void test_top_p(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, -INFINITY);
+    for (int i = 0; i < 20; i++)
+        logits[10 + i] = (float)-i * (float)M_LN2;
+    int seen[VOCAB] = {0};
+    for (uint64_t i = 0; i < 3000; i++)
+        seen[draw(logits, (avl_sampling_params_t){.temperature = 1, .top_p = .8}, i)]++;
+    assert_true(seen[10] > 1500 && seen[11] > 700 && seen[12] > 300);
+    assert_int_equal(seen[10] + seen[11] + seen[12], 3000);
+    for (uint64_t i = 0; i < 300; i++)
+        assert_int_equal(draw(logits, (avl_sampling_params_t){.temperature = 1, .top_p = .49}, i),
+                         10);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_philox),
+        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_numbers_that_are_none),
+        cmocka_unit_test(test_distribution),
+        cmocka_unit_test(test_draws_are_a_function_of_seed_and_index),
+        cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_top_p),
+    };
+    return cmocka_run_group_tests_name("worker sampler", tests, set_up, tear_down);
+}
