@@ -1,10 +1,13 @@
 #include "base/log.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "base/utf8.h"
 
 #define LINE_BYTES 2048
 
@@ -30,20 +33,34 @@ avl_status_t avl_log_level_parse(const char *name, avl_log_level_t *level_p) {
                     name);
 }
 
-/* Control characters never reach the terminal raw: a client's text may end up in a line. */
+/* The character at `text` as it goes into a line: control characters (C1 ones, too, which terminals
+ * obey) never reach a terminal raw, since a client's text may end up here, and bytes that are not
+ * UTF-8 would make a JSON line unreadable. Returns the bytes taken from `text`. */
+static size_t escape(const unsigned char *text, size_t bytes, char escaped[8]) {
+    size_t character = avl_utf8_character(text, bytes);
+    if (character == 0) {
+        snprintf(escaped, 8, log_json ? "\\ufffd" : "\\x%02x", text[0]);
+        return 1;
+    }
+    bool c1 = character == 2 && text[0] == 0xc2 && text[1] < 0xa0;
+    if (text[0] == '\n')
+        snprintf(escaped, 8, "\\n");
+    else if (text[0] < 0x20 || text[0] == 0x7f || c1)
+        snprintf(escaped, 8, "\\u%04x", c1 ? text[1] : text[0]);
+    else
+        snprintf(escaped, 8, "%s%.*s", log_json && (text[0] == '"' || text[0] == '\\') ? "\\" : "",
+                 (int)character, (const char *)text);
+    return character;
+}
+
 static size_t append_escaped(char *line, size_t used, size_t capacity, const char *text) {
-    for (const unsigned char *c = (const unsigned char *)text; *c != '\0' && used + 8 < capacity;
-         c++) {
-        if (*c == '\n') {
-            used += (size_t)snprintf(line + used, capacity - used, "\\n");
-        } else if (*c < 0x20 || *c == 0x7f) {
-            used += (size_t)snprintf(line + used, capacity - used, "\\u%04x", *c);
-        } else if (log_json && (*c == '"' || *c == '\\')) {
-            line[used++] = '\\';
-            line[used++] = (char)*c;
-        } else {
-            line[used++] = (char)*c;
-        }
+    size_t bytes = strlen(text);
+    for (size_t at = 0; at < bytes && used + 8 < capacity;) {
+        char escaped[8];
+        at += escape((const unsigned char *)text + at, bytes - at, escaped);
+        size_t escaped_bytes = strlen(escaped);
+        memcpy(line + used, escaped, escaped_bytes);
+        used += escaped_bytes;
     }
     return used;
 }

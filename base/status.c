@@ -5,7 +5,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static _Thread_local char detail[AVL_STATUS_DETAIL_BYTES];
+
+/* Texts quote what clients and files contain, and cut it anywhere; but they travel in messages that
+ * must be UTF-8. */
+static void record(char *text) {
+    size_t bytes = strlen(text);
+    for (size_t at = 0; at < bytes;) {
+        size_t character = avl_utf8_character((const unsigned char *)text + at, bytes - at);
+        if (character == 0)
+            text[at] = '?';
+        at += character > 0 ? character : 1;
+    }
+    memcpy(detail, text, bytes + 1);
+}
 
 avl_status_t avl_fail(avl_status_t status, const char *format, ...) {
     /* Through a second buffer, because an argument may be the recorded text itself. */
@@ -14,7 +29,7 @@ avl_status_t avl_fail(avl_status_t status, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    memcpy(detail, text, sizeof detail);
+    record(text);
     return status;
 }
 
@@ -26,7 +41,7 @@ avl_status_t avl_fail_in(avl_status_t status, const char *format, ...) {
     va_end(arguments);
     size_t context_bytes = strlen(text);
     snprintf(text + context_bytes, sizeof text - context_bytes, ": %s", detail);
-    memcpy(detail, text, sizeof detail);
+    record(text);
     return status;
 }
 

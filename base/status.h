@@ -37,7 +37,8 @@ typedef enum avl_status {
 
 #define AVL_STATUS_DETAIL_BYTES 512
 
-/* Records the cause for this thread and returns `status`. A longer text is cut. */
+/* Records the cause for this thread and returns `status`. A longer text is cut; a byte that is not
+ * UTF-8 becomes a question mark. */
 avl_status_t avl_fail(avl_status_t status, const char *format, ...) AVL_PRINTF(2, 3);
 /* Puts "context: " before the recorded cause and returns `status`. */
 avl_status_t avl_fail_in(avl_status_t status, const char *format, ...) AVL_PRINTF(2, 3);

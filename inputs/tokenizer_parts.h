@@ -19,6 +19,7 @@
 #include <jansson.h>
 #include <pcre2.h>
 
+#include "base/utf8.h"
 #include "inputs/tokenizer.h"
 
 /* Ids live in arrays indexed by them; the largest published vocabularies have 2^18 tokens. */
@@ -38,13 +39,6 @@ typedef struct avl_text { /* a growing byte string, not terminated */
 avl_status_t avl_text_add(avl_text_t *text, const char *bytes, size_t count);
 void avl_text_free(avl_text_t *text);
 
-/* Bytes of the well-formed character at `text`, or 0. `text` has at least one byte. */
-size_t avl_utf8_character(const unsigned char *text, size_t bytes);
-/* Bytes of the longest start of a well-formed character at `text` ("maximal subpart"), at least 1:
- * what becomes one U+FFFD. *complete_p is false when the text ended in the middle of a possible
- * character. */
-size_t avl_utf8_broken(const unsigned char *text, size_t bytes, bool *ended_p);
-bool avl_utf8_valid(const char *text, size_t bytes);
 /* Appends `text` with U+FFFD for each maximal ill-formed subpart. */
 avl_status_t avl_text_add_valid(avl_text_t *out, const char *text, size_t bytes);
 /* The character at `text` (valid UTF-8, not empty) and its bytes. */

@@ -34,6 +34,19 @@ static void long_detail_is_cut_not_overrun(void **state) {
     assert_int_equal(strlen(avl_status_detail()), AVL_STATUS_DETAIL_BYTES - 1);
 }
 
+/* A text that was cut inside a character, and bytes that never were one. */
+static void detail_is_utf8(void **state) {
+    (void)state;
+    (void)avl_fail(AVL_ERR_DATA, "\"%.4s\" \xff", "\xe2\x82\xac\xe2\x82\xac");
+    assert_string_equal(avl_status_detail(), "\"\xe2\x82\xac?\" ?");
+    char text[AVL_STATUS_DETAIL_BYTES + 8];
+    memset(text, 'x', sizeof text);
+    memcpy(text + AVL_STATUS_DETAIL_BYTES - 2, "\xc3\xa9", 3); /* its second byte does not fit */
+    (void)avl_fail(AVL_ERR_DATA, "%s", text);
+    assert_int_equal(strlen(avl_status_detail()), AVL_STATUS_DETAIL_BYTES - 1);
+    assert_int_equal(avl_status_detail()[AVL_STATUS_DETAIL_BYTES - 2], '?');
+}
+
 static void every_status_has_a_name_of_its_own(void **state) {
     (void)state;
     static const avl_status_t all[] = {AVL_OK,
@@ -127,6 +140,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(detail_is_kept_and_put_into_context),
         cmocka_unit_test(long_detail_is_cut_not_overrun),
+        cmocka_unit_test(detail_is_utf8),
         cmocka_unit_test(every_status_has_a_name_of_its_own),
         cmocka_unit_test(impossible_allocations_fail_with_numbers),
         cmocka_unit_test(memory_is_zeroed_aligned_and_grows),
