@@ -5,10 +5,11 @@
  * (LlavaNextImageProcessor.select_best_resolution and get_patch_output_size;
  * LlavaNextForConditionalGeneration.pack_image_features and unpad_image).
  *
- * llava:      1 tile, patches² rows (one more with feature_drop_class == false).
- * llava_next: tile 0 is the whole picture, resized; tiles 1.. are the grid, row by row. The rows of
- * the prompt are tile 0's patches, then the unpadded grid's rows from top to bottom, each followed
- * by image_newline. */
+ * llava       1 tile, patches² rows (one more with feature_drop_class == false).
+ *
+ * llava_next  tile 0 is the whole picture, resized; tiles 1.. are the grid, row by row. The rows of
+ *             the prompt are tile 0's patches, then the unpadded grid's rows from top to bottom,
+ *             each followed by image_newline. */
 #ifndef AVL_CHECKPOINT_IMAGE_LAYOUT_H
 #define AVL_CHECKPOINT_IMAGE_LAYOUT_H
 

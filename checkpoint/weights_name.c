@@ -1,8 +1,12 @@
 /* The layouts:
- *   until 4.51   language_model.model.*        language_model.lm_head.* vision_tower.vision_model.*
- *                multi_modal_projector.*       image_newline
- *   from 4.52    model.language_model.*        lm_head.* model.vision_tower.vision_model.*
- *                model.multi_modal_projector.* model.image_newline
+ *
+ *   until 4.51                     from 4.52
+ *   language_model.model.*         model.language_model.*
+ *   language_model.lm_head.*       lm_head.*
+ *   vision_tower.vision_model.*    model.vision_tower.vision_model.*
+ *   multi_modal_projector.*        model.multi_modal_projector.*
+ *   image_newline                  model.image_newline
+ *
  * A newer text model stands without its "model." level, and a vision tower may stand without its
  * "vision_model." level (versions in which the CLIP tower is one module); both are put back. */
 #include "checkpoint/weights_name.h"

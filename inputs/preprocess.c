@@ -2,8 +2,10 @@
  * `transformers` 4.46, whose roundings it repeats, in 8 bits until the end as they do with PIL.
  *
  *   llava       [pad to a square with the mean colour] -> resize -> centre crop
- *   llava_next  tile 0: resize to the square -> the llava steps; tiles 1..: resize to fit the grid,
- * pad with black, cut into squares -> the llava steps each
+ *
+ *   llava_next  tile 0: resize to the square -> the llava steps;
+ *               tiles 1..: resize to fit the grid, pad with black, cut into squares -> the llava
+ *               steps each
  *
  * One rounding is easy to miss: a picture that leaves an odd number of pixels free on the grid is
  * padded by the same number on both sides, so that the grid is one pixel short and its last tiles

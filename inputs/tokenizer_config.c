@@ -1,10 +1,10 @@
 /* inputs/tokenizer_config.c: what tokenizer_config.json changes about a tokenizer, as loading the
  * directory with AutoTokenizer of `transformers` does:
  *
- *  - the classes of the LLaMA family replace the post-processor by bos and eos as add_bos_token and
- * add_eos_token say;
+ *  - the classes of the LLaMA family replace the post-processor by bos and eos, as add_bos_token
+ *    and add_eos_token say;
  *  - tokens of added_tokens_decoder and special tokens named here that tokenizer.json lacks are
- * added;
+ *    added;
  *  - clean_up_tokenization_spaces changes what decoding gives.
  *
  * Not read: add_prefix_space (it makes the reference convert tokenizer.model instead of reading

@@ -5,9 +5,13 @@
  * back what a later piece could still change:
  *
  *   ByteFallback  a run of byte tokens, until it ends: one wrong byte turns every byte of the run
- * into U+FFFD ByteLevel     the start of a character Strip         spaces that would have to go if
- * the string ended here clean-up      at most three characters that may become the start of " n't"
- * and its like
+ *                 into U+FFFD
+ *
+ *   ByteLevel     the start of a character
+ *
+ *   Strip         spaces that would have to go if the string ended here
+ *
+ *   clean-up      at most three characters that may become the start of " n't" and its like
  *
  * The chain is walked by recursion of at most AVL_PARTS_MAX levels. */
 #include "inputs/tokenizer_parts.h"
