@@ -29,6 +29,8 @@
 #define THREADS_MAX 8
 #define TEXT_BYTES 640 /* of a status: metadata beyond some 8 KB would be refused by clients */
 
+/* What a completed operation was: the low bits of its tag; the rest points to its slot, call or
+ * server. */
 typedef enum tag_kind {
     TAG_NEW,
     TAG_SEND,
@@ -37,14 +39,18 @@ typedef enum tag_kind {
     TAG_SHUTDOWN,
 } tag_kind_t;
 
-typedef struct tag {
-    tag_kind_t kind;
-    void *owner; /* slot_t, avl_call_t or avl_server_t */
-} tag_t;
+#define TAG_KIND_BITS ((uintptr_t)7)
+
+static void *tag_of(void *owner, tag_kind_t kind) {
+    AVL_ASSERT(((uintptr_t)owner & TAG_KIND_BITS) == 0);
+    return (char *)owner + kind;
+}
 
 /* A posted request for a call. */
 typedef struct slot {
-    tag_t tag;
+    /* Set when the slot is posted and read first by the thread that takes the event: whoever posted
+     * may be another. The core orders the two as well, but out of sight of a race detector. */
+    atomic_int posted;
     avl_server_t *server;
     const avl_method_t *method; /* NULL: any method that is not registered */
     void *registered;
@@ -71,7 +77,6 @@ struct avl_server {
     int thread_count;
     slot_t *slots;
     size_t slot_count;
-    tag_t shutdown_tag;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     size_t call_count; /* avl_call_t that exist */
@@ -86,11 +91,12 @@ struct avl_call {
     int64_t deadline_ns;
     atomic_int references;
     _Atomic(void *) user;
-    tag_t send_tag, receive_tag, close_tag;
     grpc_byte_buffer *received;
     int cancelled;
 
-    pthread_mutex_t lock; /* all below, and every grpc_call_start_batch */
+    /* All below, and every grpc_call_start_batch; a handler of a completion takes it before it
+     * reads anything, so that it sees what the starting thread wrote. */
+    pthread_mutex_t lock;
     message_t *first, **last_p;
     size_t queued_bytes;
     message_t *sending;
@@ -230,9 +236,6 @@ static avl_call_t *call_create(slot_t *slot) {
     call->core = slot->call;
     call->deadline_ns = deadline_of(slot->method != NULL ? slot->deadline : slot->details.deadline);
     atomic_init(&call->references, 1);
-    call->send_tag = (tag_t){TAG_SEND, call};
-    call->receive_tag = (tag_t){TAG_RECEIVE, call};
-    call->close_tag = (tag_t){TAG_CLOSE, call};
     call->last_p = &call->first;
     pthread_mutex_init(&call->lock, NULL);
     pthread_mutex_lock(&call->server->lock);
@@ -322,7 +325,8 @@ static void send_next_locked(avl_call_t *call) {
     call->sending = message;
     call->initial_sent = true;
     call->status_sent = status;
-    grpc_call_error error = grpc_call_start_batch(call->core, ops, count, &call->send_tag, NULL);
+    grpc_call_error error =
+        grpc_call_start_batch(call->core, ops, count, tag_of(call, TAG_SEND), NULL);
     grpc_slice_unref(details);
     if (error != GRPC_CALL_OK) {
         avl_log_error("gRPC refused a batch of %zu operations: %d", count, (int)error);
@@ -405,7 +409,8 @@ static void receive(avl_call_t *call) {
     op.data.recv_message.recv_message = &call->received;
     pthread_mutex_lock(&call->lock);
     avl_call_ref(call);
-    grpc_call_error error = grpc_call_start_batch(call->core, &op, 1, &call->receive_tag, NULL);
+    grpc_call_error error =
+        grpc_call_start_batch(call->core, &op, 1, tag_of(call, TAG_RECEIVE), NULL);
     pthread_mutex_unlock(&call->lock);
     if (error != GRPC_CALL_OK) {
         avl_log_error("gRPC refused to receive: %d", (int)error);
@@ -420,7 +425,8 @@ static void watch_close(avl_call_t *call) {
     op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
     op.data.recv_close_on_server.cancelled = &call->cancelled;
     pthread_mutex_lock(&call->lock);
-    grpc_call_error error = grpc_call_start_batch(call->core, &op, 1, &call->close_tag, NULL);
+    grpc_call_error error =
+        grpc_call_start_batch(call->core, &op, 1, tag_of(call, TAG_CLOSE), NULL);
     pthread_mutex_unlock(&call->lock);
     AVL_ASSERT(error == GRPC_CALL_OK);
 }
@@ -440,8 +446,11 @@ static void on_sent(avl_call_t *call, bool success) {
 }
 
 static void on_received(avl_call_t *call, bool success) {
-    avl_payload_t *payload = payload_create(success ? call->received : NULL);
+    pthread_mutex_lock(&call->lock);
+    grpc_byte_buffer *buffer = call->received;
     call->received = NULL;
+    pthread_mutex_unlock(&call->lock);
+    avl_payload_t *payload = payload_create(success ? buffer : NULL);
     bool more = payload != NULL;
     call->method->message(call->method->context, call, payload);
     if (more)
@@ -466,14 +475,15 @@ static void slot_post(slot_t *slot) {
     grpc_call_error error;
     slot->call = NULL;
     slot->payload = NULL;
+    atomic_store(&slot->posted, 1);
     if (slot->method == NULL) {
         error = grpc_server_request_call(server->core, &slot->call, &slot->details, &slot->metadata,
-                                         server->queue, server->queue, &slot->tag);
+                                         server->queue, server->queue, tag_of(slot, TAG_NEW));
     } else {
         bool streams = slot->method->client_streams;
         error = grpc_server_request_registered_call(
             server->core, slot->registered, &slot->call, &slot->deadline, &slot->metadata,
-            streams ? NULL : &slot->payload, server->queue, server->queue, &slot->tag);
+            streams ? NULL : &slot->payload, server->queue, server->queue, tag_of(slot, TAG_NEW));
     }
     AVL_ASSERT(error == GRPC_CALL_OK);
 }
@@ -496,6 +506,7 @@ static void refuse_unknown(slot_t *slot, avl_call_t *call) {
 }
 
 static void on_new(slot_t *slot, bool success) {
+    AVL_ASSERT(atomic_load(&slot->posted) == 1);
     if (!success) { /* the server shuts down: the slot stays empty */
         slot_clear(slot);
         return;
@@ -531,20 +542,21 @@ static void *serve(void *context) {
             return NULL;
         if (event.type != GRPC_OP_COMPLETE)
             continue;
-        tag_t *tag = event.tag;
+        tag_kind_t kind = (tag_kind_t)((uintptr_t)event.tag & TAG_KIND_BITS);
+        void *owner = (char *)event.tag - kind;
         bool success = event.success != 0;
-        switch (tag->kind) {
+        switch (kind) {
         case TAG_NEW:
-            on_new(tag->owner, success);
+            on_new(owner, success);
             break;
         case TAG_SEND:
-            on_sent(tag->owner, success);
+            on_sent(owner, success);
             break;
         case TAG_RECEIVE:
-            on_received(tag->owner, success);
+            on_received(owner, success);
             break;
         case TAG_CLOSE:
-            on_closed(tag->owner);
+            on_closed(owner);
             break;
         case TAG_SHUTDOWN:
             pthread_mutex_lock(&server->lock);
@@ -666,7 +678,6 @@ static avl_status_t slots_create(avl_server_t *server) {
     AVL_TRY(avl_alloc(server->slot_count, sizeof *server->slots, "call slots", &server->slots));
     for (size_t i = 0; i < server->slot_count; i++) {
         slot_t *slot = &server->slots[i];
-        slot->tag = (tag_t){TAG_NEW, slot};
         slot->server = server;
         grpc_metadata_array_init(&slot->metadata);
         grpc_call_details_init(&slot->details);
@@ -714,7 +725,6 @@ avl_status_t avl_server_create(const avl_server_config_t *config, avl_server_t *
     server->methods = config->methods;
     server->method_count = config->method_count;
     server->send_queue_bytes_max = config->send_queue_bytes_max;
-    server->shutdown_tag = (tag_t){TAG_SHUTDOWN, server};
     pthread_mutex_init(&server->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -767,7 +777,7 @@ static struct timespec after(int64_t duration_ns) {
 }
 
 void avl_server_stop(avl_server_t *server, int64_t grace_ns) {
-    grpc_server_shutdown_and_notify(server->core, server->queue, &server->shutdown_tag);
+    grpc_server_shutdown_and_notify(server->core, server->queue, tag_of(server, TAG_SHUTDOWN));
     struct timespec limit = after(grace_ns);
     pthread_mutex_lock(&server->lock);
     int waited = 0;

@@ -1,6 +1,6 @@
 """What goes wrong behind the service: workers that misbehave, die or hang, and ends of every kind."""
-import glob
 import os
+import shutil
 import signal
 import threading
 import time
@@ -180,10 +180,9 @@ class Misbehaviour(unittest.TestCase):
         import worker_pb2
         import worker_pb2_grpc
         with Service(fake="") as service:
-            with open(f"/proc/{min(service.workers())}/cmdline") as file:
-                address = file.read().split("\0")[2]
-            self.assertEqual(os.stat(os.path.dirname(address[5:])).st_mode & 0o777, 0o700)
-            channel = grpc.insecure_channel(address)
+            link = link_of(service)
+            self.assertEqual(os.stat(os.path.dirname(link)).st_mode & 0o777, 0o700)
+            channel = grpc.insecure_channel("unix:" + link)
             attach = worker_pb2_grpc.WorkerLinkStub(channel).Attach
             message = worker_pb2.WorkerMessage
             for first in (message(hello=worker_pb2.Hello(version="0.0.0", group_token="x")),
@@ -278,21 +277,24 @@ class Ends(unittest.TestCase):
                 service.wait_ready()
             workers = service.workers()
             self.assertEqual(len(workers), 1)
+            link = link_of(service)
             service.process.kill()
             service.process.wait()
             wait_gone(workers)
-            for directory in glob.glob("/tmp/avl-??????/link"):
-                try:
-                    os.unlink(directory)
-                    os.rmdir(os.path.dirname(directory))
-                except OSError:
-                    pass
+            shutil.rmtree(os.path.dirname(link))  # what only a killed coordinator leaves
 
     def test_nothing_stays_behind(self):
-        before = set(glob.glob("/tmp/avl-??????"))
         with Service(fake="") as service:
             Answer(service.inference.Generate(raw(), timeout=20))
-        self.assertEqual(set(glob.glob("/tmp/avl-??????")) - before, set())
+            directory = os.path.dirname(link_of(service))
+            self.assertTrue(os.path.isdir(directory))
+        self.assertFalse(os.path.exists(directory))
+
+
+def link_of(service):
+    """Path of the socket that workers call."""
+    with open(f"/proc/{min(service.workers())}/cmdline") as file:
+        return file.read().split("\0")[2][len("unix:"):]
 
 
 if __name__ == "__main__":
