@@ -12,6 +12,7 @@
 #define AVL_DEFAULT_SERVER "127.0.0.1:50051"
 
 int avl_command_ask(int argc, char **argv);
+int avl_command_bench(int argc, char **argv);
 int avl_command_info(int argc, char **argv);
 
 #endif

@@ -1,53 +1,92 @@
 /* client/info.c: avl info: the model behind a service and what it accepts. */
 #include <argp.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/status.h"
 #include "client/client.h"
-#include "client/rpc.h"
-#include "proto/inference.pb-c.h"
+#include "client/info.h"
+#include "client/options.h"
+#include "client/terminal.h"
 
 #define INFO_TIMEOUT_NS (10 * AVL_NS_PER_S)
 
-static const struct argp_option info_option_list[] = {
-    {"server", 's', "ADDRESS", 0,
-     "HOST:PORT or unix:PATH of the service (default: $AVL_SERVER, else " AVL_DEFAULT_SERVER ")",
-     0},
-    {0},
-};
-
 static error_t parse_option(int key, char *text, struct argp_state *state) {
-    const char **server = state->input;
-    if (key != 's')
+    (void)text;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = state->input;
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_error(state, "takes no argument, but got \"%s\"", text);
+        return 0;
+    default:
         return ARGP_ERR_UNKNOWN;
-    *server = text;
-    return 0;
+    }
 }
 
+static const struct argp_child info_children[] = {{&avl_server_argp, 0, NULL, 0}, {0}};
+
 static const struct argp info_argp = {
-    .options = info_option_list,
     .parser = parse_option,
+    .children = info_children,
     .doc = "Shows the model behind a service and what it accepts.",
 };
 
-static avl_status_t print_info(void *context, const uint8_t *bytes, size_t byte_count) {
-    (void)context;
-    Avl__V1__GetModelInfoResponse *info =
-        avl__v1__get_model_info_response__unpack(NULL, byte_count, bytes);
-    if (info == NULL)
+static avl_status_t take_info(void *context, const uint8_t *bytes, size_t byte_count) {
+    Avl__V1__GetModelInfoResponse **info_p = context;
+    if (*info_p != NULL)
+        return avl_fail(AVL_ERR_INTERNAL, "the server answered twice");
+    *info_p = avl__v1__get_model_info_response__unpack(NULL, byte_count, bytes);
+    if (*info_p == NULL)
         return avl_fail(AVL_ERR_INTERNAL,
                         "the server sent a message that is no GetModelInfoResponse");
-    printf("model       %s (%s), avl %s\n", info->model, info->family, info->version);
+    return AVL_OK;
+}
+
+avl_status_t avl_info_get(avl_rpc_t *rpc, Avl__V1__GetModelInfoResponse **info_p) {
+    avl_rpc_request_t *request = NULL;
+    AVL_TRY(avl_rpc_request_create(NULL, 0, &request));
+    Avl__V1__GetModelInfoResponse *info = NULL;
+    avl_status_t status = avl_rpc_call(rpc, "/avl.v1.Inference/GetModelInfo", request,
+                                       INFO_TIMEOUT_NS, NULL, take_info, &info);
+    avl_rpc_request_destroy(request);
+    if (status == AVL_OK && info == NULL)
+        status = avl_fail(AVL_ERR_INTERNAL, "the server sent no GetModelInfoResponse");
+    if (status != AVL_OK) {
+        if (info != NULL)
+            avl__v1__get_model_info_response__free_unpacked(info, NULL);
+        return status;
+    }
+    *info_p = info;
+    return AVL_OK;
+}
+
+/* The service's texts go out through avl_terminal_write. */
+static void print_texts(const char *label, const char *first, const char *between,
+                        const char *second, const char *after) {
+    printf("%-11s ", label);
+    avl_terminal_write(stdout, first);
+    fputs(between, stdout);
+    avl_terminal_write(stdout, second);
+    fputs(after, stdout);
+}
+
+static void print_info(const Avl__V1__GetModelInfoResponse *info) {
+    print_texts("model", info->model, " (", info->family, "), avl ");
+    avl_terminal_write(stdout, info->version);
     if (info->ready)
-        printf("state       ready, loaded in %.2f s\n", info->load_seconds);
+        printf("\nstate       ready, loaded in %.2f s\n", info->load_seconds);
     else
-        printf("state       loading, %.0f %%\n", 100 * info->loading_share);
-    printf("runs on     %u rank%s, %s, %s\n", info->ranks, info->ranks == 1 ? "" : "s",
-           info->device, info->dtype);
-    printf("template    %s, image placeholder %s\n", info->chat_template, info->image_placeholder);
+        printf("\nstate       loading, %.0f %%\n", 100 * info->loading_share);
+    printf("ranks       %u\n", info->ranks);
+    print_texts("runs on", info->device, ", ", info->dtype, "\n");
+    print_texts("template", info->chat_template, ", image placeholder ", info->image_placeholder,
+                "\n");
     printf("context     %u tokens; a square picture takes %u\n", info->context_tokens_max,
            info->visual_tokens_per_image);
     printf("limits      %u pictures of %" PRIu64 " pixels, %" PRIu64
@@ -60,25 +99,28 @@ static avl_status_t print_info(void *context, const uint8_t *bytes, size_t byte_
         printf("attention   A-VL: store %g, compute %g, interval %u\n",
                attention->visual_store_ratio, attention->visual_compute_ratio,
                attention->visual_update_interval);
-    avl__v1__get_model_info_response__free_unpacked(info, NULL);
-    return AVL_OK;
 }
 
 int avl_command_info(int argc, char **argv) {
-    const char *from_environment = getenv("AVL_SERVER");
-    const char *server = from_environment != NULL ? from_environment : AVL_DEFAULT_SERVER;
+    const char *server = NULL;
     argp_err_exit_status = AVL_EXIT_USAGE;
     char name[] = "avl info";
     argv[0] = name;
     argp_parse(&info_argp, argc, argv, 0, NULL, &server);
     avl_rpc_t *rpc = NULL;
-    avl_status_t status = avl_rpc_open(server, &rpc);
+    Avl__V1__GetModelInfoResponse *info = NULL;
+    avl_status_t status = avl_rpc_open(server, 1, &rpc);
     if (status == AVL_OK)
-        status = avl_rpc_call(rpc, "/avl.v1.Inference/GetModelInfo", NULL, 0, INFO_TIMEOUT_NS, NULL,
-                              print_info, NULL);
+        status = avl_info_get(rpc, &info);
     avl_rpc_close(rpc);
+    if (status == AVL_OK) {
+        print_info(info);
+        avl__v1__get_model_info_response__free_unpacked(info, NULL);
+        if (fflush(stdout) != 0 || ferror(stdout))
+            status = avl_fail(AVL_ERR_IO, "standard output: %s", strerror(errno));
+    }
     if (status != AVL_OK) {
-        fprintf(stderr, "avl info: %s: %s\n", avl_status_name(status), avl_status_detail());
+        avl_terminal_report("avl info", status, avl_status_detail());
         return AVL_EXIT_FAILED;
     }
     return 0;

@@ -11,6 +11,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"ask", avl_command_ask, "ask a question about pictures and stream the answer"},
+    {"bench", avl_command_bench, "put a service under load and report latencies"},
     {"info", avl_command_info, "show the model behind a service and what it accepts"},
 };
 

@@ -1,4 +1,7 @@
-/* client/rpc.c: see rpc.h. One completion queue, one call at a time, no thread of its own. */
+/* client/rpc.c: see rpc.h. One completion queue for all channels and calls, no thread of its own.
+ *
+ * A call has up to three gRPC operations under way (start, message, status); it ends, and on_end is
+ * called, when none is. Each operation's completion tag points into the call. */
 #include "client/rpc.h"
 
 #include <grpc/byte_buffer.h>
@@ -14,33 +17,123 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
-/* How often a waiting call looks at the stop flag. */
+/* How often a waiting avl_rpc_call looks at the stop flag. */
 #define STOP_POLL_NS (50 * AVL_NS_PER_MS)
+/* Answers are small; the bound guards against a server that is none of ours. */
+#define ANSWER_BYTES_MAX (16 << 20)
+/* gRPC counts a message's bytes in 32 bits, and the other side's limit is a signed one. */
+#define REQUEST_BYTES_MAX ((size_t)INT32_MAX)
+/* A host that swallows packets: given up after this, twice for the whole name. */
+#define CONNECT_MS 5000
+/* A server whose host vanished is noticed after the sum of both. The service allows a ping each 5
+ * s.
+ */
+#define KEEPALIVE_MS 20000
+#define KEEPALIVE_TIMEOUT_MS 10000
 
-struct avl_rpc {
-    grpc_completion_queue *queue;
-    grpc_channel *channel;
-    char *address;
-};
+typedef enum operation {
+    OPERATION_START,
+    OPERATION_MESSAGE,
+    OPERATION_STATUS,
+    OPERATION_COUNT,
+} operation_t;
 
-/* Names of the operations that are under way on a call, as completion tags. */
-enum { TAG_START = 1, TAG_MESSAGE, TAG_STATUS };
+typedef struct tag {
+    avl_rpc_call_t *call;
+    operation_t operation;
+    bool pending;
+} tag_t;
 
-typedef struct call_state {
-    grpc_call *call;
-    grpc_byte_buffer *message; /* filled by TAG_MESSAGE; NULL: the answer has ended */
+struct avl_rpc_call {
+    avl_rpc_t *rpc;
+    avl_rpc_call_t *next, **link; /* in rpc->calls; *link is this call */
+    avl_rpc_handler_t handler;
+    grpc_call *core;
+    tag_t tags[OPERATION_COUNT];
+    grpc_byte_buffer *message; /* filled by OPERATION_MESSAGE; NULL: the answer has ended */
     grpc_metadata_array initial_metadata;
     grpc_metadata_array trailing_metadata;
     grpc_status_code code;
     grpc_slice details;
-    bool start_pending, message_pending, status_pending;
-    avl_status_t local_status; /* why this side cancelled */
+    avl_status_t local_status; /* why this side gave up */
     char local_detail[AVL_STATUS_DETAIL_BYTES];
-} call_state_t;
+};
 
-avl_status_t avl_rpc_open(const char *address, avl_rpc_t **rpc_p) {
-    if (address[0] == '\0')
-        return avl_fail(AVL_ERR_INVALID, "the server's address is empty");
+struct avl_rpc {
+    grpc_completion_queue *queue;
+    grpc_channel *channels[AVL_RPC_CHANNELS_MAX];
+    size_t channel_count, next_channel;
+    avl_rpc_call_t *calls;
+    size_t call_count;
+    char *address;
+};
+
+struct avl_rpc_request {
+    grpc_byte_buffer *buffer;
+};
+
+avl_status_t avl_rpc_check_address(const char *address) {
+    if (strncmp(address, "unix:", 5) == 0 || strncmp(address, "unix-abstract:", 14) == 0) {
+        if (strchr(address, ':')[1] == '\0')
+            return avl_fail(AVL_ERR_INVALID, "\"%s\" names no socket", address);
+        return AVL_OK;
+    }
+    const char *colon = strrchr(address, ':');
+    char *end = NULL;
+    long port = colon != NULL ? strtol(colon + 1, &end, 10) : 0;
+    bool number = colon != NULL && colon[1] >= '0' && colon[1] <= '9' && *end == '\0';
+    if (!number || port < 1 || port > 65535 || colon == address)
+        return avl_fail(AVL_ERR_INVALID, "\"%s\" is neither HOST:PORT nor unix:PATH", address);
+    size_t host_bytes = (size_t)(colon - address);
+    bool bracketed = address[0] == '[' && colon[-1] == ']' && host_bytes > 2;
+    if (!bracketed && memchr(address, ':', host_bytes) != NULL)
+        return avl_fail(AVL_ERR_INVALID, "\"%s\": an IPv6 address stands in brackets, as [::1]:%ld",
+                        address, port);
+    if (strpbrk(address, " \t\r\n/") != NULL)
+        return avl_fail(AVL_ERR_INVALID, "\"%s\" is neither HOST:PORT nor unix:PATH", address);
+    return AVL_OK;
+}
+
+/* gRPC counts its users; grpc_shutdown() is the counterpart. */
+static void begin_grpc(void) {
+    /* It would log every failed attempt to connect; what matters is in the call's status. */
+    setenv("GRPC_VERBOSITY", "NONE", 0);
+    grpc_init();
+}
+
+static grpc_channel *create_channel(const char *address) {
+    static const struct {
+        const char *key;
+        int value;
+    } settings[] = {
+        {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, ANSWER_BYTES_MAX},
+        {GRPC_ARG_ENABLE_HTTP_PROXY, 0}, /* the address is meant as it stands */
+        {GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1},
+        {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1}, /* else all channels share one connection */
+        {GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, CONNECT_MS},
+        {GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200},
+        {GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000},
+        {GRPC_ARG_DNS_ARES_QUERY_TIMEOUT_MS, CONNECT_MS},
+        {GRPC_ARG_KEEPALIVE_TIME_MS, KEEPALIVE_MS},
+        {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, KEEPALIVE_TIMEOUT_MS},
+        {GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0},
+    };
+    grpc_arg arguments[sizeof settings / sizeof settings[0]];
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        arguments[i] = (grpc_arg){.type = GRPC_ARG_INTEGER,
+                                  .key = (char *)(uintptr_t)settings[i].key,
+                                  .value.integer = settings[i].value};
+    grpc_channel_args channel_arguments = {.num_args = sizeof settings / sizeof settings[0],
+                                           .args = arguments};
+    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
+    grpc_channel *channel = grpc_channel_create(address, credentials, &channel_arguments);
+    grpc_channel_credentials_release(credentials);
+    return channel;
+}
+
+avl_status_t avl_rpc_open(const char *address, size_t channel_count, avl_rpc_t **rpc_p) {
+    AVL_ASSERT(channel_count >= 1 && channel_count <= AVL_RPC_CHANNELS_MAX);
+    AVL_TRY(avl_rpc_check_address(address));
     avl_rpc_t *rpc = NULL;
     AVL_TRY(avl_alloc(1, sizeof *rpc, "connection", &rpc));
     avl_status_t status = avl_copy_string(address, &rpc->address);
@@ -48,18 +141,11 @@ avl_status_t avl_rpc_open(const char *address, avl_rpc_t **rpc_p) {
         free(rpc);
         return status;
     }
-    grpc_init();
+    begin_grpc();
     rpc->queue = grpc_completion_queue_create_for_next(NULL);
-    /* Answers are small; the bound guards against a server that is none of ours. */
-    grpc_arg arguments[] = {
-        {.type = GRPC_ARG_INTEGER,
-         .key = (char *)(uintptr_t)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
-         .value.integer = 16 << 20},
-    };
-    grpc_channel_args channel_arguments = {.num_args = 1, .args = arguments};
-    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
-    rpc->channel = grpc_channel_create(address, credentials, &channel_arguments);
-    grpc_channel_credentials_release(credentials);
+    rpc->channel_count = channel_count;
+    for (size_t i = 0; i < channel_count; i++)
+        rpc->channels[i] = create_channel(address);
     *rpc_p = rpc;
     return AVL_OK;
 }
@@ -67,7 +153,12 @@ avl_status_t avl_rpc_open(const char *address, avl_rpc_t **rpc_p) {
 void avl_rpc_close(avl_rpc_t *rpc) {
     if (rpc == NULL)
         return;
-    grpc_channel_destroy(rpc->channel);
+    for (avl_rpc_call_t *call = rpc->calls; call != NULL; call = call->next)
+        avl_rpc_cancel(call, AVL_ERR_CANCELLED, "the connection was closed");
+    while (rpc->calls != NULL)
+        avl_rpc_poll(rpc, INT64_MAX);
+    for (size_t i = 0; i < rpc->channel_count; i++)
+        grpc_channel_destroy(rpc->channels[i]);
     grpc_completion_queue_shutdown(rpc->queue);
     while (grpc_completion_queue_next(rpc->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL).type !=
            GRPC_QUEUE_SHUTDOWN) {
@@ -76,6 +167,38 @@ void avl_rpc_close(avl_rpc_t *rpc) {
     grpc_shutdown();
     free(rpc->address);
     free(rpc);
+}
+
+avl_status_t avl_rpc_request_create(uint8_t *bytes, size_t byte_count,
+                                    avl_rpc_request_t **request_p) {
+    if (byte_count > REQUEST_BYTES_MAX) {
+        free(bytes);
+        return avl_fail(AVL_ERR_TOO_LARGE, "a request of %zu bytes: at most %zu fit one message",
+                        byte_count, REQUEST_BYTES_MAX);
+    }
+    avl_rpc_request_t *request = NULL;
+    avl_status_t status = avl_alloc(1, sizeof *request, "request", &request);
+    if (status != AVL_OK) {
+        free(bytes);
+        return status;
+    }
+    begin_grpc(); /* a request may exist before a connection */
+    grpc_slice slice =
+        byte_count > 0 ? grpc_slice_new(bytes, byte_count, free) : grpc_empty_slice();
+    if (byte_count == 0)
+        free(bytes);
+    request->buffer = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_slice_unref(slice);
+    *request_p = request;
+    return AVL_OK;
+}
+
+void avl_rpc_request_destroy(avl_rpc_request_t *request) {
+    if (request == NULL)
+        return;
+    grpc_byte_buffer_destroy(request->buffer);
+    grpc_shutdown();
+    free(request);
 }
 
 static avl_status_t status_of_code(grpc_status_code code) {
@@ -104,143 +227,214 @@ static avl_status_t status_of_code(grpc_status_code code) {
     }
 }
 
-/* Cancels the call for a reason of this side; the first reason counts. */
-static void cancel_locally(call_state_t *state, avl_status_t status) {
-    if (state->local_status != AVL_OK)
+void avl_rpc_cancel(avl_rpc_call_t *call, avl_status_t reason, const char *detail) {
+    if (call->local_status != AVL_OK)
         return;
-    state->local_status = status;
-    snprintf(state->local_detail, sizeof state->local_detail, "%s", avl_status_detail());
-    grpc_call_cancel(state->call, NULL);
+    call->local_status = reason;
+    snprintf(call->local_detail, sizeof call->local_detail, "%s", detail);
+    grpc_call_cancel(call->core, NULL);
 }
 
-static avl_status_t start_batch(call_state_t *state, const grpc_op *operations, size_t count,
-                                int tag, bool *pending_p) {
-    grpc_call_error error =
-        grpc_call_start_batch(state->call, operations, count, (void *)(intptr_t)tag, NULL);
+static avl_status_t start_batch(avl_rpc_call_t *call, const grpc_op *operations, size_t count,
+                                operation_t operation) {
+    tag_t *tag = &call->tags[operation];
+    grpc_call_error error = grpc_call_start_batch(call->core, operations, count, tag, NULL);
     if (error != GRPC_CALL_OK)
         return avl_fail(AVL_ERR_INTERNAL, "gRPC refused an operation: %s",
                         grpc_call_error_to_string(error));
-    *pending_p = true;
+    tag->pending = true;
     return AVL_OK;
 }
 
-static avl_status_t receive_next(call_state_t *state) {
+static avl_status_t receive_next(avl_rpc_call_t *call) {
     grpc_op operation = {.op = GRPC_OP_RECV_MESSAGE,
-                         .data.recv_message.recv_message = &state->message};
-    return start_batch(state, &operation, 1, TAG_MESSAGE, &state->message_pending);
+                         .data.recv_message.recv_message = &call->message};
+    return start_batch(call, &operation, 1, OPERATION_MESSAGE);
 }
 
-static avl_status_t start_call(call_state_t *state, grpc_byte_buffer *request) {
+static avl_status_t start_operations(avl_rpc_call_t *call, grpc_byte_buffer *request) {
     grpc_op status_operation = {
         .op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-        .data.recv_status_on_client = {.trailing_metadata = &state->trailing_metadata,
-                                       .status = &state->code,
-                                       .status_details = &state->details}};
-    AVL_TRY(start_batch(state, &status_operation, 1, TAG_STATUS, &state->status_pending));
+        .data.recv_status_on_client = {.trailing_metadata = &call->trailing_metadata,
+                                       .status = &call->code,
+                                       .status_details = &call->details}};
+    AVL_TRY(start_batch(call, &status_operation, 1, OPERATION_STATUS));
     grpc_op operations[] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
         {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = request},
         {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
         {.op = GRPC_OP_RECV_INITIAL_METADATA,
-         .data.recv_initial_metadata.recv_initial_metadata = &state->initial_metadata},
+         .data.recv_initial_metadata.recv_initial_metadata = &call->initial_metadata},
     };
-    AVL_TRY(start_batch(state, operations, sizeof operations / sizeof operations[0], TAG_START,
-                        &state->start_pending));
-    return receive_next(state);
+    AVL_TRY(
+        start_batch(call, operations, sizeof operations / sizeof operations[0], OPERATION_START));
+    return receive_next(call);
 }
 
-static void take_message(call_state_t *state, avl_rpc_message_t on_message, void *context) {
-    if (state->message == NULL)
-        return; /* end of the answer; the status follows */
-    avl_status_t status;
-    grpc_byte_buffer_reader reader;
-    if (!grpc_byte_buffer_reader_init(&reader, state->message)) {
-        status = avl_fail(AVL_ERR_INTERNAL, "the answer cannot be decompressed");
-    } else {
-        grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
-        status = on_message(context, GRPC_SLICE_START_PTR(all), GRPC_SLICE_LENGTH(all));
-        grpc_slice_unref(all);
-        grpc_byte_buffer_reader_destroy(&reader);
-    }
-    grpc_byte_buffer_destroy(state->message);
-    state->message = NULL;
-    if (status == AVL_OK && state->local_status == AVL_OK)
-        status = receive_next(state);
-    if (status != AVL_OK)
-        cancel_locally(state, status);
-}
-
-/* Runs the call's events until none of its operations is under way. */
-static void run_call(avl_rpc_t *rpc, call_state_t *state, const volatile sig_atomic_t *stop_p,
-                     avl_rpc_message_t on_message, void *context) {
-    while (state->start_pending || state->message_pending || state->status_pending) {
-        gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                                          gpr_time_from_nanos(STOP_POLL_NS, GPR_TIMESPAN));
-        grpc_event event = grpc_completion_queue_next(rpc->queue, until, NULL);
-        if (stop_p != NULL && *stop_p)
-            cancel_locally(state, avl_fail(AVL_ERR_CANCELLED, "interrupted"));
-        if (event.type != GRPC_OP_COMPLETE)
-            continue;
-        switch ((int)(intptr_t)event.tag) {
-        case TAG_START:
-            state->start_pending = false;
-            break;
-        case TAG_MESSAGE:
-            state->message_pending = false;
-            take_message(state, on_message, context);
-            break;
-        case TAG_STATUS:
-            state->status_pending = false;
-            break;
-        }
-    }
-}
-
-static avl_status_t call_result(const avl_rpc_t *rpc, const call_state_t *state) {
-    if (state->local_status != AVL_OK)
-        return avl_fail(state->local_status, "%s", state->local_detail);
-    if (state->code == GRPC_STATUS_OK)
-        return AVL_OK;
-    char *details = grpc_slice_to_c_string(state->details);
-    avl_status_t status = status_of_code(state->code);
-    if (state->code == GRPC_STATUS_UNAVAILABLE && strstr(details, "failed to connect") != NULL)
-        status = avl_fail(status, "no service answers at %s: is avl-coordinator running there?",
-                          rpc->address);
-    else
-        status = avl_fail(status, "%s", details);
-    gpr_free(details);
-    return status;
-}
-
-avl_status_t avl_rpc_call(avl_rpc_t *rpc, const char *method, const uint8_t *request,
-                          size_t request_bytes, int64_t timeout_ns,
-                          const volatile sig_atomic_t *stop_p, avl_rpc_message_t on_message,
-                          void *context) {
+avl_status_t avl_rpc_start(avl_rpc_t *rpc, const char *method, const avl_rpc_request_t *request,
+                           int64_t timeout_ns, const avl_rpc_handler_t *handler,
+                           avl_rpc_call_t **call_p) {
+    avl_rpc_call_t *call = NULL;
+    AVL_TRY(avl_alloc(1, sizeof *call, "call", &call));
+    call->rpc = rpc;
+    call->handler = *handler;
+    for (operation_t i = OPERATION_START; i < OPERATION_COUNT; i++)
+        call->tags[i] = (tag_t){.call = call, .operation = i};
+    call->details = grpc_empty_slice();
+    grpc_metadata_array_init(&call->initial_metadata);
+    grpc_metadata_array_init(&call->trailing_metadata);
     gpr_timespec deadline = gpr_inf_future(GPR_CLOCK_MONOTONIC);
     if (timeout_ns != AVL_DEADLINE_NONE)
         deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                                 gpr_time_from_nanos(timeout_ns, GPR_TIMESPAN));
-    call_state_t state = {.details = grpc_empty_slice()};
-    grpc_metadata_array_init(&state.initial_metadata);
-    grpc_metadata_array_init(&state.trailing_metadata);
+    grpc_channel *channel = rpc->channels[rpc->next_channel++ % rpc->channel_count];
     grpc_slice method_slice = grpc_slice_from_copied_string(method);
-    state.call = grpc_channel_create_call(rpc->channel, NULL, GRPC_PROPAGATE_DEFAULTS, rpc->queue,
+    call->core = grpc_channel_create_call(channel, NULL, GRPC_PROPAGATE_DEFAULTS, rpc->queue,
                                           method_slice, NULL, deadline, NULL);
-    grpc_slice request_slice = grpc_slice_from_copied_buffer((const char *)request, request_bytes);
-    grpc_byte_buffer *request_buffer = grpc_raw_byte_buffer_create(&request_slice, 1);
-    grpc_slice_unref(request_slice);
-
-    avl_status_t status = start_call(&state, request_buffer);
-    if (status != AVL_OK)
-        cancel_locally(&state, status);
-    run_call(rpc, &state, stop_p, on_message, context);
-    status = call_result(rpc, &state);
-
-    grpc_byte_buffer_destroy(request_buffer);
-    grpc_call_unref(state.call);
     grpc_slice_unref(method_slice);
-    grpc_slice_unref(state.details);
-    grpc_metadata_array_destroy(&state.initial_metadata);
-    grpc_metadata_array_destroy(&state.trailing_metadata);
+    call->next = rpc->calls;
+    call->link = &rpc->calls;
+    if (call->next != NULL)
+        call->next->link = &call->next;
+    rpc->calls = call;
+    rpc->call_count++;
+    /* From here on the end comes through the queue: the first batch, at least, is accepted. */
+    avl_status_t status = start_operations(call, request->buffer);
+    if (status != AVL_OK) {
+        AVL_ASSERT(call->tags[OPERATION_STATUS].pending);
+        avl_rpc_cancel(call, status, avl_status_detail());
+    }
+    if (call_p != NULL)
+        *call_p = call;
+    return AVL_OK;
+}
+
+static void take_message(avl_rpc_call_t *call) {
+    if (call->message == NULL)
+        return; /* end of the answer; the status follows */
+    avl_status_t status = AVL_OK;
+    grpc_byte_buffer_reader reader;
+    if (call->local_status != AVL_OK) {
+        /* Given up: nobody wants what was still on its way. */
+    } else if (!grpc_byte_buffer_reader_init(&reader, call->message)) {
+        status = avl_fail(AVL_ERR_INTERNAL, "the answer cannot be decompressed");
+    } else {
+        grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
+        status = call->handler.on_message(call->handler.context, GRPC_SLICE_START_PTR(all),
+                                          GRPC_SLICE_LENGTH(all));
+        grpc_slice_unref(all);
+        grpc_byte_buffer_reader_destroy(&reader);
+    }
+    grpc_byte_buffer_destroy(call->message);
+    call->message = NULL;
+    if (status == AVL_OK)
+        status = receive_next(call); /* after a cancellation as well: it ends with NULL */
+    if (status != AVL_OK)
+        avl_rpc_cancel(call, status, avl_status_detail());
+}
+
+/* The call's result with its text in `detail`. */
+static avl_status_t call_result(const avl_rpc_call_t *call, char *detail, size_t detail_bytes) {
+    detail[0] = '\0';
+    if (call->local_status != AVL_OK) {
+        snprintf(detail, detail_bytes, "%s", call->local_detail);
+        return call->local_status;
+    }
+    avl_status_t status = status_of_code(call->code);
+    if (status == AVL_OK)
+        return AVL_OK;
+    char *text = grpc_slice_to_c_string(call->details);
+    const char *address = call->rpc->address;
+    if (call->code == GRPC_STATUS_UNAVAILABLE && strstr(text, "DNS resolution failed") != NULL)
+        snprintf(detail, detail_bytes, "%s: no such host", address);
+    else if (call->code == GRPC_STATUS_UNAVAILABLE && strstr(text, "failed to connect") != NULL)
+        snprintf(detail, detail_bytes,
+                 "no service answers at %s: is avl-coordinator running there?", address);
+    else if (call->code == GRPC_STATUS_DEADLINE_EXCEEDED && strcmp(text, "Deadline Exceeded") == 0)
+        snprintf(detail, detail_bytes, "no complete answer within the time given");
+    else if (text[0] == '\0')
+        snprintf(detail, detail_bytes, "the server gave status %d and no text", (int)call->code);
+    else
+        snprintf(detail, detail_bytes, "%s", text);
+    gpr_free(text);
     return status;
+}
+
+static void end_call(avl_rpc_call_t *call) {
+    char detail[AVL_STATUS_DETAIL_BYTES];
+    avl_status_t status = call_result(call, detail, sizeof detail);
+    *call->link = call->next;
+    if (call->next != NULL)
+        call->next->link = call->link;
+    call->rpc->call_count--;
+    call->handler.on_end(call->handler.context, status, detail);
+    grpc_call_unref(call->core);
+    grpc_slice_unref(call->details);
+    grpc_metadata_array_destroy(&call->initial_metadata);
+    grpc_metadata_array_destroy(&call->trailing_metadata);
+    free(call);
+}
+
+static gpr_timespec grpc_time(int64_t until_ns) {
+    if (until_ns == INT64_MAX)
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    int64_t wait_ns = until_ns - avl_clock_now_ns();
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                        gpr_time_from_nanos(wait_ns > 0 ? wait_ns : 0, GPR_TIMESPAN));
+}
+
+void avl_rpc_poll(avl_rpc_t *rpc, int64_t until_ns) {
+    grpc_event event = grpc_completion_queue_next(rpc->queue, grpc_time(until_ns), NULL);
+    if (event.type != GRPC_OP_COMPLETE)
+        return;
+    tag_t *tag = event.tag;
+    avl_rpc_call_t *call = tag->call;
+    tag->pending = false;
+    if (tag->operation == OPERATION_MESSAGE)
+        take_message(call);
+    for (operation_t i = OPERATION_START; i < OPERATION_COUNT; i++) {
+        if (call->tags[i].pending)
+            return;
+    }
+    end_call(call);
+}
+
+size_t avl_rpc_active(const avl_rpc_t *rpc) {
+    return rpc->call_count;
+}
+
+typedef struct single_call {
+    avl_status_t (*on_message)(void *context, const uint8_t *bytes, size_t byte_count);
+    void *context;
+    bool ended;
+    avl_status_t status;
+} single_call_t;
+
+static avl_status_t single_message(void *context, const uint8_t *bytes, size_t byte_count) {
+    single_call_t *single = context;
+    return single->on_message(single->context, bytes, byte_count);
+}
+
+static void single_end(void *context, avl_status_t status, const char *detail) {
+    single_call_t *single = context;
+    single->ended = true;
+    single->status = status != AVL_OK ? avl_fail(status, "%s", detail) : AVL_OK;
+}
+
+avl_status_t avl_rpc_call(avl_rpc_t *rpc, const char *method, const avl_rpc_request_t *request,
+                          int64_t timeout_ns, const volatile sig_atomic_t *stop_p,
+                          avl_status_t (*on_message)(void *context, const uint8_t *bytes,
+                                                     size_t byte_count),
+                          void *context) {
+    single_call_t single = {.on_message = on_message, .context = context};
+    avl_rpc_handler_t handler = {
+        .on_message = single_message, .on_end = single_end, .context = &single};
+    avl_rpc_call_t *call = NULL;
+    AVL_TRY(avl_rpc_start(rpc, method, request, timeout_ns, &handler, &call));
+    while (!single.ended) {
+        if (stop_p != NULL && *stop_p)
+            avl_rpc_cancel(call, AVL_ERR_CANCELLED, "interrupted");
+        avl_rpc_poll(rpc, avl_clock_now_ns() + STOP_POLL_NS);
+    }
+    return single.status;
 }
