@@ -139,20 +139,37 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     int leads = avl_group_rank(options->group) == 0;
     ledger->budget_bytes = options->memory_bytes;
     ledger->mapped_bytes = (int64_t)model.mapped_bytes;
-    avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes,
-                   (int64_t)model.kv_duplicate_bytes);
-    avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes, 0);
+    ledger->duplicate_weight_bytes = (int64_t)model.kv_duplicate_bytes;
+    avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes);
+    avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes);
     avl_ledger_add(ledger, "picture features",
-                   4 * (int64_t)sizes->feature_rows * text->hidden_width + pixels, 0);
-    avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend), 0);
+                   4 * (int64_t)sizes->feature_rows * text->hidden_width + pixels);
+    avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend));
     avl_ledger_add(ledger, "row lists",
                    limits->sequences_max *
-                       avl_sequence_list_bytes(limits->context_rows, text->layer_count),
-                   0);
+                       avl_sequence_list_bytes(limits->context_rows, text->layer_count));
     avl_ledger_add(ledger, "step plans and logits",
                    (int64_t)sizes->plan.bytes_max +
-                       (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0),
-                   0);
+                       (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0));
+}
+
+/* KV heads of this rank that another one holds as well. */
+static int duplicate_kv_heads(const avl_engine_options_t *options) {
+    const avl_shard_t *own = &avl_model_shards(options->model)->kv_heads;
+    int rank = avl_group_rank(options->group), ranks = avl_group_ranks(options->group), count = 0;
+    for (int head = own->first; head < own->first + own->count; head++) {
+        bool elsewhere = false;
+        for (int other = 0; other < ranks && !elsewhere; other++) {
+            avl_shards_t shards;
+            if (other == rank ||
+                avl_shards_plan(&options->config->model, other, ranks, &shards) != AVL_OK)
+                continue;
+            elsewhere = head >= shards.kv_heads.first &&
+                        head < shards.kv_heads.first + shards.kv_heads.count;
+        }
+        count += elsewhere;
+    }
+    return count;
 }
 
 /* How many pages this rank would have: all ranks take the least. Collective. */
@@ -246,7 +263,9 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
         shards->kv_heads.count, options->config->model.text.head_width, options->dtype);
     int64_t pages;
     AVL_TRY_GOTO(status, settle_pages(engine, page_bytes, &pages), err_destroy);
-    avl_ledger_add(&engine->ledger, "KV pages", pages * page_bytes, 0);
+    avl_ledger_add(&engine->ledger, "KV pages", pages * page_bytes);
+    engine->ledger.duplicate_page_bytes =
+        pages * page_bytes / shards->kv_heads.count * duplicate_kv_heads(options);
     status = allocate(engine, &sizes, pages);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     *engine_p = engine;

@@ -4,11 +4,9 @@
 
 #define MIB (1024.0 * 1024.0)
 
-void avl_ledger_add(avl_ledger_t *ledger, const char *name, int64_t bytes,
-                    int64_t duplicate_bytes) {
+void avl_ledger_add(avl_ledger_t *ledger, const char *name, int64_t bytes) {
     AVL_ASSERT(ledger->line_count < AVL_LEDGER_LINES_MAX);
-    ledger->lines[ledger->line_count++] =
-        (avl_ledger_line_t){.name = name, .bytes = bytes, .duplicate_bytes = duplicate_bytes};
+    ledger->lines[ledger->line_count++] = (avl_ledger_line_t){.name = name, .bytes = bytes};
 }
 
 int64_t avl_ledger_used(const avl_ledger_t *ledger) {
@@ -36,16 +34,15 @@ avl_status_t avl_ledger_pages(const avl_ledger_t *ledger, int64_t page_bytes, in
 void avl_ledger_log(const avl_ledger_t *ledger, int rank, int ranks) {
     avl_log_info("memory of rank %d of %d, MiB (budget %.1f):", rank, ranks,
                  (double)ledger->budget_bytes / MIB);
-    for (int i = 0; i < ledger->line_count; i++) {
-        const avl_ledger_line_t *line = &ledger->lines[i];
-        if (line->duplicate_bytes > 0)
-            avl_log_info("  %-22s %10.1f, of which other ranks hold %.1f as well", line->name,
-                         (double)line->bytes / MIB, (double)line->duplicate_bytes / MIB);
-        else
-            avl_log_info("  %-22s %10.1f", line->name, (double)line->bytes / MIB);
-    }
+    for (int i = 0; i < ledger->line_count; i++)
+        avl_log_info("  %-22s %10.1f", ledger->lines[i].name, (double)ledger->lines[i].bytes / MIB);
     avl_log_info("  %-22s %10.1f", "sum", (double)avl_ledger_used(ledger) / MIB);
     if (ledger->mapped_bytes > 0)
         avl_log_info("  %-22s %10.1f, in place in the mapped checkpoint", "weights besides",
                      (double)ledger->mapped_bytes / MIB);
+    if (ledger->duplicate_weight_bytes + ledger->duplicate_page_bytes > 0)
+        avl_log_info("  stored by another rank as well, for KV heads that both read: %.1f of "
+                     "weights, %.1f of KV pages",
+                     (double)ledger->duplicate_weight_bytes / MIB,
+                     (double)ledger->duplicate_page_bytes / MIB);
 }

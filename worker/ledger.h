@@ -14,18 +14,19 @@
 typedef struct avl_ledger_line {
     const char *name; /* kept, not copied */
     int64_t bytes;
-    int64_t duplicate_bytes; /* of these, what another rank holds as well */
 } avl_ledger_line_t;
 
 typedef struct avl_ledger {
     int64_t budget_bytes;
     int64_t mapped_bytes; /* of the checkpoint's mapping, used in place: shared with the page cache,
                              outside the budget */
+    /* What another rank holds as well, because KV heads are needed there, too. */
+    int64_t duplicate_weight_bytes, duplicate_page_bytes;
     avl_ledger_line_t lines[AVL_LEDGER_LINES_MAX];
     int line_count;
 } avl_ledger_t;
 
-void avl_ledger_add(avl_ledger_t *ledger, const char *name, int64_t bytes, int64_t duplicate_bytes);
+void avl_ledger_add(avl_ledger_t *ledger, const char *name, int64_t bytes);
 int64_t avl_ledger_used(const avl_ledger_t *ledger);
 /* Pages that the rest of the budget pays for, `pages_most` at most.
  * Errors: AVL_ERR_EXHAUSTED with the numbers, when it is less than `pages_least`. */

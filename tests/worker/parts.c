@@ -125,15 +125,15 @@ static void test_sequence_lists(void **state) {
 static void test_ledger(void **state) {
     (void)state;
     avl_ledger_t ledger = {.budget_bytes = 1000};
-    avl_ledger_add(&ledger, "weights", 300, 20);
-    avl_ledger_add(&ledger, "activations", 200, 0);
+    avl_ledger_add(&ledger, "weights", 300);
+    avl_ledger_add(&ledger, "activations", 200);
     int64_t pages = -1;
     assert_int_equal(avl_ledger_pages(&ledger, 100, 2, 100, &pages), AVL_OK);
     assert_int_equal(pages, 5);
     assert_int_equal(avl_ledger_pages(&ledger, 100, 2, 3, &pages), AVL_OK);
     assert_int_equal(pages, 3);
     assert_int_equal(avl_ledger_pages(&ledger, 100, 6, 100, &pages), AVL_ERR_EXHAUSTED);
-    avl_ledger_add(&ledger, "more", 10000, 0);
+    avl_ledger_add(&ledger, "more", 10000);
     assert_int_equal(avl_ledger_pages(&ledger, 100, 1, 100, &pages), AVL_ERR_EXHAUSTED);
     assert_non_null(strstr(avl_status_detail(), "one sequence needs 1"));
     assert_int_equal(pages, 3);
