@@ -89,7 +89,7 @@ avl_status_t avl_rpc_check_address(const char *address) {
     if (!bracketed && memchr(address, ':', host_bytes) != NULL)
         return avl_fail(AVL_ERR_INVALID, "\"%s\": an IPv6 address stands in brackets, as [::1]:%ld",
                         address, port);
-    if (strpbrk(address, " \t\r\n/") != NULL)
+    if (strpbrk(address, " \t\r\n/") != NULL || (address[0] == '[' && !bracketed))
         return avl_fail(AVL_ERR_INVALID, "\"%s\" is neither HOST:PORT nor unix:PATH", address);
     return AVL_OK;
 }

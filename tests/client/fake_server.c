@@ -264,6 +264,8 @@ static void answer_info(fake_server_t *server, fake_call_t *call) {
     pthread_mutex_unlock(&server->lock);
     Avl__V1__AttentionParameters attention = AVL__V1__ATTENTION_PARAMETERS__INIT;
     attention.visual_store_ratio = 0.5;
+    attention._visual_store_ratio_case =
+        AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;
     Avl__V1__GetModelInfoResponse info = AVL__V1__GET_MODEL_INFO_RESPONSE__INIT;
     info.model = (char *)(uintptr_t) "fake\x1b[31m";
     info.family = (char *)(uintptr_t) "llava";
