@@ -139,7 +139,6 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     int leads = avl_group_rank(options->group) == 0;
     ledger->budget_bytes = options->memory_bytes;
     ledger->mapped_bytes = (int64_t)model.mapped_bytes;
-    ledger->duplicate_weight_bytes = (int64_t)model.kv_duplicate_bytes;
     avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes);
     avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes);
     avl_ledger_add(ledger, "picture features",
@@ -172,6 +171,12 @@ static int duplicate_kv_heads(const avl_engine_options_t *options) {
     return count;
 }
 
+typedef struct rank_pages {
+    int64_t pages, page_bytes;
+    int64_t duplicate_page_bytes; /* of a page */
+    int64_t duplicate_weight_bytes;
+} rank_pages_t;
+
 /* How many pages this rank would have: all ranks take the least. Collective. */
 static avl_status_t settle_pages(avl_engine_t *engine, int64_t page_bytes, int64_t *pages_p) {
     const avl_engine_options_t *options = &engine->options;
@@ -186,17 +191,24 @@ static avl_status_t settle_pages(avl_engine_t *engine, int64_t page_bytes, int64
                                   pages_sequence * limits->sequences_max, &pages);
     AVL_TRY(avl_group_agree(options->group, status));
     int ranks = avl_group_ranks(options->group);
-    int64_t(*offers)[2];
+    rank_pages_t *offers;
     avl_status_t allocated = avl_alloc((size_t)ranks, sizeof *offers, "pages of ranks", &offers);
     AVL_TRY(avl_group_agree(options->group, allocated));
-    offers[avl_group_rank(options->group)][0] = pages;
-    offers[avl_group_rank(options->group)][1] = page_bytes;
+    offers[avl_group_rank(options->group)] = (rank_pages_t){
+        .pages = pages,
+        .page_bytes = page_bytes,
+        .duplicate_page_bytes = page_bytes / avl_model_shards(options->model)->kv_heads.count *
+                                duplicate_kv_heads(options),
+        .duplicate_weight_bytes = (int64_t)avl_model_memory(options->model).kv_duplicate_bytes,
+    };
     status = avl_group_all_gather(options->group, offers, sizeof *offers);
-    engine->page_bytes_all = 0;
     for (int i = 0; i < ranks && status == AVL_OK; i++) {
-        pages = offers[i][0] < pages ? offers[i][0] : pages;
-        engine->page_bytes_all += offers[i][1];
+        pages = offers[i].pages < pages ? offers[i].pages : pages;
+        engine->page_bytes_all += offers[i].page_bytes;
+        engine->ledger.duplicate_page_bytes += offers[i].duplicate_page_bytes;
+        engine->ledger.duplicate_weight_bytes += offers[i].duplicate_weight_bytes;
     }
+    engine->ledger.duplicate_page_bytes *= pages;
     free(offers);
     *pages_p = pages;
     return status;
@@ -264,8 +276,6 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
     int64_t pages;
     AVL_TRY_GOTO(status, settle_pages(engine, page_bytes, &pages), err_destroy);
     avl_ledger_add(&engine->ledger, "KV pages", pages * page_bytes);
-    engine->ledger.duplicate_page_bytes =
-        pages * page_bytes / shards->kv_heads.count * duplicate_kv_heads(options);
     status = allocate(engine, &sizes, pages);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     *engine_p = engine;

@@ -41,8 +41,8 @@ void avl_ledger_log(const avl_ledger_t *ledger, int rank, int ranks) {
         avl_log_info("  %-22s %10.1f, in place in the mapped checkpoint", "weights besides",
                      (double)ledger->mapped_bytes / MIB);
     if (ledger->duplicate_weight_bytes + ledger->duplicate_page_bytes > 0)
-        avl_log_info("  stored by another rank as well, for KV heads that both read: %.1f of "
-                     "weights, %.1f of KV pages",
+        avl_log_info("  held by more than one rank, for KV heads that both read: %.3f of weights, "
+                     "%.1f of KV pages, over all ranks",
                      (double)ledger->duplicate_weight_bytes / MIB,
                      (double)ledger->duplicate_page_bytes / MIB);
 }

@@ -20,7 +20,7 @@ typedef struct avl_ledger {
     int64_t budget_bytes;
     int64_t mapped_bytes; /* of the checkpoint's mapping, used in place: shared with the page cache,
                              outside the budget */
-    /* What another rank holds as well, because KV heads are needed there, too. */
+    /* Over all ranks: what more than one of them holds, because they read the same KV heads. */
     int64_t duplicate_weight_bytes, duplicate_page_bytes;
     avl_ledger_line_t lines[AVL_LEDGER_LINES_MAX];
     int line_count;
