@@ -140,13 +140,21 @@ static avl_status_t set_image(avl_chat_template_t *chat_template, const char *so
     return AVL_OK;
 }
 
+/* What asks the model to go on stands behind the last condition: some templates name
+ * add_generation_prompt at their start, too, to give it a default. */
 static avl_status_t set_generation(avl_chat_template_t *chat_template, const char *source) {
-    const char *at = strstr(source, "add_generation_prompt");
-    at = at == NULL ? NULL : strstr(at, "{{");
-    if (at == NULL)
+    const char *condition = NULL;
+    for (const char *at = source; (at = strstr(at, "add_generation_prompt")) != NULL; at++)
+        condition = at;
+    if (condition == NULL)
         return set(chat_template, AVL_CHAT_GENERATION, "");
-    at = skip_blanks(at + 2);
-    return set_at(chat_template, AVL_CHAT_GENERATION, at, at);
+    const char *at = strstr(condition, "{{");
+    at = at == NULL ? "" : skip_blanks(at + 2);
+    AVL_TRY(set_at(chat_template, AVL_CHAT_GENERATION, at, at));
+    if (chat_template->strings[AVL_CHAT_GENERATION][0] == 0)
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "a chat template with no plain text behind add_generation_prompt");
+    return AVL_OK;
 }
 
 static avl_status_t set_all(avl_chat_template_t *chat_template, const char *const values[]) {

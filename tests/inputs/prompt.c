@@ -192,6 +192,8 @@ static void test_unknown(void **context) {
         {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"x\"}]}", "\"default\"",
          AVL_ERR_DATA},
         {"{\"chat_template\":", "line 1", AVL_ERR_DATA},
+        {"{\"chat_template\":\"<|im_start|>{% if add_generation_prompt %}{{ start }}{% endif %}\"}",
+         "no plain text behind add_generation_prompt", AVL_ERR_UNSUPPORTED},
         {"{\"chat_template\":\"ASSISTANT: message['role'].upper()\"}", "without pictures",
          AVL_ERR_UNSUPPORTED},
     };

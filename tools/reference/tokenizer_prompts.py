@@ -86,6 +86,9 @@ QWEN2 = ("{% for message in messages %}{% if loop.first and messages[0]['role'] 
 # 01-ai/Yi-34B-Chat and others
 CHATML_TEXT = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
                "+ '\\n'}}{% endfor %}" + PROMPT + "{{ '<|im_start|>assistant\\n' }}{% endif %}")
+# NousResearch/Hermes-2-Pro-Mistral-7B before its tools, and others: the condition is named at the start, too
+CHATML_GUARDED = ("{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+                  + CHATML_TEXT)
 
 TEMPLATES = [  # name, kind, template, made for parts, where it stands, bos, eos
     ("llava-1.5", "vicuna", VICUNA, True, "chat_template.json", "<s>", "</s>"),
@@ -100,6 +103,7 @@ TEMPLATES = [  # name, kind, template, made for parts, where it stands, bos, eos
     ("mistral-0.1", "mistral", MISTRAL_01, False, "tokenizer_config.json", "<s>", "</s>"),
     ("qwen2", "chatml", QWEN2, False, "tokenizer_config.json", "<|endoftext|>", "<|im_end|>"),
     ("chatml", "chatml", CHATML_TEXT, False, "tokenizer_config.json", "<s>", "</s>"),
+    ("chatml-guarded", "chatml", CHATML_GUARDED, False, "tokenizer_config.json", "<s>", "<|im_end|>"),
 ]
 I = None  # a picture
 CONVERSATIONS = [  # (role, parts)
