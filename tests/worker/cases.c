@@ -58,6 +58,50 @@ static void expect_setting(rig_t *rig, const rig_case_t *data, const char *name,
     assert_int_equal(result->end.completion_tokens, count);
 }
 
+static int by_size(const void *left, const void *right) {
+    float a = *(const float *)left, b = *(const float *)right;
+    return a < b ? 1 : a > b ? -1 : 0;
+}
+
+/* The rows kept in a layer catch as much of the reference's attention as the best ones can. */
+static void expect_mass(const avl_sequence_t *sequence, int layer, int32_t first_row,
+                        const float *importance, int rows, const char *what) {
+    float sorted[1024];
+    double best = 0, kept = 0;
+    int32_t count = sequence->layers[layer].visual.slots.count;
+    assert_in_range(rows, 1, 1024);
+    memcpy(sorted, importance, (size_t)rows * sizeof *sorted);
+    qsort(sorted, (size_t)rows, sizeof *sorted, by_size);
+    for (int32_t i = 0; i < count; i++) {
+        best += (double)sorted[i];
+        kept += (double)importance[sequence->layers[layer].store_positions[i] - first_row];
+    }
+    if (!(fabs(kept - best) <= 1e-5 * best))
+        fail_msg("%s: layer %d: %d rows hold %g of the attention, the best ones %g", what, layer,
+                 count, kept, best);
+}
+
+static void expect_importance(rig_t *rig, const rig_case_t *data) {
+    char path[600];
+    avl_npy_t importance;
+    snprintf(path, sizeof path, "%s/importance.npy", data->directory);
+    assert_int_equal(avl_npy_read(path, &importance), AVL_OK);
+    avl_request_t *request = rig_request(data, next_id++, 3);
+    rig_set_attention(request, .3, .15, 3);
+    avl_scheduler_submit(rig_scheduler(rig), request);
+    assert_true(rig_step(rig));
+    const avl_sequence_t *sequence = avl_engine_sequence(rig_engine(rig, 0), 0);
+    assert_non_null(sequence);
+    assert_int_equal(importance.shape[0], sequence->layer_count);
+    int rows = (int)importance.shape[1];
+    assert_int_equal(rows, sequence->shape.visual_rows);
+    for (int layer = 0; layer < sequence->layer_count; layer++)
+        expect_mass(sequence, layer, data->images[0].first_row,
+                    (const float *)importance.data + layer * rows, rows, data->directory);
+    free(importance.data);
+    rig_run(rig);
+}
+
 static void check_shipped(int rank_count) {
     rig_t *rig = rig_open(&(rig_options_t){.model = "models/avl-tiny", .ranks = rank_count});
     static const char *const names[] = {"00", "01", "02", "03", "05"};
@@ -69,6 +113,7 @@ static void check_shipped(int rank_count) {
         const char *name;
         json_object_foreach(settings, name, setting)
             expect_setting(rig, &data, name, setting, (int32_t)number(data.json, "max_tokens"));
+        expect_importance(rig, &data);
         rig_case_release(&data);
     }
     rig_close(rig);

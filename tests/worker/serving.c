@@ -19,6 +19,7 @@
 
 #define MODEL "models/avl-tiny"
 #define CASE_COUNT 5
+#define RANDOM_CASES 3
 
 static const char *const case_names[CASE_COUNT] = {
     "models/cases/00", "models/cases/01", "models/cases/02", "models/cases/03", "models/cases/05"};
@@ -55,7 +56,7 @@ static avl_request_t *mixed_request(const rig_case_t *cases, int i, uint64_t id)
     return request;
 }
 
-#define MIXED_COUNT 12
+#define MIXED_COUNT 8
 
 /* Tokens of the mixture, each request alone, in one step each prompt. */
 static void answer_alone(rig_result_t *alone) {
@@ -109,7 +110,6 @@ static void test_together_as_alone(void **state) {
     assert_non_null(alone);
     answer_alone(alone);
     check_mixture(1, 512, 0, 0, alone);
-    check_mixture(1, 1024, 0, 3, alone);
     check_mixture(1, 64, 0, 2, alone); /* every prompt in chunks */
     check_mixture(1, 7, 0, 0, alone);
     check_mixture(1, 208, 0, 1, alone);
@@ -149,7 +149,7 @@ static void test_replay_continues(void **state) {
     rig_case_t cases[CASE_COUNT];
     load_cases(rig, cases);
     uint64_t id = 1;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 4; i++) {
         rig_result_t whole = *rig_answer(rig, mixed_request(cases, i, id++));
         const int32_t cuts[] = {1, 2, 7, whole.token_count - 1, whole.token_count};
         for (int j = 0; j < 5; j++) {
@@ -416,17 +416,22 @@ static uint32_t random_below(uint32_t limit) {
  * pages are conserved (rig_close), nobody waits for ever, and every request has exactly one end. */
 static void check_random(int ranks, uint64_t seed, int request_count) {
     random_state = seed;
-    rig_t *rig = open_rig(ranks, 24 + (int32_t)random_below(300), 100 + random_below(120));
-    rig_case_t cases[CASE_COUNT];
-    load_cases(rig, cases);
+    rig_t *rig = rig_open(&(rig_options_t){
+        .model = "tests/data/models/llava-gqa", /* several pictures; smaller than the shipped one */
+        .ranks = ranks,
+        .limits = {.batch_rows = 10 + (int32_t)random_below(100), .sequences_max = 6},
+        .page_count = 30 + random_below(40)});
+    rig_case_t cases[RANDOM_CASES];
+    for (int i = 0; i < RANDOM_CASES; i++) {
+        char directory[64];
+        snprintf(directory, sizeof directory, "tests/data/cases/llava-gqa/%02d", i + 1);
+        cases[i] = rig_case_load(rig_config(rig), directory);
+    }
     avl_scheduler_t *scheduler = rig_scheduler(rig);
-    const int32_t text[] = {1, 418, 709, 300, 301, 302, 303};
     for (int i = 0; i < request_count; i++) {
         uint64_t id = (uint64_t)i + 1;
-        int32_t tokens = 1 + (int32_t)random_below(6);
         avl_request_t *request =
-            random_below(3) == 0 ? rig_text_request(text, 1 + (int32_t)random_below(7), id, tokens)
-                                 : rig_request(&cases[random_below(CASE_COUNT)], id, tokens);
+            rig_request(&cases[random_below(RANDOM_CASES)], id, 1 + (int32_t)random_below(6));
         const struct setting *setting = &settings[random_below((uint32_t)SETTING_COUNT)];
         rig_set_attention(request, setting->store, setting->compute, setting->interval);
         request->ignore_eos = random_below(2) == 0;
@@ -437,9 +442,13 @@ static void check_random(int ranks, uint64_t seed, int request_count) {
             avl_scheduler_cancel(scheduler, 1 + random_below((uint32_t)i + 1));
     }
     rig_run(rig);
-    for (int i = 0; i < request_count; i++)
-        assert_true(rig_result(rig, (uint64_t)i + 1)->finished);
-    release_cases(cases);
+    for (int i = 0; i < request_count; i++) {
+        const rig_result_t *result = rig_result(rig, (uint64_t)i + 1);
+        assert_true(result->finished);
+        assert_true(result->end.status == AVL_OK || result->end.status == AVL_ERR_CANCELLED);
+    }
+    for (int i = 0; i < RANDOM_CASES; i++)
+        rig_case_release(&cases[i]);
     rig_close(rig);
 }
 
