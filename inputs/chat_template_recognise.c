@@ -211,6 +211,10 @@ static avl_status_t read_marked(avl_chat_template_t *chat_template, const char *
                           strstr(source, "message['content'].strip()") != NULL;
     AVL_TRY(set_at(chat_template, AVL_CHAT_FIRST, source, "'<|im_start|>system\\nYou "));
     chat_template->default_system = chat_template->strings[AVL_CHAT_FIRST][0] != 0;
+    if (!chat_template->default_system && strstr(source, "<|im_start|>system") != NULL)
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "a ChatML chat template with a system message that does not start with "
+                        "\"You\"");
     return AVL_OK;
 }
 
@@ -247,28 +251,27 @@ static avl_status_t read_inst(avl_chat_template_t *chat_template, const char *so
                       "message['content']", bos, eos);
 }
 
+/* What a template writes before its loop over the messages must be known: nothing, or a bos. A
+ * default system message, say, would be lost. */
+static avl_status_t check_head(const avl_chat_template_t *chat_template, const char *source) {
+    const char *loop = strstr(source, " for ");
+    for (const char *at = source; (at = strstr(at, "{{")) != NULL && loop != NULL && at < loop;) {
+        at = skip_blanks(at + 2);
+        if (strncmp(at, "bos_token", 9) != 0 && !chat_template->default_system)
+            return avl_fail(AVL_ERR_UNSUPPORTED,
+                            "a chat template that writes \"%.40s\" before its messages", at);
+    }
+    return AVL_OK;
+}
+
 static avl_status_t unknown(const char *source) {
     source = skip_blanks(source);
     return avl_fail(AVL_ERR_UNSUPPORTED, "a chat template of an unknown kind: \"%.*s\"",
                     (int)(strcspn(source, "\n") < 120 ? strcspn(source, "\n") : 120), source);
 }
 
-avl_status_t avl_chat_template_recognise(avl_chat_template_t *chat_template, const char *source,
-                                         const char *bos, const char *eos) {
-    const char *const empty[AVL_CHAT_STRINGS] = {0};
-    AVL_TRY(set_all(chat_template, empty));
-    avl_text_t image = {0};
-    avl_status_t status =
-        avl_text_add(&image, chat_template->placeholder, strlen(chat_template->placeholder));
-    if (status == AVL_OK)
-        status = avl_text_add(&image, "\n", 2);
-    if (status == AVL_OK)
-        status = set(chat_template, AVL_CHAT_IMAGE, image.bytes);
-    avl_text_free(&image);
-    AVL_TRY(status);
-    chat_template->kind = AVL_CHAT_VICUNA;
-    if (source == NULL)
-        return read_vicuna(chat_template, NULL);
+static avl_status_t read_kind(avl_chat_template_t *chat_template, const char *source,
+                              const char *bos, const char *eos) {
     chat_template->parts = strstr(source, "selectattr") != NULL;
     if (!chat_template->parts && strstr(source, "'type'") != NULL)
         return unknown(source); /* walks over pictures and texts in an order of its own */
@@ -287,7 +290,30 @@ avl_status_t avl_chat_template_recognise(avl_chat_template_t *chat_template, con
                                   : AVL_CHAT_MISTRAL;
         return read_inst(chat_template, source, bos, eos);
     }
-    if (strstr(source, "ASSISTANT:") != NULL && strstr(source, "message['role'].upper()") != NULL)
+    if (strstr(source, "ASSISTANT:") != NULL && strstr(source, "message['role'].upper()") != NULL) {
+        chat_template->kind = AVL_CHAT_VICUNA;
         return read_vicuna(chat_template, source);
+    }
     return unknown(source);
+}
+
+avl_status_t avl_chat_template_recognise(avl_chat_template_t *chat_template, const char *source,
+                                         const char *bos, const char *eos) {
+    const char *const empty[AVL_CHAT_STRINGS] = {0};
+    AVL_TRY(set_all(chat_template, empty));
+    avl_text_t image = {0};
+    avl_status_t status =
+        avl_text_add(&image, chat_template->placeholder, strlen(chat_template->placeholder));
+    if (status == AVL_OK)
+        status = avl_text_add(&image, "\n", 2);
+    if (status == AVL_OK)
+        status = set(chat_template, AVL_CHAT_IMAGE, image.bytes);
+    avl_text_free(&image);
+    AVL_TRY(status);
+    if (source == NULL) {
+        chat_template->kind = AVL_CHAT_VICUNA;
+        return read_vicuna(chat_template, NULL);
+    }
+    AVL_TRY(read_kind(chat_template, source, bos, eos));
+    return check_head(chat_template, source);
 }

@@ -194,6 +194,11 @@ static void test_unknown(void **context) {
         {"{\"chat_template\":", "line 1", AVL_ERR_DATA},
         {"{\"chat_template\":\"<|im_start|>{% if add_generation_prompt %}{{ start }}{% endif %}\"}",
          "no plain text behind add_generation_prompt", AVL_ERR_UNSUPPORTED},
+        {"{\"chat_template\":\"<|im_start|>{{ '<|im_start|>system\\nA chat.' }}\"}",
+         "does not start with \"You\"", AVL_ERR_UNSUPPORTED},
+        {"{\"chat_template\":\"{{ 'A chat.' }}{% for m in messages %} selectattr ASSISTANT: "
+         "message['role'].upper(){% endfor %}\"}",
+         "writes \"'A chat.'", AVL_ERR_UNSUPPORTED},
         {"{\"chat_template\":\"ASSISTANT: message['role'].upper()\"}", "without pictures",
          AVL_ERR_UNSUPPORTED},
     };
