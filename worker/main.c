@@ -18,6 +18,10 @@
 #include "worker/settings.h"
 
 #define LINK_TIMEOUT_NS (30 * AVL_NS_PER_S)
+/* Ranks read their slices at different speeds; the coordinator watches the progress of loading. */
+#define LOAD_TIMEOUT_NS (3600 * AVL_NS_PER_S)
+/* Between two collectives of a step lies one layer at most. */
+#define STEP_TIMEOUT_NS (120 * AVL_NS_PER_S)
 /* An idle leader looks up this often: for signals; commands wake it at once. */
 #define IDLE_POLL_NS (100 * AVL_NS_PER_MS)
 /* Commands taken between two steps at most, so that a flood of them does not stop decoding. */
@@ -244,11 +248,11 @@ static avl_status_t work(worker_t *worker) {
     AVL_TRY(avl_worker_has_launcher() ? avl_group_open_mpi(&worker->group)
                                       : avl_group_open_single(&worker->group));
     watch_signals(leads(worker));
+    avl_group_set_timeout(worker->group, LOAD_TIMEOUT_NS);
     AVL_TRY(open_link(worker));
-    avl_status_t status = load(worker);
-    if (status == AVL_OK)
-        status = serve(worker);
-    return status;
+    AVL_TRY(load(worker));
+    avl_group_set_timeout(worker->group, STEP_TIMEOUT_NS);
+    return serve(worker);
 }
 
 static void close_all(worker_t *worker) {
