@@ -141,13 +141,15 @@ static avl_request_timings_t timings_of(const job_t *job) {
 
 static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_finish_reason_t reason,
                           avl_status_t status, const char *detail) {
+    /* An end in the middle of a replay does not take back what the client has. */
+    int32_t replayed = job->request->replay_count;
     avl_event_t event = {
         .kind = AVL_EVENT_FINISHED,
         .request_id = job->request->id,
         .stage = job->stage,
         .finish_reason = reason,
         .status = status,
-        .completion_tokens = job->tokens_done,
+        .completion_tokens = job->tokens_done > replayed ? job->tokens_done : replayed,
         .attention = report_of(scheduler, job),
         .timings = timings_of(job),
     };

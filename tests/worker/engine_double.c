@@ -1,0 +1,309 @@
+#include "tests/worker/engine_double.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+#define PICTURES_MAX 64
+
+struct avl_engine {
+    engine_double_options_t own;
+    avl_engine_options_t options;
+    avl_plan_limits_t plan_limits;
+    avl_plan_t plan; /* as it came over the wire */
+    uint8_t *wire;
+    avl_pages_t *pages;
+    avl_sequence_t **sequences;
+    uint64_t *told;     /* [sequences_max] prompt rows and tokens read */
+    uint64_t *pictures; /* [sequences_max] pictures encoded */
+    float *logits;
+    int64_t encode_ns[PICTURES_MAX];
+    int32_t feature_rows;
+    int64_t step_pages;
+    uint64_t step;
+};
+
+__attribute__((format(printf, 2, 3), noreturn)) static void fail(const avl_engine_t *engine,
+                                                                 const char *format, ...) {
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    engine->own.fail(text);
+    abort();
+}
+
+static uint64_t mix(uint64_t value) {
+    value += UINT64_C(0x9e3779b97f4a7c15);
+    value = (value ^ (value >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    value = (value ^ (value >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return value ^ (value >> 31);
+}
+
+uint64_t engine_double_start(void) {
+    return UINT64_C(0x243f6a8885a308d3);
+}
+
+uint64_t engine_double_token(uint64_t told, int32_t token_id) {
+    return mix(told ^ (uint64_t)(uint32_t)token_id);
+}
+
+uint64_t engine_double_picture(uint64_t told, const uint8_t *pixels, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        told = mix(told ^ pixels[i]);
+    return mix(told ^ bytes << 8);
+}
+
+void engine_double_logits(uint64_t told, float *logits, int32_t vocab_rows) {
+    for (int32_t i = 0; i < vocab_rows; i++)
+        logits[i] = (float)(mix(told + (uint64_t)i) >> 40) * 0x1p-22f; /* 0 to 4 */
+}
+
+avl_engine_t *engine_double_create(const engine_double_options_t *options) {
+    const avl_engine_limits_t *limits = &options->limits;
+    size_t sequences = (size_t)limits->sequences_max;
+    avl_engine_t *engine = calloc(1, sizeof *engine);
+    if (engine == NULL)
+        abort();
+    engine->own = *options;
+    engine->options = (avl_engine_options_t){.config = options->config,
+                                             .device = options->device,
+                                             .dtype = AVL_DTYPE_F32,
+                                             .limits = *limits,
+                                             .page_count = options->page_count};
+    engine->feature_rows = limits->context_rows + limits->batch_rows;
+    engine->plan_limits = (avl_plan_limits_t){
+        .sequences_max = limits->sequences_max,
+        .pictures_max = options->pictures_max,
+        .context_rows = limits->context_rows,
+        .bytes_max = (avl_plan_frame_bytes(limits->sequences_max, options->pictures_max) +
+                      options->plan_bytes + 7) &
+                     ~(size_t)7,
+    };
+    engine->sequences = calloc(sequences, sizeof(avl_sequence_t *));
+    engine->told = calloc(sequences, sizeof *engine->told);
+    engine->pictures = calloc(sequences, sizeof *engine->pictures);
+    engine->logits =
+        calloc(sequences * (size_t)options->config->model.text.vocab_rows, sizeof *engine->logits);
+    if (options->pictures_max > PICTURES_MAX || engine->sequences == NULL || engine->told == NULL ||
+        engine->pictures == NULL || engine->logits == NULL ||
+        avl_alloc_aligned(engine->plan_limits.bytes_max, 1, "plans", &engine->wire) != AVL_OK ||
+        avl_plan_create(&engine->plan_limits, &engine->plan) != AVL_OK ||
+        avl_pages_create(options->device, 1, 1, AVL_DTYPE_F32, options->page_count,
+                         &engine->pages) != AVL_OK)
+        abort();
+    return engine;
+}
+
+void avl_engine_destroy(avl_engine_t *engine) {
+    if (engine == NULL)
+        return;
+    for (int32_t i = 0; i < engine->own.limits.sequences_max; i++)
+        avl_sequence_destroy(engine->sequences[i], engine->pages);
+    avl_pages_destroy(engine->pages);
+    avl_plan_destroy(&engine->plan);
+    free(engine->wire);
+    free(engine->sequences);
+    free(engine->told);
+    free(engine->pictures);
+    free(engine->logits);
+    free(engine);
+}
+
+static void release(avl_engine_t *engine, int32_t index) {
+    if (engine->sequences[index] == NULL)
+        fail(engine, "release of sequence %d, which does not exist", index);
+    avl_sequence_destroy(engine->sequences[index], engine->pages);
+    engine->sequences[index] = NULL;
+    int64_t owned = avl_pages_owned(engine->pages, index);
+    if (owned != 0)
+        fail(engine, "sequence %d was released and owns %lld pages", index, (long long)owned);
+}
+
+static void admit(avl_engine_t *engine, const avl_plan_admission_t *admission) {
+    int32_t index = admission->sequence;
+    if (engine->sequences[index] != NULL)
+        fail(engine, "admission to sequence %d, which is in use", index);
+    avl_sequence_shape_t shape = avl_sequence_shape(admission->token_ids, admission->prompt_rows,
+                                                    admission->rows_max, &admission->attention);
+    if (admission->feature_row > engine->feature_rows - shape.visual_rows)
+        fail(engine, "features of %d rows from row %d", shape.visual_rows, admission->feature_row);
+    if (avl_sequence_create(engine->own.device, index, &shape,
+                            engine->own.config->model.text.layer_count, admission->token_ids,
+                            &engine->sequences[index]) != AVL_OK)
+        abort();
+    engine->sequences[index]->request_id = admission->request_id;
+    engine->sequences[index]->feature_row = admission->feature_row;
+    engine->told[index] = engine->pictures[index] = engine_double_start();
+    for (int32_t i = 0; i < engine->own.limits.sequences_max; i++) {
+        const avl_sequence_t *other = engine->sequences[i];
+        if (i == index || other == NULL || other->rows_done >= other->shape.prompt_rows)
+            continue;
+        if (other->feature_row < admission->feature_row + shape.visual_rows &&
+            admission->feature_row < other->feature_row + other->shape.visual_rows)
+            fail(engine, "features of sequences %d and %d overlap", i, index);
+    }
+}
+
+static void encode(avl_engine_t *engine, const avl_plan_picture_t *picture) {
+    avl_sequence_t *sequence = engine->sequences[picture->sequence];
+    if (sequence == NULL)
+        fail(engine, "picture for sequence %d, which does not exist", picture->sequence);
+    sequence->features_done += picture->layout.prompt_rows;
+    if (sequence->features_done > sequence->shape.visual_rows)
+        fail(engine, "sequence %d has too many pictures", picture->sequence);
+    engine->pictures[picture->sequence] = engine_double_picture(
+        engine->pictures[picture->sequence], picture->pixels, picture->pixel_bytes);
+}
+
+static void check_run(avl_engine_t *engine, const avl_plan_run_t *run) {
+    avl_sequence_t *sequence = engine->sequences[run->sequence];
+    if (sequence == NULL)
+        fail(engine, "run of sequence %d, which does not exist", run->sequence);
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    if (sequence->planned_step == engine->step)
+        fail(engine, "two runs of sequence %d", run->sequence);
+    sequence->planned_step = engine->step;
+    if (run->row_count == 0 &&
+        (sequence->rows_done < shape->prompt_rows || sequence->rows_done >= shape->rows_max))
+        fail(engine, "sequence %d: decode row %d; the prompt has %d, %d are allowed", run->sequence,
+             sequence->rows_done, shape->prompt_rows, shape->rows_max);
+    if (run->row_count > 0 && run->row_count > shape->prompt_rows - sequence->rows_done)
+        fail(engine, "sequence %d: %d prompt rows after %d of %d", run->sequence, run->row_count,
+             sequence->rows_done, shape->prompt_rows);
+    if (run->row_count > 0 && sequence->features_done < shape->visual_rows)
+        fail(engine, "sequence %d: its prompt comes before its pictures", run->sequence);
+}
+
+static int32_t rows_of(const avl_plan_run_t *run) {
+    return run->row_count == 0 ? 1 : run->row_count;
+}
+
+/* One layer of one run: slots first, as attention writes them. */
+static void append(avl_engine_t *engine, const avl_plan_run_t *run, int layer) {
+    avl_sequence_t *sequence = engine->sequences[run->sequence];
+    for (int32_t i = 0; i < rows_of(run); i++) {
+        if (avl_sequence_append(sequence, engine->pages, layer, sequence->rows_done + i) < 0)
+            fail(engine, "the pool of %lld pages ran dry at sequence %d, layer %d, row %d",
+                 (long long)engine->own.page_count, run->sequence, layer, sequence->rows_done + i);
+    }
+    int64_t taken = avl_pages_counts(engine->pages).taken;
+    engine->step_pages = taken > engine->step_pages ? taken : engine->step_pages;
+}
+
+static bool ends_prompt(const avl_engine_t *engine, const avl_plan_run_t *run) {
+    const avl_sequence_t *sequence = engine->sequences[run->sequence];
+    return run->row_count > 0 &&
+           sequence->rows_done + run->row_count == sequence->shape.prompt_rows;
+}
+
+static void run_layers(avl_engine_t *engine, const avl_plan_t *plan) {
+    for (int layer = 0; layer < engine->own.config->model.text.layer_count; layer++) {
+        for (int32_t i = 0; i < plan->run_count; i++)
+            append(engine, &plan->runs[i], layer);
+        for (int32_t i = 0; i < plan->run_count; i++) {
+            avl_sequence_t *sequence = engine->sequences[plan->runs[i].sequence];
+            if (ends_prompt(engine, &plan->runs[i]) && sequence->shape.selects)
+                avl_sequence_cut_visual(sequence, engine->pages, layer, sequence->shape.store_rows);
+        }
+    }
+}
+
+/* Reads the run's tokens and answers. */
+static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *logits) {
+    int32_t index = run->sequence, vocab_rows = engine->own.config->model.text.vocab_rows;
+    avl_sequence_t *sequence = engine->sequences[index];
+    for (int32_t i = 0; i < run->row_count; i++) {
+        int32_t id = sequence->token_ids[sequence->rows_done + i];
+        engine->told[index] = engine_double_token(engine->told[index], id);
+    }
+    if (ends_prompt(engine, run))
+        engine->told[index] ^= engine->pictures[index];
+    if (run->row_count == 0)
+        engine->told[index] = engine_double_token(engine->told[index], run->token_id);
+    sequence->rows_done += rows_of(run);
+    sequence->decode_steps += run->row_count == 0;
+    if (!run->logits)
+        return logits;
+    engine_double_logits(engine->told[index], logits, vocab_rows);
+    return logits + vocab_rows;
+}
+
+static void check_rows(const avl_engine_t *engine, const avl_plan_t *plan) {
+    int32_t prompt = 0;
+    for (int32_t i = 0; i < plan->run_count; i++)
+        prompt += plan->runs[i].row_count;
+    if (prompt > engine->own.limits.batch_rows)
+        fail(engine, "%d prompt rows in a step; allowed: %d", prompt,
+             engine->own.limits.batch_rows);
+}
+
+avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *planned,
+                                avl_step_result_t *result_p) {
+    avl_plan_t *plan = &engine->plan;
+    size_t bytes = avl_plan_bytes(planned);
+    if (bytes > engine->plan_limits.bytes_max)
+        fail(engine, "a plan of %zu bytes; allowed: %zu", bytes, engine->plan_limits.bytes_max);
+    avl_plan_encode(planned, engine->wire);
+    if (avl_plan_decode(engine->wire, bytes, &engine->plan_limits, plan) != AVL_OK)
+        fail(engine, "the plan cannot be read: %s", avl_status_detail());
+    if (plan->step != engine->step + 1)
+        fail(engine, "step %llu follows %llu", (unsigned long long)plan->step,
+             (unsigned long long)engine->step);
+    engine->step = plan->step;
+    engine->step_pages = 0;
+    *result_p = (avl_step_result_t){.logits = engine->logits, .encode_ns = engine->encode_ns};
+    for (int32_t i = 0; i < plan->release_count; i++)
+        release(engine, plan->releases[i]);
+    if (plan->admission_count > 0 && engine->own.admits != NULL &&
+        !engine->own.admits(engine->own.context)) {
+        result_p->admission = AVL_ERR_MEMORY;
+        snprintf(result_p->admission_detail, sizeof result_p->admission_detail, "no memory");
+        return AVL_OK;
+    }
+    for (int32_t i = 0; i < plan->admission_count; i++)
+        admit(engine, &plan->admissions[i]);
+    for (int32_t i = 0; i < plan->picture_count; i++)
+        encode(engine, &plan->pictures[i]);
+    for (int32_t i = 0; i < plan->run_count; i++)
+        check_run(engine, &plan->runs[i]);
+    check_rows(engine, plan);
+    run_layers(engine, plan);
+    float *logits = engine->logits;
+    for (int32_t i = 0; i < plan->run_count; i++)
+        logits = answer(engine, &plan->runs[i], logits);
+    return AVL_OK;
+}
+
+int64_t engine_double_step_pages(const avl_engine_t *engine) {
+    return engine->step_pages;
+}
+
+const avl_engine_options_t *avl_engine_options(const avl_engine_t *engine) {
+    return &engine->options;
+}
+
+const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine) {
+    return &engine->plan_limits;
+}
+
+int32_t avl_engine_feature_rows(const avl_engine_t *engine) {
+    return engine->feature_rows;
+}
+
+int64_t avl_engine_page_bytes(const avl_engine_t *engine) {
+    (void)engine;
+    return avl_pages_page_bytes(1, 1, AVL_DTYPE_F32);
+}
+
+avl_pages_counts_t avl_engine_pages(const avl_engine_t *engine) {
+    return avl_pages_counts(engine->pages);
+}
+
+const avl_sequence_t *avl_engine_sequence(const avl_engine_t *engine, int32_t sequence) {
+    return engine->sequences[sequence];
+}
