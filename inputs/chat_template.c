@@ -176,18 +176,23 @@ static avl_status_t add_content(render_t *render, const avl_message_t *message) 
     return AVL_OK;
 }
 
+/* White space for Python's strip(), which counts the four information separators as such. */
+static bool is_stripped(uint32_t character) {
+    return avl_character_is_space(character) || (character >= 0x1C && character <= 0x1F);
+}
+
 /* Takes white space off both ends of what was added since `start`. */
 static void trim_from(render_t *render, size_t start) {
     avl_text_t *out = &render->out;
     size_t from = start, end = out->count, length;
     while (from < end) {
-        if (!avl_character_is_space(avl_utf8_decode(out->bytes + from, &length)))
+        if (!is_stripped(avl_utf8_decode(out->bytes + from, &length)))
             break;
         from += length;
     }
     while (end > from) {
         size_t before = avl_utf8_before(out->bytes, end);
-        if (!avl_character_is_space(avl_utf8_decode(out->bytes + before, &length)))
+        if (!is_stripped(avl_utf8_decode(out->bytes + before, &length)))
             break;
         end = before;
     }

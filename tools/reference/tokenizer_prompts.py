@@ -121,6 +121,7 @@ CONVERSATIONS = [  # (role, parts)
     [("assistant", ["a"]), ("user", ["b"])],
     [("user", ["a"]), ("system", ["b"]), ("user", ["c"])],
     [("system", ["s"]), ("user", [" padded "])],
+    [("user", ["\u3000\x1c padded\x85\x1f"])],
 ]
 
 
