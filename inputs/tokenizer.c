@@ -21,8 +21,9 @@ static avl_status_t parse_json(const char *json, size_t bytes, size_t flags, jso
     json_error_t error;
     json_t *root = json_loadb(json, bytes, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (root == NULL)
-        return avl_fail(AVL_ERR_DATA, "line %d, column %d: %s", error.line, error.column,
-                        error.text);
+        return avl_fail(json_error_code(&error) == json_error_out_of_memory ? AVL_ERR_MEMORY
+                                                                            : AVL_ERR_DATA,
+                        "line %d, column %d: %s", error.line, error.column, error.text);
     *root_p = root;
     return AVL_OK;
 }
