@@ -52,6 +52,10 @@ int avl_group_local_rank(const avl_group_t *group) {
     return group->local_rank;
 }
 
+int64_t avl_group_memory_bytes(const avl_group_t *group) {
+    return group->memory_bytes;
+}
+
 void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns) {
     group->timeout_ns = timeout_ns;
 }

@@ -33,6 +33,8 @@ int avl_group_ranks(const avl_group_t *group); /* local */
  */
 int avl_group_local_ranks(const avl_group_t *group);
 int avl_group_local_rank(const avl_group_t *group);
+/* Memory that the group holds for its buffers. Local. */
+int64_t avl_group_memory_bytes(const avl_group_t *group);
 /* Bound of every wait; default 60 s. Local. */
 void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns);
 

@@ -383,6 +383,8 @@ avl_status_t avl_group_open_mpi(avl_group_t **group_p) {
                  err_release);
     AVL_TRY_GOTO(status, avl_alloc(ranks, sizeof(size_t), "gather offsets", &self->offsets),
                  err_release);
+    self->head.memory_bytes =
+        (int64_t)((ROUND_COUNT + ranks) * sizeof(float) + 2 * ranks * sizeof(MPI_Request));
     *group_p = &self->head;
     return AVL_OK;
 

@@ -43,6 +43,8 @@ struct avl_worker_group {
     int64_t pause_ns;
     bool reason_known;          /* of the running incarnation's end */
     avl_status_t failed_status; /* the worker's own word; AVL_OK: none */
+    uint8_t *stats;             /* the last Stats of this generation, packed */
+    size_t stats_bytes;
 };
 
 static void wake(avl_worker_group_t *group) {
@@ -161,6 +163,27 @@ static void on_pong(avl_worker_group_t *group, uint64_t number) {
     pthread_mutex_unlock(&group->lock);
 }
 
+/* Kept packed: whoever asks gets a message of its own. */
+static void on_stats(avl_worker_group_t *group, uint64_t generation,
+                     const Avl__Worker__V1__Stats *stats) {
+    size_t byte_count = avl__worker__v1__stats__get_packed_size(stats);
+    uint8_t *bytes = NULL;
+    if (avl_alloc(byte_count, 1, "statistics of a group", &bytes) != AVL_OK) {
+        avl_log_warn("%s", avl_status_detail());
+        return;
+    }
+    avl__worker__v1__stats__pack(stats, bytes);
+    pthread_mutex_lock(&group->lock);
+    uint8_t *old = bytes;
+    if (group->view.generation == generation) {
+        old = group->stats;
+        group->stats = bytes;
+        group->stats_bytes = byte_count;
+    }
+    pthread_mutex_unlock(&group->lock);
+    free(old);
+}
+
 static void on_message(void *context, uint64_t generation,
                        const Avl__Worker__V1__WorkerMessage *message) {
     avl_worker_group_t *group = context;
@@ -179,6 +202,9 @@ static void on_message(void *context, uint64_t generation,
         break;
     case AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_PONG:
         on_pong(group, message->pong->number);
+        break;
+    case AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_STATS:
+        on_stats(group, generation, message->stats);
         break;
     default:
         avl_log_warn("worker group %llu sent a message of unknown kind %d",
@@ -250,6 +276,9 @@ static avl_status_t start_process(avl_worker_group_t *group, uint64_t generation
 static void start_incarnation(avl_worker_group_t *group) {
     pthread_mutex_lock(&group->lock);
     uint64_t generation = ++group->view.generation;
+    free(group->stats);
+    group->stats = NULL;
+    group->stats_bytes = 0;
     group->view.state = AVL_WORKER_GROUP_STARTING;
     group->view.loading_share = 0;
     group->phase_deadline_ns = avl_clock_now_ns() + group->config.attach_ns;
@@ -505,6 +534,16 @@ void avl_worker_group_view(avl_worker_group_t *group, avl_worker_group_view_t *v
     pthread_mutex_unlock(&group->lock);
 }
 
+Avl__Worker__V1__Stats *avl_worker_group_stats(avl_worker_group_t *group) {
+    pthread_mutex_lock(&group->lock);
+    Avl__Worker__V1__Stats *stats =
+        group->stats != NULL
+            ? avl__worker__v1__stats__unpack(NULL, group->stats_bytes, group->stats)
+            : NULL;
+    pthread_mutex_unlock(&group->lock);
+    return stats;
+}
+
 avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1__Submit *submit,
                                      uint64_t *generation_p) {
     pthread_mutex_lock(&group->lock);
@@ -551,5 +590,6 @@ void avl_worker_group_destroy(avl_worker_group_t *group) {
     avl_link_server_destroy(group->links);
     close(group->wake_fd);
     pthread_mutex_destroy(&group->lock);
+    free(group->stats);
     free(group);
 }

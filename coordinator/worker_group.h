@@ -89,6 +89,9 @@ AVL_MUST_CHECK avl_status_t avl_worker_group_create(const avl_worker_group_confi
 /* Starts the first generation. Errors: AVL_ERR_EXHAUSTED without a thread. */
 AVL_MUST_CHECK avl_status_t avl_worker_group_start(avl_worker_group_t *group);
 void avl_worker_group_view(avl_worker_group_t *group, avl_worker_group_view_t *view_p);
+/* What the group's leader told last, as a message to be freed with
+ * avl__worker__v1__stats__free_unpacked; NULL when it has told nothing since its start. */
+Avl__Worker__V1__Stats *avl_worker_group_stats(avl_worker_group_t *group);
 /* Sends to the group if it is ready. Errors: AVL_ERR_UNAVAILABLE. */
 AVL_MUST_CHECK avl_status_t avl_worker_group_submit(avl_worker_group_t *group,
                                                     Avl__Worker__V1__Submit *submit,

@@ -17,6 +17,7 @@ struct avl_engine {
     avl_engine_options_t options;
     avl_plan_limits_t plan_limits;
     avl_ledger_t ledger;
+    avl_ledger_t *ledgers; /* [ranks] */
     avl_pages_t *pages;
     avl_attend_t *attend;
     avl_sequence_t **sequences; /* [sequences_max]; NULL: free */
@@ -143,6 +144,7 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes);
     avl_ledger_add(ledger, "picture features",
                    4 * (int64_t)sizes->feature_rows * text->hidden_width + pixels);
+    avl_ledger_add(ledger, "communication", avl_group_memory_bytes(options->group));
     avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend));
     avl_ledger_add(ledger, "row lists",
                    limits->sequences_max *
@@ -276,6 +278,8 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
     int64_t pages;
     AVL_TRY_GOTO(status, settle_pages(engine, page_bytes, &pages), err_destroy);
     avl_ledger_add(&engine->ledger, "KV pages", pages * page_bytes);
+    AVL_TRY_GOTO(status, avl_ledger_gather(&engine->ledger, options->group, &engine->ledgers),
+                 err_destroy);
     status = allocate(engine, &sizes, pages);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     *engine_p = engine;
@@ -297,6 +301,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
         device->ops->release(device, engine->features);
     if (engine->pixels != NULL)
         device->ops->release(device, engine->pixels);
+    free(engine->ledgers);
     free(engine->sequences);
     free(engine->runs);
     free(engine->logit_rows);
@@ -524,6 +529,10 @@ const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine) {
 
 const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine) {
     return &engine->ledger;
+}
+
+const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine) {
+    return engine->ledgers;
 }
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {

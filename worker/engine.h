@@ -70,6 +70,8 @@ AVL_MUST_CHECK avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_p
 const avl_engine_options_t *avl_engine_options(const avl_engine_t *engine);
 const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine);
 const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine);
+/* Every rank's: [ranks]. */
+const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine);
 int32_t avl_engine_feature_rows(const avl_engine_t *engine);
 /* Bytes of one page, over all ranks. */
 int64_t avl_engine_page_bytes(const avl_engine_t *engine);

@@ -1,6 +1,9 @@
 #include "worker/ledger.h"
 
+#include <stdlib.h>
+
 #include "base/log.h"
+#include "base/memory.h"
 
 #define MIB (1024.0 * 1024.0)
 
@@ -29,6 +32,43 @@ avl_status_t avl_ledger_pages(const avl_ledger_t *ledger, int64_t page_bytes, in
                         (long long)page_bytes, (long long)pages_least);
     *pages_p = pages < pages_most ? pages : pages_most;
     return AVL_OK;
+}
+
+/* Line names are the same everywhere, and pointers mean nothing elsewhere: numbers travel. */
+typedef struct ledger_numbers {
+    int64_t budget_bytes, mapped_bytes;
+    int64_t line_bytes[AVL_LEDGER_LINES_MAX];
+} ledger_numbers_t;
+
+avl_status_t avl_ledger_gather(const avl_ledger_t *ledger, avl_group_t *group,
+                               avl_ledger_t **ledgers_p) {
+    size_t ranks = (size_t)avl_group_ranks(group);
+    ledger_numbers_t *numbers = NULL;
+    avl_ledger_t *ledgers = NULL;
+    avl_status_t status = avl_alloc(ranks, sizeof *numbers, "ledgers of ranks", &numbers);
+    if (status == AVL_OK)
+        status = avl_alloc(ranks, sizeof *ledgers, "ledgers of ranks", &ledgers);
+    AVL_TRY_GOTO(status, avl_group_agree(group, status), err_free);
+    ledger_numbers_t *own = &numbers[avl_group_rank(group)];
+    own->budget_bytes = ledger->budget_bytes;
+    own->mapped_bytes = ledger->mapped_bytes;
+    for (int i = 0; i < ledger->line_count; i++)
+        own->line_bytes[i] = ledger->lines[i].bytes;
+    AVL_TRY_GOTO(status, avl_group_all_gather(group, numbers, sizeof *numbers), err_free);
+    for (size_t rank = 0; rank < ranks; rank++) {
+        ledgers[rank] = *ledger;
+        ledgers[rank].budget_bytes = numbers[rank].budget_bytes;
+        ledgers[rank].mapped_bytes = numbers[rank].mapped_bytes;
+        for (int i = 0; i < ledger->line_count; i++)
+            ledgers[rank].lines[i].bytes = numbers[rank].line_bytes[i];
+    }
+    free(numbers);
+    *ledgers_p = ledgers;
+    return AVL_OK;
+err_free:
+    free(numbers);
+    free(ledgers);
+    return status;
 }
 
 void avl_ledger_log(const avl_ledger_t *ledger, int rank, int ranks) {

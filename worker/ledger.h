@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "comm/group.h"
 
 #define AVL_LEDGER_LINES_MAX 16
 
@@ -33,6 +34,10 @@ int64_t avl_ledger_used(const avl_ledger_t *ledger);
 AVL_MUST_CHECK avl_status_t avl_ledger_pages(const avl_ledger_t *ledger, int64_t page_bytes,
                                              int64_t pages_least, int64_t pages_most,
                                              int64_t *pages_p);
+/* Every rank's ledger, on every rank: [ranks], to be freed. The ranks must have added the same
+ * lines in the same order. Collective. Errors: AVL_ERR_MEMORY, those of the group. */
+AVL_MUST_CHECK avl_status_t avl_ledger_gather(const avl_ledger_t *ledger, avl_group_t *group,
+                                              avl_ledger_t **ledgers_p);
 /* Logs the table. */
 void avl_ledger_log(const avl_ledger_t *ledger, int rank, int ranks);
 

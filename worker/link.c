@@ -14,14 +14,13 @@
 
 #include <grpc/byte_buffer_reader.h>
 #include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "proto/worker.pb-c.h"
+#include "worker/link_parts.h"
 
 #define METHOD "/avl.worker.v1.WorkerLink/Attach"
 #define COMMANDS_MAX 256
@@ -73,6 +72,7 @@ struct avl_link {
     outgoing_t *first, **last_p;
     waiting_event_t *events;
     size_t event_count, event_capacity;
+    grpc_byte_buffer *stats; /* the latest that wait to be sent; NULL: none */
     avl_command_t commands[COMMANDS_MAX];
     size_t command_first, command_count;
     bool ping;
@@ -249,6 +249,9 @@ static void send_next_locked(avl_link_t *link) {
         if (link->first == NULL)
             link->last_p = &link->first;
         free(outgoing);
+    } else if (link->stats != NULL) {
+        buffer = link->stats;
+        link->stats = NULL;
     } else if (link->event_count > 0) {
         buffer = pack_events_locked(link);
     }
@@ -345,6 +348,22 @@ void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity) {
     message.message_case = AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_READY;
     message.ready = &ready;
     post(link, &message);
+}
+
+void avl_link_stats(avl_link_t *link, const avl_stats_t *stats) {
+    avl_link_stats_message_t parts;
+    avl_link_stats_fill(stats, &parts);
+    Avl__Worker__V1__WorkerMessage message;
+    avl__worker__v1__worker_message__init(&message);
+    message.message_case = AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_STATS;
+    message.stats = &parts.stats;
+    grpc_byte_buffer *buffer = pack(&message);
+    pthread_mutex_lock(&link->lock);
+    if (link->stats != NULL)
+        grpc_byte_buffer_destroy(link->stats);
+    link->stats = buffer;
+    send_next_locked(link);
+    pthread_mutex_unlock(&link->lock);
 }
 
 void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail) {
@@ -594,36 +613,6 @@ void avl_link_poll(avl_link_t *link, int64_t timeout_ns, avl_command_t *command_
 
 /* ---- life ---- */
 
-static grpc_arg integer_arg(const char *key, int value) {
-    union {
-        const char *constant;
-        char *variable;
-    } name = {.constant = key}; /* the core only reads it */
-    grpc_arg arg = {.type = GRPC_ARG_INTEGER, .key = name.variable};
-    arg.value.integer = value;
-    return arg;
-}
-
-static grpc_channel *channel_create(const char *address) {
-    grpc_arg args[] = {
-        integer_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1), /* pictures; the peer is our own */
-        integer_arg(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
-        integer_arg(GRPC_ARG_ENABLE_HTTP_PROXY, 0), /* never through a proxy of the environment */
-        integer_arg(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 10000),
-        integer_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000),
-        integer_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
-        integer_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-        integer_arg(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100),
-        integer_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
-    };
-    grpc_channel_args channel_args = {sizeof args / sizeof args[0], args};
-    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
-    grpc_channel *channel = grpc_channel_create(address, credentials, &channel_args);
-    grpc_channel_credentials_release(credentials);
-    return channel;
-}
-
 static void start_call_locked(avl_link_t *link) {
     link->started = true;
     grpc_op op;
@@ -705,7 +694,7 @@ avl_status_t avl_link_open(const char *address, const char *group_token, int64_t
     pthread_sigmask(SIG_SETMASK, &all, &before); /* for the core's threads too */
     grpc_init();
     link->queue = grpc_completion_queue_create_for_next(NULL);
-    link->channel = channel_create(address);
+    link->channel = avl_link_channel_create(address);
     link->call = grpc_channel_create_call(link->channel, NULL, GRPC_PROPAGATE_DEFAULTS, link->queue,
                                           grpc_slice_from_static_string(METHOD), NULL,
                                           gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
@@ -781,6 +770,8 @@ void avl_link_close(avl_link_t *link) {
         grpc_byte_buffer_destroy(outgoing->buffer);
         free(outgoing);
     }
+    if (link->stats != NULL)
+        grpc_byte_buffer_destroy(link->stats);
     clear_events_locked(link);
     free(link->events);
     for (; link->command_count > 0; link->command_count--) {

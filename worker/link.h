@@ -9,6 +9,7 @@
 #define AVL_WORKER_LINK_H
 
 #include "worker/request.h"
+#include "worker/stats.h"
 
 typedef struct avl_link avl_link_t;
 
@@ -49,6 +50,8 @@ void avl_link_close(avl_link_t *link);
 /* Loading progress, 0..1, and its end. */
 void avl_link_loading(avl_link_t *link, double share);
 void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity);
+/* How the group stands. What was told before and waits to be sent is replaced; never blocks. */
+void avl_link_stats(avl_link_t *link, const avl_stats_t *stats);
 /* Tells why the group cannot serve; delivered before avl_link_close returns when the peer still
  * reads. */
 void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail);

@@ -44,6 +44,7 @@ typedef struct worker {
     avl_scheduler_t *scheduler; /* leader */
     bool draining;
     int64_t drain_deadline_ns;
+    avl_stats_clock_t stats_clock;
 } worker_t;
 
 static volatile sig_atomic_t asked_to_end;
@@ -219,9 +220,19 @@ static avl_status_t take_commands(worker_t *worker, int64_t wait_ns) {
     return AVL_OK;
 }
 
+static void report_stats(worker_t *worker) {
+    bool busy = !avl_scheduler_is_idle(worker->scheduler);
+    if (!avl_stats_due(&worker->stats_clock, busy, avl_clock_now_ns()))
+        return;
+    avl_stats_t stats;
+    avl_stats_read(worker->engine, worker->scheduler, &stats);
+    avl_link_stats(worker->link, &stats);
+}
+
 static avl_status_t lead(worker_t *worker) {
     bool worked = false;
     for (;;) {
+        report_stats(worker);
         AVL_TRY(take_commands(worker, worked ? 0 : IDLE_POLL_NS));
         if (asked_to_end)
             begin_drain(worker, "signal");

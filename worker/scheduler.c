@@ -43,6 +43,7 @@ struct avl_scheduler {
     job_t **by_sequence; /* [sequences_max] */
     job_t **ordered;     /* [sequences_max] scratch: by feature_row */
     int64_t pages_reserved;
+    avl_request_totals_t totals;
     bool draining;
     uint64_t step;
     avl_plan_t plan;
@@ -139,6 +140,19 @@ static avl_request_timings_t timings_of(const job_t *job) {
     return timings;
 }
 
+static void add_totals(avl_scheduler_t *scheduler, const job_t *job,
+                       const avl_attention_report_t *report) {
+    avl_request_totals_t *totals = &scheduler->totals;
+    if (job->first_step_ns == 0)
+        return;
+    totals->prompt_rows += job->rows_done;
+    totals->visual_rows_seen += report->visual_rows_seen;
+    totals->visual_rows_stored += report->visual_rows_stored;
+    totals->visual_rows_computed += report->visual_rows_computed;
+    totals->decode_rows += report->decode_steps;
+    totals->pages_evicted += report->kv_bytes_returned / avl_engine_page_bytes(scheduler->engine);
+}
+
 static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_finish_reason_t reason,
                           avl_status_t status, const char *detail) {
     /* An end in the middle of a replay does not take back what the client has. */
@@ -154,6 +168,7 @@ static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_fini
         .timings = timings_of(job),
     };
     snprintf(event.detail, sizeof event.detail, "%s", detail);
+    add_totals(scheduler, job, &event.attention);
     scheduler->sink.take(scheduler->sink.context, &event);
 }
 
@@ -678,5 +693,6 @@ avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler) {
         .active = scheduler->active_count,
         .pages_reserved = scheduler->pages_reserved,
         .steps = (int64_t)scheduler->step,
+        .totals = scheduler->totals,
     };
 }

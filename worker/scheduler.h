@@ -55,11 +55,28 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler);
 /* Takes the results of that plan: draws tokens, sends events, finishes requests. */
 void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result);
 
+/* Sums over the requests that have ended. */
+typedef struct avl_request_totals {
+    int64_t prompt_rows, prompt_rows_reused;
+    int64_t visual_rows_seen, visual_rows_stored, visual_rows_computed;
+    int64_t decode_rows;
+    int64_t pages_evicted;
+} avl_request_totals_t;
+
+typedef struct avl_cache_counts {
+    int64_t bytes_max, bytes; /* on one rank */
+    int64_t entries;
+    int64_t hits, misses, evictions; /* since the start */
+} avl_cache_counts_t;
+
 /* For reports and tests. */
 typedef struct avl_scheduler_counts {
     int32_t queued, active;
-    int64_t pages_reserved;
+    int64_t pages_reserved; /* for requests in flight */
+    int64_t pages_kept;     /* for kept prompts */
     int64_t steps;
+    avl_cache_counts_t encoder_cache, prompt_cache;
+    avl_request_totals_t totals;
 } avl_scheduler_counts_t;
 avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler);
 

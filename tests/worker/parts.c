@@ -12,8 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "worker/ledger.h"
 #include "worker/sequence.h"
+#include "worker/stats.h"
 
 /* Every thousandth, as a decimal literal would be read, against integer arithmetic. */
 static void test_ratios_are_exact(void **state) {
@@ -139,12 +141,40 @@ static void test_ledger(void **state) {
     assert_int_equal(pages, 3);
 }
 
+static void test_ledgers_of_ranks(void **state) {
+    (void)state;
+    avl_group_t *group;
+    assert_int_equal(avl_group_open_single(&group), AVL_OK);
+    avl_ledger_t own = {.budget_bytes = 1000, .mapped_bytes = 7};
+    avl_ledger_add(&own, "weights", 300);
+    avl_ledger_add(&own, "pages", 500);
+    avl_ledger_t *all;
+    assert_int_equal(avl_ledger_gather(&own, group, &all), AVL_OK);
+    assert_memory_equal(all, &own, sizeof own);
+    free(all);
+    avl_group_close(group);
+}
+
+/* Told at once, at changes, and every second of work; not when idle, not in a flood. */
+static void test_stats_clock(void **state) {
+    (void)state;
+    avl_stats_clock_t clock = {0};
+    int64_t now = 5 * AVL_NS_PER_S;
+    assert_true(avl_stats_due(&clock, false, now));
+    assert_false(avl_stats_due(&clock, false, now + 10 * AVL_NS_PER_S));
+    now += 20 * AVL_NS_PER_S;
+    assert_true(avl_stats_due(&clock, true, now));
+    assert_false(avl_stats_due(&clock, true, now + AVL_NS_PER_S - 1));
+    assert_false(avl_stats_due(&clock, false, now + AVL_NS_PER_MS));
+    assert_true(avl_stats_due(&clock, true, now + AVL_NS_PER_S));
+    assert_true(avl_stats_due(&clock, false, now + 2 * AVL_NS_PER_S));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ratios_are_exact),
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_sequence_lists),
-        cmocka_unit_test(test_ledger),
+        cmocka_unit_test(test_ratios_are_exact), cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_sequence_lists),   cmocka_unit_test(test_ledger),
+        cmocka_unit_test(test_ledgers_of_ranks), cmocka_unit_test(test_stats_clock),
     };
     return cmocka_run_group_tests_name("worker parts", tests, NULL, NULL);
 }

@@ -1,0 +1,31 @@
+/* worker/link_parts.h: parts of worker/link.c that know gRPC or messages, but not the link's state.
+ * Included by link*.c alone. */
+#ifndef AVL_WORKER_LINK_PARTS_H
+#define AVL_WORKER_LINK_PARTS_H
+
+#include <grpc/grpc.h>
+
+#include "proto/worker.pb-c.h"
+#include "worker/stats.h"
+
+/* Ledgers of so many ranks travel; more ranks hold the same lines. */
+#define AVL_LINK_RANKS_MAX 64
+
+typedef struct avl_link_memory_message {
+    Avl__Worker__V1__RankMemory memory;
+    Avl__Worker__V1__MemoryLine lines[AVL_LEDGER_LINES_MAX];
+    Avl__Worker__V1__MemoryLine *list[AVL_LEDGER_LINES_MAX];
+} avl_link_memory_message_t;
+
+typedef struct avl_link_stats_message {
+    Avl__Worker__V1__Stats stats;
+    Avl__Worker__V1__CacheStats encoder_cache, prompt_cache;
+    avl_link_memory_message_t memories[AVL_LINK_RANKS_MAX];
+    Avl__Worker__V1__RankMemory *list[AVL_LINK_RANKS_MAX];
+} avl_link_stats_message_t;
+
+grpc_channel *avl_link_channel_create(const char *address);
+/* The message points into *to and into `stats`. */
+void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to);
+
+#endif
