@@ -68,6 +68,7 @@ avl_status_t avl_text_read(FILE *stream, const char *name, char **text_p) {
     uint8_t *bytes = NULL;
     size_t byte_count = 0;
     AVL_TRY(read_all(stream, name, AVL_REQUEST_TEXT_BYTES_MAX, &bytes, &byte_count));
+    AVL_ASSERT(bytes != NULL); /* even an empty text has its NUL */
     if (memchr(bytes, '\0', byte_count) != NULL) {
         free(bytes);
         return avl_fail(AVL_ERR_INVALID, "%s: the text contains a NUL byte", name);

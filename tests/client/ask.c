@@ -454,6 +454,30 @@ static void a_terminal_sees_progress_and_a_summary(void **state) {
     program_free(&result);
 }
 
+static void a_narrow_terminal_gets_short_lines(void **state) {
+    (void)state;
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .progress = true});
+    program_setting_t setting = here();
+    setting.terminal = true;
+    setting.columns = 20;
+    program_result_t result = PROGRAM(&setting, "ask", "what?");
+    program_expect(&result, 0);
+    program_expect_text(result.output, "\r\033[Kloading the model  \r\033[K"); /* 19 cells */
+    program_free(&result);
+}
+
+static void a_dumb_terminal_gets_no_progress(void **state) {
+    (void)state;
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .progress = true});
+    program_setting_t setting = here();
+    setting.terminal = true;
+    setting.kind = "dumb";
+    program_result_t result = PROGRAM(&setting, "ask", "what?");
+    program_expect(&result, 0);
+    assert_string_equal(result.output, "w \r\n");
+    program_free(&result);
+}
+
 static void a_terminal_cannot_be_steered(void **state) {
     (void)state;
     static const struct {
@@ -518,6 +542,8 @@ int main(void) {
         cmocka_unit_test(nobody_at_the_address_is_told),
         cmocka_unit_test(a_port_of_another_kind_is_told),
         cmocka_unit_test(a_terminal_sees_progress_and_a_summary),
+        cmocka_unit_test(a_narrow_terminal_gets_short_lines),
+        cmocka_unit_test(a_dumb_terminal_gets_no_progress),
         cmocka_unit_test(a_terminal_cannot_be_steered),
     };
     return cmocka_run_group_tests(tests, begin, end);

@@ -152,7 +152,8 @@ static grpc_byte_buffer *progress_message(int stage) {
 }
 
 static grpc_byte_buffer *delta_message(const fake_behaviour_t *behaviour, int token) {
-    Avl__V1__Delta delta = AVL__V1__DELTA__INIT;
+    Avl__V1__Delta delta;
+    avl__v1__delta__init(&delta);
     delta.text = (char *)(uintptr_t)(behaviour->text != NULL ? behaviour->text : "w ");
     delta.n_token_ids = 1;
     delta.token_ids = &token;
@@ -266,7 +267,8 @@ static void answer_info(fake_server_t *server, fake_call_t *call) {
     attention.visual_store_ratio = 0.5;
     attention._visual_store_ratio_case =
         AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;
-    Avl__V1__GetModelInfoResponse info = AVL__V1__GET_MODEL_INFO_RESPONSE__INIT;
+    Avl__V1__GetModelInfoResponse info;
+    avl__v1__get_model_info_response__init(&info);
     info.model = (char *)(uintptr_t) "fake\x1b[31m";
     info.family = (char *)(uintptr_t) "llava";
     info.version = (char *)(uintptr_t) "1.2.3";

@@ -57,12 +57,12 @@ static void drain(stream_t *stream) {
 typedef struct command {
     char *argv[ARGUMENTS_MAX + 2];
     char *environment[VARIABLES_MAX + 3];
-    char server[256];
+    char server[256], terminal[64];
 } command_t;
 
 static void fill_command(const program_setting_t *setting, const char *const *arguments,
                          command_t *command) {
-    static char name[] = "avl", terminal[] = "TERM=xterm";
+    static char name[] = "avl";
     size_t count = 0;
     command->argv[count++] = name;
     for (; arguments[count - 1] != NULL; count++) {
@@ -76,7 +76,9 @@ static void fill_command(const program_setting_t *setting, const char *const *ar
         if (strncmp(*variable, "TERM=", 5) != 0 && strncmp(*variable, "AVL_SERVER=", 11) != 0)
             command->environment[count++] = *variable;
     }
-    command->environment[count++] = terminal;
+    snprintf(command->terminal, sizeof command->terminal, "TERM=%s",
+             setting->kind != NULL ? setting->kind : "xterm");
+    command->environment[count++] = command->terminal;
     if (setting->server != NULL) {
         snprintf(command->server, sizeof command->server, "AVL_SERVER=%s", setting->server);
         command->environment[count++] = command->server;
@@ -117,6 +119,8 @@ program_result_t program_run(const program_setting_t *setting, const char *const
     int output[2], errors[2], input = input_file(setting->input);
     if (setting->terminal) {
         struct winsize size = {.ws_row = 24, .ws_col = 200};
+        if (setting->columns > 0)
+            size.ws_col = (unsigned short)setting->columns;
         assert_int_equal(openpty(&output[0], &output[1], NULL, NULL, &size), 0);
         fcntl(output[0], F_SETFD, FD_CLOEXEC);
         fcntl(output[1], F_SETFD, FD_CLOEXEC);

@@ -8,6 +8,8 @@
 
 typedef struct program_setting {
     bool terminal;       /* standard output and error are one terminal: all is in `output` */
+    int columns;         /* of the terminal; 0: 200 */
+    const char *kind;    /* TERM of the environment; NULL: xterm */
     const char *input;   /* standard input; NULL: empty */
     const char *stop_on; /* send SIGINT when the program has said this; NULL: never */
     bool close_output;   /* nobody reads standard output */

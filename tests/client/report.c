@@ -18,7 +18,8 @@
 static char model[] = "m", device[] = "cpu", dtype[] = "f32";
 
 static json_t *print_and_parse(avl_bench_setting_t *setting, avl_bench_results_t *results) {
-    Avl__V1__GetModelInfoResponse info = AVL__V1__GET_MODEL_INFO_RESPONSE__INIT;
+    Avl__V1__GetModelInfoResponse info;
+    avl__v1__get_model_info_response__init(&info);
     info.model = model;
     info.device = device;
     info.dtype = dtype;
@@ -28,6 +29,7 @@ static json_t *print_and_parse(avl_bench_setting_t *setting, avl_bench_results_t
     FILE *stream = tmpfile();
     assert_non_null(stream);
     assert_int_equal(avl_bench_print_json(stream, setting, results), AVL_OK);
+    setting->info = NULL;
     rewind(stream);
     json_t *object = json_loadf(stream, 0, NULL);
     assert_non_null(object);
