@@ -12,6 +12,7 @@
 #include "base/memory.h"
 #include "base/status.h"
 #include "client/client.h"
+#include "client/json.h"
 #include "client/options.h"
 #include "client/request.h"
 #include "client/rpc.h"
@@ -217,15 +218,6 @@ static const char *finish_reason_name(Avl__V1__FinishReason reason) {
                                                                     : "unknown";
 }
 
-/* JSON integers end at 2^63 - 1 here; what is beyond becomes a string of digits. */
-static json_t *json_of_u64(uint64_t value) {
-    char digits[24];
-    if (value <= INT64_MAX)
-        return json_integer((json_int_t)value);
-    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
-    return json_string(digits);
-}
-
 /* The parts that the server left out count as zeros. */
 static json_t *json_of_answer(const answer_t *answer) {
     static const Avl__V1__Usage no_usage = AVL__V1__USAGE__INIT;
@@ -247,7 +239,7 @@ static json_t *json_of_answer(const answer_t *answer) {
         (json_int_t)attention->visual_rows_seen, "visual_rows_stored",
         (json_int_t)attention->visual_rows_stored, "visual_rows_computed_per_step",
         attention->visual_rows_computed_per_step, "kv_bytes_returned",
-        json_of_u64(attention->kv_bytes_returned));
+        avl_json_u64(attention->kv_bytes_returned));
     json_t *timings_object =
         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "queue_seconds", timings->queue_seconds,
                   "preprocess_seconds", timings->preprocess_seconds, "encode_seconds",
@@ -257,7 +249,7 @@ static json_t *json_of_answer(const answer_t *answer) {
     return json_pack(
         "{s:s%, s:O, s:s, s:o, s:o, s:o, s:o}", "text", answer->text != NULL ? answer->text : "",
         answer->text_bytes, "token_ids", answer->token_ids, "finish_reason",
-        finish_reason_name(finished->finish_reason), "seed", json_of_u64(finished->seed), "usage",
+        finish_reason_name(finished->finish_reason), "seed", avl_json_u64(finished->seed), "usage",
         usage_object, "attention", attention_object, "timings", timings_object);
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "client/json.h"
 #include "client/terminal.h"
 
 avl_status_t avl_bench_sample(avl_bench_samples_t *samples, double value) {
@@ -178,7 +179,7 @@ static int add_metric(json_t *object, const char *name, avl_bench_samples_t *sam
 static json_t *setting_json(const avl_bench_setting_t *setting) {
     const Avl__V1__GetModelInfoResponse *info = setting->info;
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:s, s:s, s:o, s:o, s:I, s:o, s:f, s:I, s:I}", "backend", "avl",
+        "{s:s, s:s, s:s, s:I, s:s, s:s, s:o, s:o, s:I, s:o, s:f, s:I, s:o}", "backend", "avl",
         "server", setting->server, "model_id", info->model, "ranks", (json_int_t)info->ranks,
         "device", info->device, "dtype", info->dtype, "request_rate",
         setting->rate > 0 ? json_real(setting->rate) : json_null(), "max_concurrency",
@@ -186,7 +187,7 @@ static json_t *setting_json(const avl_bench_setting_t *setting) {
         "connections", (json_int_t)setting->connections, "deadline_s",
         setting->deadline_s > 0 ? json_real(setting->deadline_s) : json_null(), "cancel_rate",
         setting->cancel_rate, "max_tokens", (json_int_t)setting->max_tokens, "seed",
-        (json_int_t)setting->seed);
+        avl_json_u64(setting->seed));
 }
 
 static json_t *counts_json(const avl_bench_setting_t *setting, const avl_bench_results_t *results) {

@@ -438,6 +438,31 @@ static void a_port_of_another_kind_is_told(void **state) {
     }
 }
 
+static void *stop_when_asked(void *argument) {
+    fake_server_t *doomed = argument;
+    while (fake_server_counts(doomed).requests == 0)
+        avl_clock_sleep_ns(AVL_NS_PER_MS);
+    fake_server_stop(doomed);
+    return NULL;
+}
+
+static void a_service_that_vanishes_is_told(void **state) {
+    (void)state;
+    fake_server_t *doomed = fake_server_start();
+    char address[64];
+    snprintf(address, sizeof address, "%s", fake_server_address(doomed));
+    fake_server_behave(doomed, &(fake_behaviour_t){.tokens = 1, .ending = FAKE_STALL});
+    program_setting_t setting = {.server = address};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, stop_when_asked, doomed), 0);
+    program_result_t result = PROGRAM(&setting, "ask", "what?");
+    program_expect(&result, 1);
+    assert_true(strstr(result.errors, "UNAVAILABLE") != NULL ||
+                strstr(result.errors, "CANCELLED") != NULL);
+    program_free(&result);
+    pthread_join(thread, NULL);
+}
+
 static void a_terminal_sees_progress_and_a_summary(void **state) {
     (void)state;
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 2, .progress = true});
@@ -541,6 +566,7 @@ int main(void) {
         cmocka_unit_test(a_full_disk_is_told),
         cmocka_unit_test(nobody_at_the_address_is_told),
         cmocka_unit_test(a_port_of_another_kind_is_told),
+        cmocka_unit_test(a_service_that_vanishes_is_told),
         cmocka_unit_test(a_terminal_sees_progress_and_a_summary),
         cmocka_unit_test(a_narrow_terminal_gets_short_lines),
         cmocka_unit_test(a_dumb_terminal_gets_no_progress),

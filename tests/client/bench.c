@@ -8,10 +8,12 @@
 #include <cmocka.h>
 
 #include <jansson.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "tests/client/fake_server.h"
 #include "tests/client/program.h"
 
@@ -294,6 +296,31 @@ static void a_terminal_sees_a_bar(void **state) {
     program_free(&result);
 }
 
+static void *stop_when_busy(void *argument) {
+    fake_server_t *doomed = argument;
+    while (fake_server_counts(doomed).requests < 10)
+        avl_clock_sleep_ns(AVL_NS_PER_MS);
+    fake_server_stop(doomed);
+    return NULL;
+}
+
+/* Its requests fail from then on, and are not repeated as fast as the machine can. */
+static void a_service_that_vanishes_fails_its_requests(void **state) {
+    (void)state;
+    fake_server_t *doomed = fake_server_start();
+    char address[64];
+    snprintf(address, sizeof address, "%s", fake_server_address(doomed));
+    fake_server_behave(doomed, &(fake_behaviour_t){.tokens = 1, .first_delay_ms = 2});
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, stop_when_busy, doomed), 0);
+    json_t *report = MEASURE(0, "--server", address, "-c", "2", "--duration", "1");
+    pthread_join(thread, NULL);
+    assert_true(count(report, "completed") >= 8); /* two may have been cut */
+    long long failed = count(report, "failed");
+    assert_true(failed > 0 && failed <= 2 * 101); /* two places, a pause of 10 ms each */
+    json_decref(report);
+}
+
 static void nobody_at_the_address_is_told(void **state) {
     (void)state;
     program_setting_t setting = {0};
@@ -318,6 +345,7 @@ int main(void) {
         cmocka_unit_test(pictures_and_questions_take_turns),
         cmocka_unit_test(an_interrupt_reports_what_was_measured),
         cmocka_unit_test(a_terminal_sees_a_bar),
+        cmocka_unit_test(a_service_that_vanishes_fails_its_requests),
         cmocka_unit_test(nobody_at_the_address_is_told),
     };
     return cmocka_run_group_tests(tests, begin, end);
