@@ -16,6 +16,7 @@
 #include <grpc/grpc.h>
 #include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
+#include <grpc/support/log.h>
 #include <grpc/support/time.h>
 
 #include "base/clock.h"
@@ -623,9 +624,12 @@ static avl_status_t bind_address(avl_server_t *server, const char *address) {
     bool local = strncmp(address, "unix:", 5) == 0;
     const char *colon = strrchr(address, ':');
     if (!local && (colon == NULL || colon == address || colon[1] == '\0' ||
-                   strspn(colon + 1, "0123456789") != strlen(colon + 1)))
-        return avl_fail(AVL_ERR_INVALID, "cannot listen on \"%s\": write HOST:PORT or unix:PATH",
-                        address);
+                   strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
+                   strtol(colon + 1, NULL, 10) > 65535))
+        return avl_fail(
+            AVL_ERR_INVALID,
+            "cannot listen on \"%s\": write HOST:PORT (a port is 0 to 65535) or unix:PATH",
+            address);
     if (local)
         AVL_TRY(check_unix_path(address));
     grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
@@ -719,6 +723,12 @@ static avl_status_t threads_start(avl_server_t *server, int thread_count) {
     return status;
 }
 
+/* The core's own log goes where ours goes; what matters of it is said again by the caller, in the
+ * caller's words. */
+static void forward_log(gpr_log_func_args *args) {
+    avl_log_debug("gRPC: %s", args->message);
+}
+
 avl_status_t avl_server_create(const avl_server_config_t *config, avl_server_t **server_p) {
     avl_server_t *server = NULL;
     AVL_TRY(avl_alloc(1, sizeof *server, "a server", &server));
@@ -735,6 +745,7 @@ avl_status_t avl_server_create(const avl_server_config_t *config, avl_server_t *
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    gpr_set_log_function(forward_log);
     grpc_init();
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     server->queue = grpc_completion_queue_create_for_next(NULL);

@@ -1,0 +1,476 @@
+/* The request table with a call and a worker group that this file plays. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "coordinator/requests.h"
+
+#define CALLS 8
+
+/* ---- what coordinator/grpc_server.c would be ---- */
+
+struct avl_call {
+    int references;
+    void *user;
+    avl_status_t send_status; /* what the next sends return */
+    int32_t ids[64];
+    size_t id_count;
+    char text[4096];
+    int progress[16];
+    size_t progress_count;
+    bool answered, ended, aborted;
+    avl_rpc_code_t code;
+    char reason[512];
+    uint32_t completion_tokens;
+};
+
+static pthread_mutex_t play_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void avl_call_ref(avl_call_t *call) {
+    pthread_mutex_lock(&play_lock);
+    call->references++;
+    pthread_mutex_unlock(&play_lock);
+}
+
+void avl_call_unref(avl_call_t *call) {
+    pthread_mutex_lock(&play_lock);
+    call->references--;
+    pthread_mutex_unlock(&play_lock);
+}
+
+int64_t avl_call_deadline_ns(const avl_call_t *call) {
+    (void)call;
+    return AVL_DEADLINE_NONE;
+}
+
+void avl_call_set_user(avl_call_t *call, void *user) {
+    call->user = user;
+}
+
+void *avl_call_user(const avl_call_t *call) {
+    return call->user;
+}
+
+avl_status_t avl_call_send(avl_call_t *call, const ProtobufCMessage *message) {
+    const Avl__V1__GenerateResponse *response = (const Avl__V1__GenerateResponse *)message;
+    if (call->send_status != AVL_OK)
+        return avl_fail(call->send_status, "the client does not read");
+    assert_false(call->ended);
+    if (response->event_case == AVL__V1__GENERATE_RESPONSE__EVENT_DELTA) {
+        for (size_t i = 0; i < response->delta->n_token_ids; i++)
+            call->ids[call->id_count++] = response->delta->token_ids[i];
+        strncat(call->text, response->delta->text, sizeof call->text - strlen(call->text) - 1);
+    } else if (response->event_case == AVL__V1__GENERATE_RESPONSE__EVENT_PROGRESS) {
+        call->progress[call->progress_count++] = response->progress->stage;
+    } else {
+        assert_false(call->answered);
+        call->answered = true;
+        call->completion_tokens = response->finished->usage->completion_tokens;
+    }
+    return AVL_OK;
+}
+
+void avl_call_finish(avl_call_t *call, avl_rpc_code_t code, const char *text) {
+    pthread_mutex_lock(&play_lock);
+    assert_false(call->ended);
+    call->ended = true;
+    call->code = code;
+    snprintf(call->reason, sizeof call->reason, "%s", text);
+    pthread_mutex_unlock(&play_lock);
+}
+
+void avl_call_abort(avl_call_t *call, avl_rpc_code_t code, const char *text) {
+    call->aborted = true;
+    avl_call_finish(call, code, text);
+}
+
+avl_rpc_code_t avl_rpc_code(avl_status_t status) {
+    return (avl_rpc_code_t)(100 + status); /* the real table has its own test */
+}
+
+const char *avl_rpc_code_name(avl_rpc_code_t code) {
+    (void)code;
+    return "CODE";
+}
+
+/* ---- what coordinator/worker_group.c would be ---- */
+
+struct avl_worker_group {
+    avl_worker_group_view_t view;
+    avl_status_t submit_status;
+    uint64_t ids[32]; /* submitted, in order */
+    size_t submit_count;
+    int32_t max_tokens, replay[64]; /* of the last one */
+    size_t replay_count;
+    uint64_t cancelled[32];
+    size_t cancel_count;
+};
+
+void avl_worker_group_view(avl_worker_group_t *group, avl_worker_group_view_t *view_p) {
+    pthread_mutex_lock(&play_lock);
+    *view_p = group->view;
+    pthread_mutex_unlock(&play_lock);
+}
+
+avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1__Submit *submit,
+                                     uint64_t *generation_p) {
+    if (group->submit_status != AVL_OK)
+        return group->submit_status;
+    group->ids[group->submit_count++] = submit->request_id;
+    group->max_tokens = submit->max_tokens;
+    group->replay_count = submit->n_replay_ids;
+    for (size_t i = 0; i < submit->n_replay_ids; i++)
+        group->replay[i] = submit->replay_ids[i];
+    *generation_p = group->view.generation;
+    return AVL_OK;
+}
+
+void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id) {
+    assert_true(generation == group->view.generation);
+    group->cancelled[group->cancel_count++] = request_id;
+}
+
+/* ---- the stage ---- */
+
+typedef struct stage {
+    avl_tokenizer_t *tokenizer;
+    avl_requests_t *requests;
+    avl_worker_group_t group;
+    avl_call_t calls[CALLS];
+    avl_live_request_t *live[CALLS];
+} stage_t;
+
+static int setup_with_timeout(void **state, int64_t timeout_ns) {
+    stage_t *stage = calloc(1, sizeof *stage);
+    if (avl_tokenizer_open(AVL_SOURCE_DIR "/models/avl-tiny", &stage->tokenizer) != AVL_OK)
+        return -1;
+    avl_requests_config_t config = {stage->tokenizer, 4, timeout_ns};
+    if (avl_requests_create(&config, &stage->requests) != AVL_OK)
+        return -1;
+    stage->group.view.state = AVL_WORKER_GROUP_READY;
+    stage->group.view.ever_ready = true;
+    stage->group.view.generation = 1;
+    stage->group.view.context_rows_max = 100;
+    avl_requests_set_group(stage->requests, &stage->group);
+    *state = stage;
+    return 0;
+}
+
+static int setup(void **state) {
+    return setup_with_timeout(state, AVL_DEADLINE_NONE);
+}
+
+static int setup_hasty(void **state) {
+    return setup_with_timeout(state, AVL_NS_PER_S / 5);
+}
+
+static int teardown(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < CALLS; i++)
+        if (stage->calls[i].user != NULL)
+            avl_live_request_closed(stage->calls[i].user);
+    avl_requests_destroy(stage->requests);
+    for (int i = 0; i < CALLS; i++)
+        assert_int_equal(stage->calls[i].references, 0);
+    avl_tokenizer_close(stage->tokenizer);
+    free(stage);
+    return 0;
+}
+
+static avl_status_t admit(stage_t *stage, int i) {
+    AVL_TRY(avl_requests_admit(stage->requests, &stage->calls[i], &stage->live[i]));
+    avl_live_request_unref(stage->live[i]); /* the call's reference is enough here */
+    return AVL_OK;
+}
+
+static void begin(stage_t *stage, int i, int32_t rows, int32_t max_tokens) {
+    avl_prepared_t prepared;
+    memset(&prepared, 0, sizeof prepared);
+    assert_int_equal(
+        avl_alloc((size_t)rows, sizeof *prepared.token_ids, "ids", &prepared.token_ids), AVL_OK);
+    assert_int_equal(avl_alloc(1, sizeof *prepared.images, "images", &prepared.images), AVL_OK);
+    assert_int_equal(avl_alloc(10, 1, "pixels", &prepared.images[0].pixels), AVL_OK);
+    prepared.image_count = 1;
+    prepared.row_count = rows;
+    prepared.max_tokens = max_tokens;
+    prepared.attention = (avl_attention_choice_t){0.5, 0.3, 3};
+    avl_live_request_begin(stage->live[i], &prepared);
+}
+
+static void ask(stage_t *stage, int i) {
+    assert_int_equal(admit(stage, i), AVL_OK);
+    begin(stage, i, 10, 0);
+}
+
+static void event(stage_t *stage, uint64_t generation, uint64_t id, int32_t token) {
+    Avl__Worker__V1__Event one, *list[] = {&one};
+    avl__worker__v1__event__init(&one);
+    one.request_id = id;
+    one.kind = AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_TOKEN;
+    one.token_id = token;
+    Avl__Worker__V1__Events events;
+    avl__worker__v1__events__init(&events);
+    events.n_events = 1;
+    events.events = list;
+    avl_requests_group_events(stage->requests, generation, &events);
+}
+
+static void finish(stage_t *stage, uint64_t generation, uint64_t id,
+                   Avl__Worker__V1__ResultReason reason, avl_status_t status) {
+    char detail[] = "its words";
+    Avl__Worker__V1__Result result;
+    avl__worker__v1__result__init(&result);
+    result.finish_reason = reason;
+    result.status = status;
+    result.detail = detail;
+    Avl__Worker__V1__Event one, *list[] = {&one};
+    avl__worker__v1__event__init(&one);
+    one.request_id = id;
+    one.kind = AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_FINISHED;
+    one.result = &result;
+    Avl__Worker__V1__Events events;
+    avl__worker__v1__events__init(&events);
+    events.n_events = 1;
+    events.events = list;
+    avl_requests_group_events(stage->requests, generation, &events);
+}
+
+/* The group dies, and the next one is ready. */
+static void replace_group(stage_t *stage) {
+    uint64_t generation = stage->group.view.generation;
+    pthread_mutex_lock(&play_lock);
+    stage->group.view.state = AVL_WORKER_GROUP_ENDING;
+    pthread_mutex_unlock(&play_lock);
+    avl_requests_group_lost(stage->requests, generation);
+    pthread_mutex_lock(&play_lock);
+    stage->group.view.generation++;
+    stage->group.view.state = AVL_WORKER_GROUP_READY;
+    pthread_mutex_unlock(&play_lock);
+    avl_requests_group_changed(stage->requests);
+}
+
+#define STOP AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP
+#define ERROR AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_ERROR
+
+/* ---- tests ---- */
+
+static void test_answer(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    assert_int_equal(stage->group.submit_count, 1);
+    assert_int_equal(stage->group.max_tokens, 90); /* what the context leaves */
+    event(stage, 1, 1, 412);
+    event(stage, 1, 1, 391);
+    event(stage, 1, 77, 5); /* nobody's */
+    finish(stage, 1, 1, STOP, AVL_OK);
+    avl_call_t *call = &stage->calls[0];
+    assert_true(call->answered && call->ended && call->code == AVL_RPC_OK);
+    assert_int_equal(call->id_count, 2);
+    assert_string_equal(call->text, "five objects:");
+    assert_int_equal(call->completion_tokens, 2);
+    assert_int_equal(stage->group.cancel_count, 0);
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+    event(stage, 1, 1, 300); /* too late: nothing happens */
+    assert_int_equal(call->id_count, 2);
+}
+
+static void test_resumption(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    event(stage, 1, 1, 412);
+    event(stage, 1, 1, 391);
+    replace_group(stage);
+    assert_int_equal(stage->group.submit_count, 2);
+    assert_int_equal(stage->group.replay_count, 2);
+    assert_int_equal(stage->group.replay[0], 412);
+    assert_int_equal(stage->group.replay[1], 391);
+    assert_int_equal(stage->group.max_tokens, 90);
+    event(stage, 1, 1, 999); /* from the dead */
+    event(stage, 2, 1, 300);
+    finish(stage, 1, 1, ERROR, AVL_ERR_DEVICE); /* from the dead */
+    finish(stage, 2, 1, STOP, AVL_OK);
+    assert_int_equal(stage->calls[0].id_count, 3);
+    assert_int_equal(stage->calls[0].ids[2], 300);
+    assert_int_equal(stage->calls[0].code, AVL_RPC_OK);
+}
+
+static void test_progress_keeps_alive(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    for (int i = 0; i < 6; i++) {
+        event(stage, stage->group.view.generation, 1, 300 + i);
+        replace_group(stage);
+    }
+    assert_false(stage->calls[0].ended);
+    assert_int_equal(stage->group.replay_count, 6);
+}
+
+static void test_two_deaths_without_progress(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    event(stage, 1, 1, 300);
+    replace_group(stage);
+    assert_false(stage->calls[0].ended);
+    replace_group(stage);
+    assert_true(stage->calls[0].ended);
+    assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_INTERNAL));
+    assert_int_equal(stage->group.cancel_count, 0);
+}
+
+/* One request kills every group it runs in: the others survive it. */
+static void test_the_guilty_one_is_found(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < 3; i++)
+        ask(stage, i);
+    assert_int_equal(stage->group.submit_count, 3);
+    replace_group(stage); /* now one at a time, the oldest first */
+    assert_int_equal(stage->group.submit_count, 4);
+    assert_int_equal(stage->group.ids[3], 1);
+    ask(stage, 3); /* a new one need not wait */
+    assert_int_equal(stage->group.submit_count, 5);
+    event(stage, 2, 4, 300);
+    event(stage, 2, 1, 300); /* 1 is innocent: 2 has its turn */
+    assert_int_equal(stage->group.submit_count, 6);
+    assert_int_equal(stage->group.ids[5], 2);
+    replace_group(stage); /* and kills */
+    assert_true(stage->calls[1].ended);
+    assert_int_equal(stage->calls[1].code, avl_rpc_code(AVL_ERR_INTERNAL));
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(stage->calls[i].ended, i == 1);
+    /* The rest follows, one by one. */
+    static const uint64_t rest[] = {1, 3, 4};
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(stage->group.ids[6 + i], rest[i]);
+        assert_int_equal(stage->group.submit_count, 7 + i);
+        finish(stage, 3, rest[i], STOP, AVL_OK);
+    }
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+}
+
+static void test_cancel(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    avl_live_request_closed(stage->calls[0].user);
+    stage->calls[0].user = NULL;
+    assert_int_equal(stage->group.cancel_count, 1);
+    assert_int_equal(stage->group.cancelled[0], 1);
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+    assert_int_equal(admit(stage, 1), AVL_OK); /* cancelled while it is prepared */
+    assert_true(avl_live_request_wanted(stage->live[1]));
+    avl_live_request_fail(stage->live[1], AVL_ERR_CANCELLED, "over");
+    assert_false(avl_live_request_wanted(stage->live[1]));
+    begin(stage, 1, 10, 0);
+    assert_int_equal(stage->group.submit_count, 1);
+    assert_int_equal(stage->group.cancel_count, 1);
+}
+
+static void test_client_does_not_read(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    stage->calls[0].send_status = AVL_ERR_EXHAUSTED;
+    event(stage, 1, 1, 300);
+    assert_true(stage->calls[0].aborted);
+    assert_int_equal(stage->group.cancel_count, 1);
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+}
+
+static void test_refusals(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(admit(stage, i), AVL_OK);
+    assert_int_equal(admit(stage, 4), AVL_ERR_EXHAUSTED);
+    assert_int_equal(stage->calls[4].references, 0);
+    begin(stage, 0, 100, 0); /* no row for the answer */
+    assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_TOO_LARGE));
+    begin(stage, 1, 99, 50);
+    assert_int_equal(stage->group.max_tokens, 1);
+    event(stage, 1, 2, 300);
+    event(stage, 1, 2, 300); /* one more than asked for */
+    assert_int_equal(stage->calls[1].code, avl_rpc_code(AVL_ERR_INTERNAL));
+    begin(stage, 2, 10, 5);
+    assert_int_equal(stage->group.max_tokens, 5);
+    event(stage, 1, 3, 1 << 30);
+    assert_int_equal(stage->calls[2].code, avl_rpc_code(AVL_ERR_INTERNAL));
+    begin(stage, 3, 10, 5);
+    finish(stage, 1, 4, ERROR, AVL_ERR_EXHAUSTED);
+    assert_int_equal(stage->calls[3].code, avl_rpc_code(AVL_ERR_EXHAUSTED));
+    assert_string_equal(stage->calls[3].reason, "its words");
+    avl_requests_drain(stage->requests);
+    assert_int_equal(admit(stage, 5), AVL_ERR_UNAVAILABLE);
+}
+
+static void test_without_a_group(void **state) {
+    stage_t *stage = *state;
+    stage->group.view.state = AVL_WORKER_GROUP_LOADING;
+    assert_int_equal(admit(stage, 0), AVL_OK);
+    avl_live_request_want_progress(stage->live[0]);
+    begin(stage, 0, 10, 0);
+    assert_int_equal(stage->group.submit_count, 0);
+    assert_int_equal(stage->calls[0].progress[0], AVL__V1__STAGE__STAGE_LOADING);
+    pthread_mutex_lock(&play_lock);
+    stage->group.view.hopeless = true;
+    snprintf(stage->group.view.reason, sizeof stage->group.view.reason, "it never worked");
+    pthread_mutex_unlock(&play_lock);
+    avl_requests_group_changed(stage->requests);
+    assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_UNAVAILABLE));
+    assert_non_null(strstr(stage->calls[0].reason, "it never worked"));
+    assert_int_equal(admit(stage, 1), AVL_ERR_UNAVAILABLE);
+    assert_non_null(strstr(avl_status_detail(), "it never worked"));
+}
+
+static bool ended(avl_call_t *call) {
+    pthread_mutex_lock(&play_lock);
+    bool value = call->ended;
+    pthread_mutex_unlock(&play_lock);
+    return value;
+}
+
+static void test_timeout(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    assert_int_equal(admit(stage, 1), AVL_OK); /* still in preparation */
+    for (int i = 0; i < 4000 && !(ended(&stage->calls[0]) && ended(&stage->calls[1])); i++)
+        avl_clock_sleep_ns(5 * AVL_NS_PER_MS);
+    assert_int_equal(avl_requests_wait(stage->requests, avl_clock_now_ns() + 20 * AVL_NS_PER_S), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(stage->calls[i].code, avl_rpc_code(AVL_ERR_DEADLINE));
+        assert_non_null(strstr(stage->calls[i].reason, "the deadline passed"));
+    }
+    assert_int_equal(stage->group.cancel_count, 1);
+}
+
+static void test_fail_all(void **state) {
+    stage_t *stage = *state;
+    ask(stage, 0);
+    ask(stage, 1);
+    assert_int_equal(avl_requests_wait(stage->requests, avl_clock_now_ns()), 2);
+    avl_requests_fail_all(stage->requests, AVL_ERR_UNAVAILABLE, "closing");
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+    assert_int_equal(stage->group.cancel_count, 2);
+    assert_string_equal(stage->calls[1].reason, "closing");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_answer, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_resumption, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_progress_keeps_alive, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_two_deaths_without_progress, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_the_guilty_one_is_found, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_client_does_not_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_without_a_group, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_timeout, setup_hasty, teardown),
+        cmocka_unit_test_setup_teardown(test_fail_all, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
