@@ -21,13 +21,29 @@ typedef struct avl_attention_params {
     int32_t visual_update_interval; /* steps between reselections: >= 1 */
 } avl_attention_params_t;
 
+#define AVL_PRIORITY_MOST 10
+#define AVL_STOP_IDS_MAX 64
+#define AVL_LOGPROBS_MAX 21 /* of one token: its own and those of 20 others */
+
 typedef struct avl_sampling_params {
     double temperature; /* 0: greedy */
     double top_p;       /* 1: off */
     int32_t top_k;      /* 0: off */
     uint64_t
         seed; /* draws are a function of (seed, index of the token), so a replay draws the same */
+    double min_p;              /* share of the best token's probability; 0: off */
+    double repetition_penalty; /* of tokens in the prompt or the answer; 0 or 1: off */
+    double presence_penalty;   /* of tokens in the answer; 0: off */
+    double frequency_penalty;  /* the same, for every time; 0: off */
+    int32_t min_tokens;        /* no end before the answer has so many */
+    int32_t logprob_count;     /* 0: none; 1: the token's own; more: the best tokens' besides */
 } avl_sampling_params_t;
+
+/* By the model's logits as they are: before penalties, temperature and filters. */
+typedef struct avl_token_logprob {
+    int32_t token_id;
+    float logprob;
+} avl_token_logprob_t;
 
 typedef struct avl_request_image {
     avl_image_layout_t layout;
@@ -44,8 +60,11 @@ typedef struct avl_request {
     int32_t image_count;
     avl_attention_params_t attention;
     avl_sampling_params_t sampling;
+    int32_t *stop_ids; /* tokens that end the answer like the end of sequence */
+    int32_t stop_count;
     int32_t max_tokens; /* new tokens at most, replayed ones included: >= 1 */
     bool ignore_eos;
+    int32_t priority;    /* -AVL_PRIORITY_MOST to AVL_PRIORITY_MOST; the larger goes first */
     int64_t deadline_ns; /* on this host's avl_clock; AVL_DEADLINE_NONE */
     int64_t arrival_ns;
     /* Tokens that were already sent before a group was lost: taken as if drawn, so that the state
@@ -57,6 +76,11 @@ typedef struct avl_request {
 /* Releases the request and everything it owns. */
 void avl_request_destroy(avl_request_t *request);
 
+/* Everything that model and context say about a request. Errors: AVL_ERR_INVALID (parameters, token
+ * ids, pictures that do not fit their rows), AVL_ERR_TOO_LARGE (a prompt that leaves no row for an
+ * answer). */
+AVL_MUST_CHECK avl_status_t avl_request_check(const avl_request_t *request,
+                                              const avl_config_t *config, int32_t context_rows);
 /* Errors: AVL_ERR_INVALID naming parameter, value and allowed range. */
 AVL_MUST_CHECK avl_status_t avl_attention_params_check(const avl_attention_params_t *params);
 /* floor(ratio * count), exact for decimal ratios: a product that is whole up to rounding does not
@@ -65,7 +89,7 @@ int32_t avl_ratio_rows(double ratio, int32_t count);
 
 typedef enum avl_finish_reason {
     AVL_FINISH_NONE,
-    AVL_FINISH_STOP,   /* an end-of-sequence token, reported and counted like any other */
+    AVL_FINISH_STOP,   /* an end-of-sequence or stop token, reported and counted like any other */
     AVL_FINISH_LENGTH, /* max_tokens, or the context is full */
     AVL_FINISH_CANCELLED,
     AVL_FINISH_ERROR, /* status and detail say why */
@@ -106,6 +130,8 @@ typedef struct avl_event {
     avl_stage_t stage; /* progress */
     int32_t done, total;
     int32_t token_id; /* token */
+    int32_t logprob_count;
+    const avl_token_logprob_t *logprobs; /* its own first, then the best in order; the sampler's */
     /* finished: */
     avl_finish_reason_t finish_reason;
     avl_status_t status;

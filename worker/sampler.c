@@ -2,27 +2,44 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 
+/* Rows of logits are read in blocks of this many, so that compilers use vector registers without
+ * being asked to reorder sums. */
+#define LANES 16
+#define TEMPERATURE_LEAST                                                                          \
+    1e-6                 /* below it is greedy: the division would leave the range of floats */
+#define NUCLEUS_FIRST 64 /* tokens that are sorted before more are looked at */
+
 typedef struct choice {
-    double weight;
+    float logit;
+    float weight; /* e^((logit - best) / temperature) */
     int32_t token_id;
 } choice_t;
 
 struct avl_sampler {
     int32_t vocab_rows;
     choice_t *choices; /* [vocab_rows] */
+    float *logits;     /* [vocab_rows] changed by penalties and bans */
+    uint32_t *marks;   /* [vocab_rows] == mark: penalised already in this draw */
+    uint32_t mark;
+    avl_token_logprob_t logprobs[AVL_LOGPROBS_MAX];
 };
 
 avl_status_t avl_sampler_create(int32_t vocab_rows, avl_sampler_t **sampler_p) {
     avl_sampler_t *sampler;
     AVL_TRY(avl_alloc(1, sizeof *sampler, "sampler", &sampler));
     sampler->vocab_rows = vocab_rows;
-    avl_status_t status =
-        avl_alloc((size_t)vocab_rows, sizeof *sampler->choices, "sampler", &sampler->choices);
+    size_t rows = (size_t)vocab_rows;
+    avl_status_t status = avl_alloc(rows, sizeof *sampler->choices, "sampler", &sampler->choices);
+    if (status == AVL_OK)
+        status = avl_alloc_aligned(rows, sizeof *sampler->logits, "sampler", &sampler->logits);
+    if (status == AVL_OK)
+        status = avl_alloc(rows, sizeof *sampler->marks, "sampler", &sampler->marks);
     if (status != AVL_OK) {
-        free(sampler);
+        avl_sampler_destroy(sampler);
         return status;
     }
     *sampler_p = sampler;
@@ -33,9 +50,12 @@ void avl_sampler_destroy(avl_sampler_t *sampler) {
     if (sampler == NULL)
         return;
     free(sampler->choices);
+    free(sampler->logits);
+    free(sampler->marks);
     free(sampler);
 }
 
+/* The comparisons are written so that a NaN fails them. */
 avl_status_t avl_sampling_params_check(const avl_sampling_params_t *params) {
     if (!(params->temperature >= 0 && params->temperature <= 100))
         return avl_fail(AVL_ERR_INVALID, "temperature is %g; allowed: 0 (greedy) to 100",
@@ -45,6 +65,24 @@ avl_status_t avl_sampling_params_check(const avl_sampling_params_t *params) {
                         params->top_p);
     if (params->top_k < 0)
         return avl_fail(AVL_ERR_INVALID, "top_k is %d; allowed: at least 0 (off)", params->top_k);
+    if (!(params->min_p >= 0 && params->min_p <= 1))
+        return avl_fail(AVL_ERR_INVALID, "min_p is %g; allowed: 0 (off) to 1", params->min_p);
+    if (params->repetition_penalty != 0 &&
+        !(params->repetition_penalty >= 0.01 && params->repetition_penalty <= 100))
+        return avl_fail(AVL_ERR_INVALID, "repetition_penalty is %g; allowed: 0.01 to 100, 1 is off",
+                        params->repetition_penalty);
+    if (!(params->presence_penalty >= -100 && params->presence_penalty <= 100))
+        return avl_fail(AVL_ERR_INVALID, "presence_penalty is %g; allowed: -100 to 100",
+                        params->presence_penalty);
+    if (!(params->frequency_penalty >= -100 && params->frequency_penalty <= 100))
+        return avl_fail(AVL_ERR_INVALID, "frequency_penalty is %g; allowed: -100 to 100",
+                        params->frequency_penalty);
+    if (params->min_tokens < 0)
+        return avl_fail(AVL_ERR_INVALID, "min_tokens is %d; allowed: at least 0",
+                        params->min_tokens);
+    if (params->logprob_count < 0 || params->logprob_count > AVL_LOGPROBS_MAX)
+        return avl_fail(AVL_ERR_INVALID, "%d logprobs of a token; allowed: 0 to %d",
+                        params->logprob_count, AVL_LOGPROBS_MAX);
     return AVL_OK;
 }
 
@@ -76,81 +114,316 @@ static double uniform(uint64_t seed, uint64_t token_index) {
     return (double)bits * 0x1p-53;
 }
 
-/* The best token: the lowest id on a tie. */
-static avl_status_t best_token(const float *logits, int32_t count, int32_t *token_id_p) {
-    int32_t best = 0;
+/* ---- greedy ---- */
+
+static avl_status_t refuse(const float *logits, int32_t count) {
     for (int32_t i = 0; i < count; i++) {
         if (isnan(logits[i]) || logits[i] == INFINITY)
             return avl_fail(AVL_ERR_INTERNAL,
                             "the model's logit of token %d is %g: the numbers of "
                             "this request left the range of its format",
                             i, (double)logits[i]);
-        if (logits[i] > logits[best])
-            best = i;
     }
-    if (logits[best] == -INFINITY)
-        return avl_fail(AVL_ERR_INTERNAL, "the model's logits are all -infinity");
-    *token_id_p = best;
+    return avl_fail(AVL_ERR_INTERNAL, "the logits are all -infinity: no token is allowed");
+}
+
+/* The largest logit; refuses what is no number. */
+static avl_status_t largest(const float *logits, int32_t count, float *best_p) {
+    float best[LANES];
+    int32_t bad[LANES] = {0};
+    for (int j = 0; j < LANES; j++)
+        best[j] = -INFINITY;
+    int32_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            float logit = logits[i + j];
+            bad[j] |= !(logit < INFINITY);
+            best[j] = logit > best[j] ? logit : best[j];
+        }
+    }
+    for (; i < count; i++) {
+        bad[0] |= !(logits[i] < INFINITY);
+        best[0] = logits[i] > best[0] ? logits[i] : best[0];
+    }
+    for (int j = 1; j < LANES; j++) {
+        bad[0] |= bad[j];
+        best[0] = best[j] > best[0] ? best[j] : best[0];
+    }
+    if (bad[0] || best[0] == -INFINITY)
+        return refuse(logits, count);
+    *best_p = best[0];
     return AVL_OK;
 }
 
-/* By weight descending, then by id. */
-static int compare_choices(const void *left, const void *right) {
-    const choice_t *a = left, *b = right;
-    if (a->weight != b->weight)
-        return a->weight > b->weight ? -1 : 1;
-    return a->token_id < b->token_id ? -1 : a->token_id > b->token_id;
+static int32_t first_of(const float *logits, float value) {
+    int32_t i = 0;
+    while (logits[i] != value)
+        i++;
+    return i;
 }
 
-/* Leaves the tokens of the smallest set whose probability reaches top_p, and returns how many;
- * `choices` sorted. */
-static int32_t nucleus(const choice_t *choices, int32_t count, double top_p) {
-    double sum = 0, reached = 0;
-    for (int32_t i = 0; i < count; i++)
-        sum += choices[i].weight;
+/* ---- penalties ---- */
+
+static void next_mark(avl_sampler_t *sampler) {
+    if (++sampler->mark == 0) { /* once in four thousand million draws */
+        memset(sampler->marks, 0, (size_t)sampler->vocab_rows * sizeof *sampler->marks);
+        sampler->mark = 1;
+    }
+}
+
+/* Whether the token is new in this pass. */
+static bool mark(avl_sampler_t *sampler, int32_t token_id) {
+    if (token_id < 0 || token_id >= sampler->vocab_rows ||
+        sampler->marks[token_id] == sampler->mark)
+        return false;
+    sampler->marks[token_id] = sampler->mark;
+    return true;
+}
+
+static void penalise_repeated(avl_sampler_t *sampler, float penalty, const int32_t *ids,
+                              int32_t count) {
     for (int32_t i = 0; i < count; i++) {
-        reached += choices[i].weight;
-        if (reached >= top_p * sum)
-            return i + 1;
+        if (!mark(sampler, ids[i]))
+            continue;
+        float *logit = &sampler->logits[ids[i]];
+        *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
+    }
+}
+
+static void penalise(avl_sampler_t *sampler, const avl_sampling_params_t *params,
+                     const avl_sampler_history_t *history) {
+    if (params->repetition_penalty > 0 && params->repetition_penalty != 1) {
+        float penalty = (float)params->repetition_penalty;
+        next_mark(sampler);
+        penalise_repeated(sampler, penalty, history->prompt_ids, history->prompt_rows);
+        penalise_repeated(sampler, penalty, history->token_ids, history->token_count);
+    }
+    next_mark(sampler);
+    for (int32_t i = 0; i < history->token_count; i++) {
+        int32_t id = history->token_ids[i];
+        if (id < 0 || id >= sampler->vocab_rows)
+            continue;
+        float penalty = (float)params->frequency_penalty;
+        if (mark(sampler, id))
+            penalty += (float)params->presence_penalty;
+        sampler->logits[id] -= penalty;
+    }
+}
+
+static bool penalises(const avl_sampling_params_t *params) {
+    return (params->repetition_penalty > 0 && params->repetition_penalty != 1) ||
+           params->presence_penalty != 0 || params->frequency_penalty != 0;
+}
+
+/* The logits to choose by: the model's own, or a copy with penalties and bans. */
+static const float *adjust(avl_sampler_t *sampler, const float *logits,
+                           const avl_sampling_params_t *params,
+                           const avl_sampler_history_t *history) {
+    if (!penalises(params) && history->banned_count == 0)
+        return logits;
+    memcpy(sampler->logits, logits, (size_t)sampler->vocab_rows * sizeof *logits);
+    if (penalises(params))
+        penalise(sampler, params, history);
+    for (int32_t i = 0; i < history->banned_count; i++) {
+        int32_t id = history->banned_ids[i];
+        if (id >= 0 && id < sampler->vocab_rows)
+            sampler->logits[id] = -INFINITY;
+    }
+    return sampler->logits;
+}
+
+/* ---- filters ---- */
+
+/* By logit descending, then by id. */
+static bool before(const choice_t *a, const choice_t *b) {
+    return a->logit != b->logit ? a->logit > b->logit : a->token_id < b->token_id;
+}
+
+static int compare_choices(const void *left, const void *right) {
+    return before(left, right) ? -1 : before(right, left);
+}
+
+static void swap(choice_t *a, choice_t *b) {
+    choice_t kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* Brings the `keep` first of the order to the front (quickselect), sorted. */
+static void front(choice_t *choices, int32_t count, int32_t keep) {
+    int32_t low = 0, high = count - 1;
+    while (low < high && keep < count) {
+        choice_t *middle = &choices[low + (high - low) / 2];
+        if (before(middle, &choices[low]))
+            swap(middle, &choices[low]);
+        if (before(&choices[high], &choices[low]))
+            swap(&choices[high], &choices[low]);
+        if (before(&choices[high], middle))
+            swap(&choices[high], middle);
+        choice_t pivot = *middle;
+        int32_t i = low, j = high;
+        while (i <= j) {
+            while (before(&choices[i], &pivot))
+                i++;
+            while (before(&pivot, &choices[j]))
+                j--;
+            if (i <= j)
+                swap(&choices[i++], &choices[j--]);
+        }
+        if (keep - 1 <= j)
+            high = j;
+        else if (keep - 1 >= i)
+            low = i;
+        else
+            break;
+    }
+    qsort(choices, (size_t)(keep < count ? keep : count), sizeof *choices, compare_choices);
+}
+
+/* e^x for x <= 0, to two units in the last place; 0 below the range of normal numbers. (Cody and
+ * Waite's reduction, a Taylor polynomial; in this form compilers do 16 at a time.) */
+static inline float exponential(float x) {
+    float clamped = x > -87.0f ? x : -87.0f;
+    float shifted = clamped * 1.44269504f + 12582912.0f; /* rounds to a whole number */
+    float whole = shifted - 12582912.0f;
+    float r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    union {
+        int32_t bits;
+        float value;
+    } power = {.bits = ((int32_t)whole + 127) * (1 << 23)};
+    return x > -87.0f ? p * power.value : 0.0f;
+}
+
+/* Weights of all choices; returns their sum. */
+static double weigh(choice_t *choices, int32_t count, float best, float temperature) {
+    double sums[LANES] = {0};
+    int32_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        float weights[LANES];
+        for (int j = 0; j < LANES; j++)
+            weights[j] = exponential((choices[i + j].logit - best) / temperature);
+        for (int j = 0; j < LANES; j++) {
+            choices[i + j].weight = weights[j];
+            sums[j] += (double)weights[j];
+        }
+    }
+    for (; i < count; i++) {
+        choices[i].weight = exponential((choices[i].logit - best) / temperature);
+        sums[0] += (double)choices[i].weight;
+    }
+    for (int j = 1; j < LANES; j++)
+        sums[0] += sums[j];
+    return sums[0];
+}
+
+/* Brings the smallest set whose weight reaches top_p of `sum` to the front; returns its size. Sorts
+ * four times as many whenever those sorted do not suffice. */
+static int32_t nucleus(choice_t *choices, int32_t count, double sum, double top_p, bool sorted) {
+    double reached = 0;
+    int32_t done = 0, ahead = sorted ? count : NUCLEUS_FIRST;
+    while (done < count) {
+        int32_t part = ahead < count - done ? ahead : count - done;
+        if (!sorted)
+            front(choices + done, count - done, part);
+        for (int32_t end = done + part; done < end;) {
+            reached += (double)choices[done++].weight;
+            if (reached >= top_p * sum)
+                return done;
+        }
+        ahead *= 4;
     }
     return count;
 }
 
-avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
-                              const avl_sampling_params_t *params, uint64_t token_index,
-                              int32_t *token_id_p) {
-    int32_t count = sampler->vocab_rows, best = 0;
-    AVL_TRY(best_token(logits, count, &best));
-    if (params->temperature <= 0) {
-        *token_id_p = best;
-        return AVL_OK;
-    }
-    choice_t *choices = sampler->choices;
+/* Without those below `least`; keeps the order. */
+static int32_t drop_light(choice_t *choices, int32_t count, double least) {
     int32_t kept = 0;
     for (int32_t i = 0; i < count; i++) {
-        double weight = exp(((double)logits[i] - (double)logits[best]) / params->temperature);
-        if (weight > 0) /* what underflows can never be drawn */
-            choices[kept++] = (choice_t){.weight = weight, .token_id = i};
+        if ((double)choices[i].weight >= least)
+            choices[kept++] = choices[i];
     }
-    bool cut = params->top_k > 0 && params->top_k < kept;
-    if (cut || params->top_p < 1)
-        qsort(choices, (size_t)kept, sizeof *choices, compare_choices);
-    if (cut)
-        kept = params->top_k;
+    return kept;
+}
+
+static int32_t draw(avl_sampler_t *sampler, const float *logits, float best,
+                    const avl_sampling_params_t *params, uint64_t token_index) {
+    choice_t *choices = sampler->choices;
+    int32_t count = sampler->vocab_rows;
+    for (int32_t i = 0; i < count; i++)
+        choices[i] = (choice_t){.logit = logits[i], .token_id = i};
+    bool cut = params->top_k > 0 && params->top_k < count;
+    if (cut) {
+        front(choices, count, params->top_k);
+        count = params->top_k;
+    }
+    double sum = weigh(choices, count, best, (float)params->temperature);
     if (params->top_p < 1)
-        kept = nucleus(choices, kept, params->top_p);
-    double sum = 0;
-    for (int32_t i = 0; i < kept; i++)
-        sum += choices[i].weight;
-    double target = uniform(params->seed, token_index) * sum, reached = 0;
-    int32_t drawn = kept - 1;
-    for (int32_t i = 0; i < kept; i++) {
-        reached += choices[i].weight;
-        if (target < reached) {
-            drawn = i;
-            break;
-        }
+        count = nucleus(choices, count, sum, params->top_p, cut);
+    if (params->min_p > 0)
+        count = drop_light(choices, count, params->min_p); /* the best weighs 1 */
+    if (params->top_p < 1 || params->min_p > 0) {
+        sum = 0;
+        for (int32_t i = 0; i < count; i++)
+            sum += (double)choices[i].weight;
     }
-    *token_id_p = choices[drawn].token_id;
+    double target = uniform(params->seed, token_index) * sum, reached = 0;
+    int32_t last = -1;
+    for (int32_t i = 0; i < count; i++) {
+        reached += (double)choices[i].weight;
+        if (choices[i].weight > 0)
+            last = choices[i].token_id;
+        if (target < reached)
+            break;
+    }
+    return last; /* one with weight even when rounding leaves the sum behind the target */
+}
+
+/* ---- logprobs ---- */
+
+/* The token's own and the best tokens', by the model's logits. */
+static avl_status_t tell_logprobs(avl_sampler_t *sampler, const float *logits, int32_t token_id,
+                                  int32_t wanted) {
+    choice_t *choices = sampler->choices;
+    int32_t count = sampler->vocab_rows, others = wanted - 1 < count ? wanted - 1 : count;
+    float best;
+    AVL_TRY(largest(logits, count, &best));
+    for (int32_t i = 0; i < count; i++)
+        choices[i] = (choice_t){.logit = logits[i], .token_id = i};
+    double base = (double)best + log(weigh(choices, count, best, 1));
+    if (others > 0)
+        front(choices, count, others);
+    sampler->logprobs[0] = (avl_token_logprob_t){
+        .token_id = token_id, .logprob = (float)((double)logits[token_id] - base)};
+    for (int32_t i = 0; i < others; i++)
+        sampler->logprobs[1 + i] = (avl_token_logprob_t){
+            .token_id = choices[i].token_id, .logprob = (float)((double)choices[i].logit - base)};
+    return AVL_OK;
+}
+
+avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
+                              const avl_sampling_params_t *params,
+                              const avl_sampler_history_t *history, avl_sampler_token_t *token_p) {
+    avl_sampler_token_t token = {.logprobs = sampler->logprobs};
+    const float *adjusted = adjust(sampler, logits, params, history);
+    float best;
+    AVL_TRY(largest(adjusted, sampler->vocab_rows, &best));
+    if (params->temperature < TEMPERATURE_LEAST)
+        token.token_id = first_of(adjusted, best);
+    else
+        token.token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
+    if (params->logprob_count > 0) {
+        AVL_TRY(tell_logprobs(sampler, logits, token.token_id, params->logprob_count));
+        token.logprob_count = params->logprob_count - 1 < sampler->vocab_rows
+                                  ? params->logprob_count
+                                  : sampler->vocab_rows + 1;
+    }
+    *token_p = token;
     return AVL_OK;
 }

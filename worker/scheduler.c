@@ -7,42 +7,22 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "worker/job.h"
 #include "worker/sampler.h"
-
-typedef struct job {
-    avl_request_t *request;
-    struct job *next; /* in the queue */
-    avl_stage_t stage;
-    int32_t sequence; /* -1: none */
-    bool whole;       /* the prompt is read in one step */
-    avl_sequence_shape_t shape;
-    avl_sequence_price_t price;
-    int64_t pages_reserved;
-    int32_t feature_row;
-    int32_t feature_rows; /* held; 0 once the prompt is read */
-    int32_t images_done;
-    int32_t rows_done;  /* prompt rows */
-    int32_t tokens_max; /* new tokens, the context considered */
-    int32_t tokens_done;
-    int32_t last_token;
-    int64_t first_step_ns, first_token_ns, last_token_ns, encode_ns;
-    /* What the current plan does for it: */
-    bool planned;      /* it has a run */
-    int32_t plan_rows; /* prompt rows of that */
-    bool plan_logits;
-} job_t;
 
 struct avl_scheduler {
     avl_engine_t *engine;
     avl_event_sink_t sink;
     avl_sampler_t *sampler;
-    job_t *queue_first, *queue_last;
-    int32_t queue_count, queue_max;
-    job_t **active; /* [sequences_max] in order of admission */
+    avl_job_queue_t queue;
+    int32_t queue_max;
+    double growth_share;
+    avl_job_t **active; /* [sequences_max] in order of admission */
     int32_t active_count;
-    job_t **by_sequence; /* [sequences_max] */
-    job_t **ordered;     /* [sequences_max] scratch: by feature_row */
+    avl_job_t **by_sequence; /* [sequences_max] */
+    avl_job_t **ordered;     /* [sequences_max] scratch: by feature_row */
     int64_t pages_reserved;
+    int64_t preemptions, rows_recomputed;
     avl_request_totals_t totals;
     bool draining;
     uint64_t step;
@@ -61,6 +41,8 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
     scheduler->engine = engine;
     scheduler->sink = *sink;
     scheduler->queue_max = queue_max;
+    scheduler->queue.deadline_ns = AVL_DEADLINE_NONE;
+    scheduler->growth_share = AVL_GROWTH_SHARE;
     const struct {
         size_t item_bytes;
         void *memory_p;
@@ -87,20 +69,19 @@ err_destroy:
     return status;
 }
 
-static void destroy_job(job_t *job) {
-    avl_request_destroy(job->request);
-    free(job);
+void avl_scheduler_set_growth_share(avl_scheduler_t *scheduler, double share) {
+    scheduler->growth_share = share;
 }
 
 void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
     if (scheduler == NULL)
         return;
     for (int32_t i = 0; i < scheduler->active_count; i++)
-        destroy_job(scheduler->active[i]);
-    while (scheduler->queue_first != NULL) {
-        job_t *job = scheduler->queue_first;
-        scheduler->queue_first = job->next;
-        destroy_job(job);
+        avl_job_destroy(scheduler->active[i]);
+    while (scheduler->queue.first != NULL) {
+        avl_job_t *job = scheduler->queue.first;
+        avl_job_queue_leave(&scheduler->queue, job);
+        avl_job_destroy(job);
     }
     avl_sampler_destroy(scheduler->sampler);
     avl_plan_destroy(&scheduler->plan);
@@ -114,7 +95,7 @@ void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
 /* ---- the end of a request ---- */
 
 /* Reads from the engine what attention did; zeros when the request never ran. */
-static avl_attention_report_t report_of(const avl_scheduler_t *scheduler, const job_t *job) {
+static avl_attention_report_t report_of(const avl_scheduler_t *scheduler, const avl_job_t *job) {
     avl_attention_report_t report = {.visual_rows_seen = job->shape.visual_rows,
                                      .visual_rows_stored = job->shape.store_rows};
     const avl_sequence_t *sequence =
@@ -128,7 +109,7 @@ static avl_attention_report_t report_of(const avl_scheduler_t *scheduler, const 
     return report;
 }
 
-static avl_request_timings_t timings_of(const job_t *job) {
+static avl_request_timings_t timings_of(const avl_job_t *job) {
     avl_request_timings_t timings = {.encode_ns = job->encode_ns};
     if (job->first_step_ns == 0)
         return timings;
@@ -140,7 +121,7 @@ static avl_request_timings_t timings_of(const job_t *job) {
     return timings;
 }
 
-static void add_totals(avl_scheduler_t *scheduler, const job_t *job,
+static void add_totals(avl_scheduler_t *scheduler, const avl_job_t *job,
                        const avl_attention_report_t *report) {
     avl_request_totals_t *totals = &scheduler->totals;
     if (job->first_step_ns == 0)
@@ -153,10 +134,10 @@ static void add_totals(avl_scheduler_t *scheduler, const job_t *job,
     totals->pages_evicted += report->kv_bytes_returned / avl_engine_page_bytes(scheduler->engine);
 }
 
-static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_finish_reason_t reason,
-                          avl_status_t status, const char *detail) {
+static void send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
+                          avl_finish_reason_t reason, avl_status_t status, const char *detail) {
     /* An end in the middle of a replay does not take back what the client has. */
-    int32_t replayed = job->request->replay_count;
+    int32_t replayed = job->tokens_known > 0 ? job->tokens_known : job->request->replay_count;
     avl_event_t event = {
         .kind = AVL_EVENT_FINISHED,
         .request_id = job->request->id,
@@ -172,7 +153,7 @@ static void send_finished(avl_scheduler_t *scheduler, const job_t *job, avl_fini
     scheduler->sink.take(scheduler->sink.context, &event);
 }
 
-static void leave_active(avl_scheduler_t *scheduler, job_t *job) {
+static void leave_active(avl_scheduler_t *scheduler, avl_job_t *job) {
     int32_t place = 0;
     while (scheduler->active[place] != job)
         place++;
@@ -184,28 +165,22 @@ static void leave_active(avl_scheduler_t *scheduler, job_t *job) {
 }
 
 /* Ends an active request: the final event goes out, the sequence goes with the next plan. */
-static void finish(avl_scheduler_t *scheduler, job_t *job, avl_finish_reason_t reason,
+static void finish(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
                    avl_status_t status, const char *detail) {
     send_finished(scheduler, job, reason, status, detail);
     leave_active(scheduler, job);
     scheduler->releases[scheduler->release_count++] = job->sequence;
-    destroy_job(job);
+    avl_job_destroy(job);
 }
 
-static void finish_queued(avl_scheduler_t *scheduler, job_t *job, job_t *previous,
-                          avl_finish_reason_t reason, avl_status_t status, const char *detail) {
-    if (previous != NULL)
-        previous->next = job->next;
-    else
-        scheduler->queue_first = job->next;
-    if (scheduler->queue_last == job)
-        scheduler->queue_last = previous;
-    scheduler->queue_count--;
+static void finish_queued(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
+                          avl_status_t status, const char *detail) {
+    avl_job_queue_leave(&scheduler->queue, job);
     send_finished(scheduler, job, reason, status, detail);
-    destroy_job(job);
+    avl_job_destroy(job);
 }
 
-static void send_progress(avl_scheduler_t *scheduler, const job_t *job, avl_stage_t stage,
+static void send_progress(avl_scheduler_t *scheduler, const avl_job_t *job, avl_stage_t stage,
                           int32_t done, int32_t total) {
     avl_event_t event = {
         .kind = AVL_EVENT_PROGRESS,
@@ -219,80 +194,7 @@ static void send_progress(avl_scheduler_t *scheduler, const job_t *job, avl_stag
 
 /* ---- submit ---- */
 
-static avl_status_t check_ids(const avl_request_t *request, int32_t vocab_rows) {
-    int32_t image = 0, left = 0;
-    for (int32_t i = 0; i < request->row_count; i++) {
-        if (left == 0 && image < request->image_count && request->images[image].first_row == i)
-            left = request->images[image++].layout.prompt_rows;
-        int32_t id = request->token_ids[i];
-        if (left > 0 && id != -1)
-            return avl_fail(AVL_ERR_INVALID,
-                            "row %d of the prompt belongs to picture %d and holds token %d", i,
-                            image - 1, id);
-        if (left == 0 && (id < 0 || id >= vocab_rows))
-            return avl_fail(AVL_ERR_INVALID,
-                            "row %d of the prompt holds token %d; allowed: 0 to %d", i, id,
-                            vocab_rows - 1);
-        left -= left > 0;
-    }
-    if (image < request->image_count || left > 0)
-        return avl_fail(AVL_ERR_INVALID,
-                        "the prompt has %d rows, and picture %d of %d does not lie within them "
-                        "after the one before it",
-                        request->row_count, left > 0 ? image - 1 : image, request->image_count);
-    return AVL_OK;
-}
-
-static avl_status_t check_images(const avl_request_t *request, const avl_config_t *config) {
-    size_t side = (size_t)config->model.vision.image_side;
-    for (int32_t i = 0; i < request->image_count; i++) {
-        const avl_request_image_t *image = &request->images[i];
-        avl_image_layout_t layout;
-        AVL_TRY(avl_image_layout(config, image->layout.image_width, image->layout.image_height,
-                                 &layout));
-        if (memcmp(&layout, &image->layout, sizeof layout) != 0)
-            return avl_fail(AVL_ERR_INVALID,
-                            "picture %d of %dx%d pixels comes as %d tiles and %d rows; this model "
-                            "makes %d tiles and %d rows of it",
-                            i, layout.image_width, layout.image_height, image->layout.tile_count,
-                            image->layout.prompt_rows, layout.tile_count, layout.prompt_rows);
-        size_t bytes = (size_t)layout.tile_count * 3 * side * side;
-        if (image->pixel_bytes != bytes)
-            return avl_fail(AVL_ERR_INVALID,
-                            "picture %d has %zu bytes of pixels; %d tiles need %zu", i,
-                            image->pixel_bytes, layout.tile_count, bytes);
-    }
-    return AVL_OK;
-}
-
-static avl_status_t check_request(const avl_scheduler_t *scheduler, const avl_request_t *request) {
-    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
-    const avl_config_t *config = options->config;
-    int32_t vocab_rows = config->model.text.vocab_rows, context = options->limits.context_rows;
-    AVL_TRY(avl_attention_params_check(&request->attention));
-    AVL_TRY(avl_sampling_params_check(&request->sampling));
-    if (request->max_tokens < 1)
-        return avl_fail(AVL_ERR_INVALID, "max_tokens is %d; allowed: at least 1",
-                        request->max_tokens);
-    if (request->row_count < 1)
-        return avl_fail(AVL_ERR_INVALID, "the prompt is empty");
-    if (request->row_count >= context)
-        return avl_fail(AVL_ERR_TOO_LARGE,
-                        "the prompt has %d rows; the context of %d leaves room for %d at most",
-                        request->row_count, context, context - 1);
-    if (request->replay_count < 0 || request->replay_count > request->max_tokens)
-        return avl_fail(AVL_ERR_INVALID, "%d tokens to replay, and max_tokens is %d",
-                        request->replay_count, request->max_tokens);
-    for (int32_t i = 0; i < request->replay_count; i++) {
-        if (request->replay_ids[i] < 0 || request->replay_ids[i] >= vocab_rows)
-            return avl_fail(AVL_ERR_INVALID, "token %d to replay is %d; allowed: 0 to %d", i,
-                            request->replay_ids[i], vocab_rows - 1);
-    }
-    AVL_TRY(check_images(request, config));
-    return check_ids(request, vocab_rows);
-}
-
-static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const job_t *job) {
+static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const avl_job_t *job) {
     int64_t pages = avl_engine_pages(scheduler->engine).total;
     int64_t needed = job->price.prefill_pages > job->price.decode_pages ? job->price.prefill_pages
                                                                         : job->price.decode_pages;
@@ -304,7 +206,7 @@ static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const job_t
                         job->shape.visual_rows, job->tokens_max, (long long)pages);
     if (scheduler->draining)
         return avl_fail(AVL_ERR_UNAVAILABLE, "the worker is draining");
-    if (scheduler->queue_count >= scheduler->queue_max)
+    if (scheduler->queue.count >= scheduler->queue_max)
         return avl_fail(AVL_ERR_EXHAUSTED, "the worker's queue of %d requests is full",
                         scheduler->queue_max);
     if (avl_clock_now_ns() >= job->request->deadline_ns)
@@ -312,51 +214,29 @@ static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const job_t
     return AVL_OK;
 }
 
-static void fill_job(const avl_scheduler_t *scheduler, job_t *job) {
-    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
-    const avl_request_t *request = job->request;
-    int32_t room = options->limits.context_rows - request->row_count;
-    job->tokens_max = request->max_tokens < room ? request->max_tokens : room;
-    /* The last token drawn is never an input, so it needs no row. */
-    job->shape = avl_sequence_shape(request->token_ids, request->row_count,
-                                    request->row_count + job->tokens_max - 1, &request->attention);
-    job->whole = request->row_count <= options->limits.batch_rows;
-    job->price =
-        avl_sequence_price(&job->shape, options->config->model.text.layer_count, job->whole);
-}
-
 void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request) {
-    job_t *job = NULL;
-    job_t refused = {.request = request, .sequence = -1};
-    avl_status_t status = check_request(scheduler, request);
+    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
+    avl_job_t *job = NULL;
+    avl_status_t status = avl_job_create(request, options->config, &options->limits, &job);
     if (status == AVL_OK)
-        status = avl_alloc(1, sizeof *job, "request", &job);
-    if (status == AVL_OK) {
-        job->request = request;
-        job->sequence = -1;
-        fill_job(scheduler, job);
-        refused = *job;
         status = check_capacity(scheduler, job);
-    }
     if (status != AVL_OK) {
-        send_finished(scheduler, &refused, AVL_FINISH_ERROR, status, avl_status_detail());
-        avl_request_destroy(request);
-        free(job);
+        const avl_job_t refused = {.request = request, .sequence = -1};
+        send_finished(scheduler, job != NULL ? job : &refused, AVL_FINISH_ERROR, status,
+                      avl_status_detail());
+        if (job != NULL)
+            avl_job_destroy(job);
+        else
+            avl_request_destroy(request);
         return;
     }
-    if (request->replay_count >= job->tokens_max) {
+    if (job->tokens_known >= job->tokens_max) {
         /* Everything was already sent when the group was lost; only the end was not. */
-        refused.tokens_done = request->replay_count;
-        send_finished(scheduler, &refused, AVL_FINISH_LENGTH, AVL_OK, "");
-        destroy_job(job);
+        send_finished(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
+        avl_job_destroy(job);
         return;
     }
-    if (scheduler->queue_last != NULL)
-        scheduler->queue_last->next = job;
-    else
-        scheduler->queue_first = job;
-    scheduler->queue_last = job;
-    scheduler->queue_count++;
+    avl_job_queue_enter(&scheduler->queue, job);
 }
 
 void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id) {
@@ -367,10 +247,9 @@ void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id) {
             return;
         }
     }
-    job_t *previous = NULL;
-    for (job_t *job = scheduler->queue_first; job != NULL; previous = job, job = job->next) {
+    for (avl_job_t *job = scheduler->queue.first; job != NULL; job = job->next) {
         if (job->request->id == request_id) {
-            finish_queued(scheduler, job, previous, AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
+            finish_queued(scheduler, job, AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
                           "cancelled while queued");
             return;
         }
@@ -382,11 +261,11 @@ void avl_scheduler_drain(avl_scheduler_t *scheduler) {
 }
 
 bool avl_scheduler_is_idle(const avl_scheduler_t *scheduler) {
-    return scheduler->queue_count == 0 && scheduler->active_count == 0 &&
+    return scheduler->queue.count == 0 && scheduler->active_count == 0 &&
            scheduler->release_count == 0;
 }
 
-/* ---- plan ---- */
+/* ---- deadlines ---- */
 
 static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
     for (int32_t i = scheduler->active_count; i-- > 0;) {
@@ -394,24 +273,94 @@ static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
             finish(scheduler, scheduler->active[i], AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
                    "the deadline passed while the request was running");
     }
-    job_t *previous = NULL;
-    for (job_t *job = scheduler->queue_first; job != NULL;) {
-        job_t *next = job->next;
+    if (now_ns < scheduler->queue.deadline_ns)
+        return;
+    scheduler->queue.deadline_ns = AVL_DEADLINE_NONE;
+    for (avl_job_t *job = scheduler->queue.first; job != NULL;) {
+        avl_job_t *next = job->next;
         if (now_ns >= job->request->deadline_ns)
-            finish_queued(scheduler, job, previous, AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
+            finish_queued(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
                           "the deadline passed while the request was queued");
-        else
-            previous = job;
+        else if (job->request->deadline_ns < scheduler->queue.deadline_ns)
+            scheduler->queue.deadline_ns = job->request->deadline_ns;
         job = next;
     }
 }
 
+/* ---- pages ---- */
+
+static void reserve(avl_scheduler_t *scheduler, avl_job_t *job, int64_t pages) {
+    scheduler->pages_reserved += pages - job->pages_reserved;
+    job->pages_reserved = pages;
+}
+
+/* Whether the pages for another request are there. */
+static bool has_pages_for(const avl_scheduler_t *scheduler, const avl_job_t *job, int64_t pages) {
+    int64_t growth = avl_job_growth(job, pages);
+    for (int32_t i = 0; i < scheduler->active_count; i++)
+        growth += avl_job_growth(scheduler->active[i], scheduler->active[i]->pages_reserved);
+    if (scheduler->active_count == 0)
+        growth = 0; /* alone it has everything */
+    int64_t left = avl_engine_pages(scheduler->engine).total - scheduler->pages_reserved - pages;
+    return (double)left >= scheduler->growth_share * (double)growth;
+}
+
+/* Takes the job's pages away; it starts again when its turn comes. */
+static void preempt(avl_scheduler_t *scheduler, avl_job_t *job) {
+    avl_log_debug("request %llu gives way after %d of %d tokens",
+                  (unsigned long long)job->request->id, job->tokens_done, job->tokens_max);
+    scheduler->preemptions++;
+    scheduler->rows_recomputed += job->rows_done + job->tokens_done;
+    leave_active(scheduler, job);
+    scheduler->releases[scheduler->release_count++] = job->sequence;
+    if (job->tokens_done > job->tokens_known)
+        job->tokens_known = job->tokens_done;
+    job->sequence = -1;
+    job->stage = AVL_STAGE_QUEUED;
+    job->pages_reserved = 0;
+    job->feature_rows = job->images_done = job->rows_done = job->tokens_done = 0;
+    avl_job_queue_enter(&scheduler->queue, job);
+}
+
+static avl_job_t *due_last(const avl_scheduler_t *scheduler) {
+    avl_job_t *last = scheduler->active[0];
+    for (int32_t i = 1; i < scheduler->active_count; i++) {
+        if (avl_job_goes_before(last, scheduler->active[i]))
+            last = scheduler->active[i];
+    }
+    return last;
+}
+
+/* Gives every decoding sequence the pages of its next row; where there are none, others give way,
+ * or itself. */
+static void grow_decodes(avl_scheduler_t *scheduler) {
+    int64_t total = avl_engine_pages(scheduler->engine).total;
+    for (int32_t i = 0; i < scheduler->active_count;) {
+        avl_job_t *job = scheduler->active[i];
+        int64_t pages =
+            job->stage == AVL_STAGE_DECODE ? avl_job_pages_to_decode(job) : job->pages_reserved;
+        if (pages <= job->pages_reserved) {
+            i++;
+        } else if (scheduler->pages_reserved + pages - job->pages_reserved <= total) {
+            reserve(scheduler, job, pages);
+            i++;
+        } else {
+            preempt(scheduler, due_last(scheduler));
+            i = 0; /* the list has moved; who has got pages is passed over */
+        }
+    }
+}
+
+/* ---- plan ---- */
+
 /* The first row of `rows` free feature rows in a line, or -1. */
 static int32_t find_features(avl_scheduler_t *scheduler, int32_t rows) {
-    job_t **ordered = scheduler->ordered;
+    if (rows == 0)
+        return 0;
+    avl_job_t **ordered = scheduler->ordered;
     int32_t count = 0;
     for (int32_t i = 0; i < scheduler->active_count; i++) {
-        job_t *job = scheduler->active[i];
+        avl_job_t *job = scheduler->active[i];
         if (job->feature_rows == 0)
             continue;
         int32_t place = count++;
@@ -438,30 +387,28 @@ static int32_t free_sequence(const avl_scheduler_t *scheduler) {
 }
 
 /* Admits the head of the queue when everything it needs is free. */
-static job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
-    job_t *job = scheduler->queue_first;
+static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
+    avl_job_t *job = scheduler->queue.first;
     if (job == NULL)
         return NULL;
     int32_t sequence = free_sequence(scheduler);
-    int32_t feature_row = find_features(scheduler, job->shape.visual_rows);
     size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows);
-    int64_t pages = avl_engine_pages(scheduler->engine).total;
-    if (sequence < 0 || feature_row < 0 ||
-        scheduler->pages_reserved + job->price.prefill_pages > pages ||
-        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max)
+    int64_t pages = avl_job_pages_to_begin(job);
+    if (sequence < 0 ||
+        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max ||
+        !has_pages_for(scheduler, job, pages))
         return NULL;
-    scheduler->queue_first = job->next;
-    if (job->next == NULL)
-        scheduler->queue_last = NULL;
-    job->next = NULL;
-    scheduler->queue_count--;
+    int32_t feature_row = find_features(scheduler, job->shape.visual_rows);
+    if (feature_row < 0)
+        return NULL;
+    avl_job_queue_leave(&scheduler->queue, job);
     job->sequence = sequence;
     job->stage = AVL_STAGE_ENCODE;
     job->feature_row = feature_row;
     job->feature_rows = job->shape.visual_rows;
-    job->pages_reserved = job->price.prefill_pages;
-    job->first_step_ns = now_ns;
-    scheduler->pages_reserved += job->pages_reserved;
+    if (job->first_step_ns == 0)
+        job->first_step_ns = now_ns;
+    reserve(scheduler, job, pages);
     scheduler->active[scheduler->active_count++] = job;
     scheduler->by_sequence[sequence] = job;
     scheduler->plan_bytes += bytes;
@@ -479,7 +426,7 @@ static job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
 
 /* Adds the job's next pictures while they fit. Returns whether all are encoded when this step's
  * are. */
-static bool plan_pictures(avl_scheduler_t *scheduler, job_t *job) {
+static bool plan_pictures(avl_scheduler_t *scheduler, avl_job_t *job) {
     avl_plan_t *plan = &scheduler->plan;
     const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
     int32_t next = job->images_done;
@@ -500,13 +447,14 @@ static bool plan_pictures(avl_scheduler_t *scheduler, job_t *job) {
     return true;
 }
 
-static void add_run(avl_scheduler_t *scheduler, job_t *job, int32_t prompt_rows, int32_t token_id) {
+static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_rows,
+                    int32_t token_id) {
     avl_plan_t *plan = &scheduler->plan;
     bool ends = job->rows_done + prompt_rows == job->shape.prompt_rows;
     job->planned = true;
     job->plan_rows = prompt_rows;
     /* The token after this run is known already while there are tokens to replay. */
-    job->plan_logits = ends && job->tokens_done >= job->request->replay_count;
+    job->plan_logits = ends && job->tokens_done >= job->tokens_known;
     plan->runs[plan->run_count++] = (avl_plan_run_t){
         .sequence = job->sequence,
         .row_count = prompt_rows,
@@ -517,15 +465,15 @@ static void add_run(avl_scheduler_t *scheduler, job_t *job, int32_t prompt_rows,
 
 static void plan_decodes(avl_scheduler_t *scheduler) {
     for (int32_t i = 0; i < scheduler->active_count; i++) {
-        job_t *job = scheduler->active[i];
+        avl_job_t *job = scheduler->active[i];
         if (job->stage == AVL_STAGE_DECODE)
-            add_run(scheduler, job, 0, job->last_token);
+            add_run(scheduler, job, 0, job->token_ids[job->tokens_done - 1]);
     }
 }
 
 /* Plans the job's pictures and prompt rows. Returns false when the step has no room for younger
  * requests. */
-static bool plan_prompt(avl_scheduler_t *scheduler, job_t *job, int32_t *rows_left_p) {
+static bool plan_prompt(avl_scheduler_t *scheduler, avl_job_t *job, int32_t *rows_left_p) {
     int32_t rows = job->shape.prompt_rows - job->rows_done;
     if (!plan_pictures(scheduler, job))
         return false;
@@ -547,7 +495,7 @@ static void plan_prefill(avl_scheduler_t *scheduler, int64_t now_ns) {
             room = plan_prompt(scheduler, scheduler->active[i], &rows_left);
     }
     while (room) {
-        job_t *job = admit_next(scheduler, now_ns);
+        avl_job_t *job = admit_next(scheduler, now_ns);
         room = job != NULL && plan_prompt(scheduler, job, &rows_left);
     }
 }
@@ -557,6 +505,7 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
     int64_t now_ns = avl_clock_now_ns();
     const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
     end_late_requests(scheduler, now_ns);
+    grow_decodes(scheduler);
     avl_plan_begin(plan, AVL_PLAN_STEP, scheduler->step + 1);
     plan->release_count = scheduler->release_count;
     if (scheduler->release_count > 0)
@@ -580,17 +529,17 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
 
 static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
     for (int32_t i = 0; i < scheduler->plan.admission_count; i++) {
-        job_t *job = scheduler->by_sequence[scheduler->plan.admissions[i].sequence];
+        avl_job_t *job = scheduler->by_sequence[scheduler->plan.admissions[i].sequence];
         send_finished(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_EXHAUSTED,
                       result->admission_detail);
         leave_active(scheduler, job);
-        destroy_job(job);
+        avl_job_destroy(job);
     }
 }
 
 static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
     for (int32_t i = 0; i < scheduler->plan.picture_count; i++) {
-        job_t *job = scheduler->by_sequence[scheduler->plan.pictures[i].sequence];
+        avl_job_t *job = scheduler->by_sequence[scheduler->plan.pictures[i].sequence];
         job->encode_ns += result->encode_ns[i];
         job->images_done++;
         bool last = i + 1 == scheduler->plan.picture_count ||
@@ -601,29 +550,73 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
     }
 }
 
-static bool ends_sequence(const avl_scheduler_t *scheduler, const job_t *job, int32_t token_id) {
-    const avl_generation_config_t *generation =
-        &avl_engine_options(scheduler->engine)->config->generation;
-    if (job->request->ignore_eos)
-        return false;
-    for (int i = 0; i < generation->eos_count; i++) {
-        if (generation->eos_ids[i] == token_id)
+static bool contains(const int32_t *ids, int32_t count, int32_t token_id) {
+    for (int32_t i = 0; i < count; i++) {
+        if (ids[i] == token_id)
             return true;
     }
     return false;
 }
 
-/* Takes the job's next token, from the replay or from the logits. */
-static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logits,
-                       int64_t now_ns) {
+static bool ends_sequence(const avl_scheduler_t *scheduler, const avl_job_t *job,
+                          int32_t token_id) {
+    const avl_generation_config_t *generation =
+        &avl_engine_options(scheduler->engine)->config->generation;
+    return contains(job->request->stop_ids, job->request->stop_count, token_id) ||
+           (!job->request->ignore_eos &&
+            contains(generation->eos_ids, generation->eos_count, token_id));
+}
+
+/* Tokens that may not come yet. */
+static int32_t list_banned(const avl_scheduler_t *scheduler, const avl_job_t *job,
+                           int32_t *banned) {
+    const avl_generation_config_t *generation =
+        &avl_engine_options(scheduler->engine)->config->generation;
+    int32_t count = 0;
+    if (job->tokens_done >= job->request->sampling.min_tokens)
+        return 0;
+    for (int32_t i = 0; i < generation->eos_count; i++)
+        banned[count++] = generation->eos_ids[i];
+    for (int32_t i = 0; i < job->request->stop_count; i++)
+        banned[count++] = job->request->stop_ids[i];
+    return count;
+}
+
+/* Draws the job's next token and tells it. */
+static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits) {
     const avl_request_t *request = job->request;
-    bool replayed = logits == NULL;
-    int32_t token_id = replayed ? request->replay_ids[job->tokens_done] : -1;
-    if (!replayed) {
-        avl_status_t status = avl_sampler_draw(scheduler->sampler, logits, &request->sampling,
-                                               (uint64_t)job->tokens_done, &token_id);
+    int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
+    avl_sampler_history_t history = {
+        .prompt_ids = request->token_ids,
+        .prompt_rows = request->row_count,
+        .token_ids = job->token_ids,
+        .token_count = job->tokens_done,
+        .banned_ids = banned,
+        .banned_count = list_banned(scheduler, job, banned),
+    };
+    avl_sampler_token_t token;
+    AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &request->sampling, &history, &token));
+    job->token_ids[job->tokens_done] = token.token_id;
+    avl_event_t event = {
+        .kind = AVL_EVENT_TOKEN,
+        .request_id = request->id,
+        .stage = AVL_STAGE_DECODE,
+        .token_id = token.token_id,
+        .logprob_count = token.logprob_count,
+        .logprobs = token.logprobs,
+    };
+    scheduler->sink.take(scheduler->sink.context, &event);
+    return AVL_OK;
+}
+
+/* Takes the job's next token, from the replay or from the logits. */
+static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits,
+                       int64_t now_ns) {
+    if (logits != NULL) {
+        avl_status_t status = draw_token(scheduler, job, logits);
         if (status != AVL_OK) {
-            avl_log_error("request %llu: %s", (unsigned long long)request->id, avl_status_detail());
+            avl_log_error("request %llu: %s", (unsigned long long)job->request->id,
+                          avl_status_detail());
             finish(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
             return;
         }
@@ -631,17 +624,7 @@ static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logi
     if (job->first_token_ns == 0)
         job->first_token_ns = now_ns;
     job->last_token_ns = now_ns;
-    job->tokens_done++;
-    job->last_token = token_id;
-    if (!replayed) {
-        avl_event_t event = {
-            .kind = AVL_EVENT_TOKEN,
-            .request_id = request->id,
-            .stage = AVL_STAGE_DECODE,
-            .token_id = token_id,
-        };
-        scheduler->sink.take(scheduler->sink.context, &event);
-    }
+    int32_t token_id = job->token_ids[job->tokens_done++];
     if (ends_sequence(scheduler, job, token_id))
         finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
     else if (job->tokens_done >= job->tokens_max)
@@ -649,14 +632,13 @@ static void take_token(avl_scheduler_t *scheduler, job_t *job, const float *logi
 }
 
 /* The prompt is in the cache: what only reading it needed is free again. */
-static void begin_decoding(avl_scheduler_t *scheduler, job_t *job) {
+static void begin_decoding(avl_scheduler_t *scheduler, avl_job_t *job) {
     job->stage = AVL_STAGE_DECODE;
     job->feature_rows = 0;
-    scheduler->pages_reserved -= job->pages_reserved - job->price.decode_pages;
-    job->pages_reserved = job->price.decode_pages;
+    reserve(scheduler, job, avl_job_pages_to_decode(job));
 }
 
-static void complete_run(avl_scheduler_t *scheduler, job_t *job, const float *logits,
+static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits,
                          int64_t now_ns) {
     if (job->stage != AVL_STAGE_DECODE) {
         job->stage = AVL_STAGE_PREFILL;
@@ -689,10 +671,12 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
 
 avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler) {
     return (avl_scheduler_counts_t){
-        .queued = scheduler->queue_count,
+        .queued = scheduler->queue.count,
         .active = scheduler->active_count,
         .pages_reserved = scheduler->pages_reserved,
         .steps = (int64_t)scheduler->step,
         .totals = scheduler->totals,
+        .preemptions = scheduler->preemptions,
+        .rows_recomputed = scheduler->rows_recomputed,
     };
 }

@@ -33,6 +33,10 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     return shape;
 }
 
+int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows) {
+    return layer_count * ((int64_t)pages_of(text_rows) + pages_of(shape->store_rows));
+}
+
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole) {
     int64_t text = pages_of(text_capacity(shape));

@@ -88,6 +88,8 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
  * a time. */
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole);
+/* Pages it holds once the prompt is read and `text_rows` rows of text are cached. */
+int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows);
 /* Host and device bytes of the lists of a sequence of `rows_max` rows, at most. */
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count);
 

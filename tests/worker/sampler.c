@@ -28,12 +28,18 @@ static int tear_down(void **state) {
     return 0;
 }
 
-static int32_t draw(const float *logits, avl_sampling_params_t params, uint64_t index) {
-    int32_t token = -1;
+static avl_sampler_token_t draw_after(const float *logits, avl_sampling_params_t params,
+                                      avl_sampler_history_t history) {
+    avl_sampler_token_t token = {.token_id = -1};
     assert_int_equal(avl_sampling_params_check(&params), AVL_OK);
-    assert_int_equal(avl_sampler_draw(sampler, logits, &params, index, &token), AVL_OK);
-    assert_in_range(token, 0, VOCAB - 1);
+    assert_int_equal(avl_sampler_draw(sampler, logits, &params, &history, &token), AVL_OK);
+    assert_in_range(token.token_id, 0, VOCAB - 1);
     return token;
+}
+
+static int32_t draw(const float *logits, avl_sampling_params_t params, uint64_t index) {
+    return draw_after(logits, params, (avl_sampler_history_t){.token_count = (int32_t)index})
+        .token_id;
 }
 
 static void flat(float *logits, float value) {
@@ -76,11 +82,12 @@ static void test_greedy(void **state) {
 
 static void expect_refused(const float *logits, const char *words) {
     avl_sampling_params_t greedy = {.top_p = 1}, warm = {.top_p = 1, .temperature = 1};
-    int32_t token = 77;
-    assert_int_equal(avl_sampler_draw(sampler, logits, &greedy, 0, &token), AVL_ERR_INTERNAL);
+    avl_sampler_token_t token = {.token_id = 77};
+    avl_sampler_history_t first = {0};
+    assert_int_equal(avl_sampler_draw(sampler, logits, &greedy, &first, &token), AVL_ERR_INTERNAL);
     assert_non_null(strstr(avl_status_detail(), words));
-    assert_int_equal(avl_sampler_draw(sampler, logits, &warm, 0, &token), AVL_ERR_INTERNAL);
-    assert_int_equal(token, 77);
+    assert_int_equal(avl_sampler_draw(sampler, logits, &warm, &first, &token), AVL_ERR_INTERNAL);
+    assert_int_equal(token.token_id, 77);
 }
 
 static void test_numbers_that_are_none(void **state) {
@@ -178,6 +185,131 @@ static void test_top_p(void **state) {
                          10);
 }
 
+static void test_min_p(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, -INFINITY);
+    for (int i = 0; i < 20; i++)
+        logits[10 + i] = (float)-i * (float)M_LN2;
+    int seen[VOCAB] = {0};
+    for (uint64_t i = 0; i < 3000; i++)
+        seen[draw(logits, (avl_sampling_params_t){.temperature = 1, .top_p = 1, .min_p = .2}, i)]++;
+    assert_int_equal(seen[10] + seen[11] + seen[12], 3000); /* 1, 1/2, 1/4 of the best */
+    assert_true(seen[12] > 300);
+}
+
+static void test_penalties(void **state) {
+    (void)state;
+    static const int32_t prompt[] = {4, -1, -1, 4, 7}, answer[] = {9, 9, 4};
+    avl_sampler_history_t history = {
+        .prompt_ids = prompt, .prompt_rows = 5, .token_ids = answer, .token_count = 3};
+    float logits[VOCAB];
+    flat(logits, -8);
+    logits[4] = 6, logits[9] = 5, logits[7] = 4, logits[30] = 2.5f;
+    avl_sampling_params_t params = {.top_p = 1};
+    assert_int_equal(draw_after(logits, params, history).token_id, 4);
+    params.presence_penalty = 1.5; /* 4.5, 3.5, 4, 2.5 */
+    assert_int_equal(draw_after(logits, params, history).token_id, 4);
+    params.frequency_penalty = 1; /* 3.5, 1.5, 4, 2.5 */
+    assert_int_equal(draw_after(logits, params, history).token_id, 7);
+    params.presence_penalty = params.frequency_penalty = 0;
+    params.repetition_penalty = 2; /* 3, 2.5, 2, 2.5: each once, however often it stands there */
+    assert_int_equal(draw_after(logits, params, history).token_id, 4);
+    params.repetition_penalty = 2.5; /* 2.4, 2, 1.6, 2.5 */
+    assert_int_equal(draw_after(logits, params, history).token_id, 30);
+    flat(logits, -1);
+    logits[9] = -0.9f; /* negative ones move away from 0 */
+    assert_int_equal(draw_after(logits, params, history).token_id, 0);
+    params.logprob_count = 3;
+    float before[VOCAB];
+    memcpy(before, logits, sizeof before);
+    draw_after(logits, params, history);
+    assert_memory_equal(before, logits, sizeof before);
+}
+
+static void test_banned(void **state) {
+    (void)state;
+    static const int32_t banned[] = {5, 6};
+    avl_sampler_history_t history = {.banned_ids = banned, .banned_count = 2};
+    float logits[VOCAB];
+    flat(logits, -INFINITY);
+    logits[5] = 9, logits[6] = 8, logits[11] = 1;
+    avl_sampling_params_t params = {.top_p = 1};
+    assert_int_equal(draw_after(logits, params, history).token_id, 11);
+    params.temperature = 2;
+    assert_int_equal(draw_after(logits, params, history).token_id, 11);
+    logits[11] = -INFINITY;
+    avl_sampler_token_t token;
+    assert_int_equal(avl_sampler_draw(sampler, logits, &params, &history, &token),
+                     AVL_ERR_INTERNAL);
+}
+
+/* Of the model's own distribution, whatever was done to it for the draw. */
+static void test_logprobs(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    flat(logits, -INFINITY);
+    for (int i = 0; i < 10; i++)
+        logits[40 - i] = (float)-i * (float)M_LN2;
+    static const int32_t banned[] = {40};
+    avl_sampler_history_t history = {.banned_ids = banned, .banned_count = 1};
+    avl_sampling_params_t params = {.top_p = 1, .logprob_count = 4};
+    avl_sampler_token_t token = draw_after(logits, params, history);
+    assert_int_equal(token.token_id, 39);
+    assert_int_equal(token.logprob_count, 4);
+    static const int32_t ids[] = {39, 40, 39, 38};
+    static const double shares[] = {.25, .5, .25, .125};
+    double sum = 0.5 * (1 - pow(.5, 10)) / .5; /* of .5, .25, ... */
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(token.logprobs[i].token_id, ids[i]);
+        assert_true(fabs((double)token.logprobs[i].logprob - log(shares[i] / sum)) < 1e-5);
+    }
+    params.logprob_count = 1;
+    assert_int_equal(draw_after(logits, params, history).logprob_count, 1);
+    params.logprob_count = 0;
+    assert_int_equal(draw_after(logits, params, history).logprob_count, 0);
+}
+
+/* Top-k and top-p against a full sort, for vocabularies of all orders and many ties. */
+static void test_filters_against_sorting(void **state) {
+    (void)state;
+    uint32_t chance = 1;
+    for (int round = 0; round < 300; round++) {
+        float logits[VOCAB];
+        for (int i = 0; i < VOCAB; i++) {
+            chance = chance * 1664525 + 1013904223;
+            logits[i] = (float)(chance >> 24) / (round % 2 ? 64.0f : 8.0f);
+            if (round % 3 == 0)
+                logits[i] = floorf(logits[i]);
+        }
+        int order[VOCAB];
+        for (int i = 0; i < VOCAB; i++) { /* insertion: by logit, then id */
+            int place = i;
+            for (; place > 0 && logits[order[place - 1]] < logits[i]; place--)
+                order[place] = order[place - 1];
+            order[place] = i;
+        }
+        int k = 1 + round % VOCAB;
+        bool allowed[VOCAB] = {false};
+        for (int i = 0; i < k; i++)
+            allowed[order[i]] = true;
+        for (uint64_t i = 0; i < 40; i++)
+            assert_true(allowed[draw(
+                logits, (avl_sampling_params_t){.temperature = 4, .top_p = 1, .top_k = k}, i)]);
+        double sum = 0, reached = 0, top_p = 0.02 * (1 + round % 49);
+        memset(allowed, 0, sizeof allowed);
+        for (int i = 0; i < VOCAB; i++)
+            sum += exp((double)(logits[i] - logits[order[0]]) / 4);
+        for (int i = 0; i < VOCAB && reached < (top_p + 1e-6) * sum; i++) {
+            allowed[order[i]] = true;
+            reached += exp((double)(logits[order[i]] - logits[order[0]]) / 4);
+        }
+        for (uint64_t i = 0; i < 40; i++)
+            assert_true(allowed[draw(
+                logits, (avl_sampling_params_t){.temperature = 4, .top_p = top_p}, i)]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
@@ -187,6 +319,11 @@ int main(void) {
         cmocka_unit_test(test_draws_are_a_function_of_seed_and_index),
         cmocka_unit_test(test_top_k),
         cmocka_unit_test(test_top_p),
+        cmocka_unit_test(test_min_p),
+        cmocka_unit_test(test_penalties),
+        cmocka_unit_test(test_banned),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_filters_against_sorting),
     };
     return cmocka_run_group_tests_name("worker sampler", tests, set_up, tear_down);
 }

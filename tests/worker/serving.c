@@ -118,6 +118,29 @@ static void test_together_as_alone(void **state) {
     free(alone);
 }
 
+/* With a pool that their answers outgrow, requests give way and go on: every token as if alone. */
+static void test_preempted_as_alone(void **state) {
+    (void)state;
+    rig_result_t *alone = calloc(MIXED_COUNT, sizeof *alone);
+    assert_non_null(alone);
+    answer_alone(alone);
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        rig_t *rig = open_rig(ranks, 512, 110);
+        avl_scheduler_set_growth_share(rig_scheduler(rig), 0);
+        rig_case_t cases[CASE_COUNT];
+        load_cases(rig, cases);
+        for (int i = 0; i < MIXED_COUNT; i++)
+            avl_scheduler_submit(rig_scheduler(rig), mixed_request(cases, i, (uint64_t)i + 1));
+        rig_run(rig);
+        assert_true(avl_scheduler_counts(rig_scheduler(rig)).preemptions > 0);
+        for (int i = 0; i < MIXED_COUNT; i++)
+            expect_same(rig_result(rig, (uint64_t)i + 1), &alone[i], "preempted");
+        release_cases(cases);
+        rig_close(rig);
+    }
+    free(alone);
+}
+
 static void test_evicted_pages_are_returned(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= 4; ranks++) {
@@ -276,7 +299,7 @@ static void test_malformed_prompts(void **state) {
     const int32_t replay[] = {5, 900};
     request = rig_request(&data, id++, 4);
     rig_set_replay(request, replay, 2);
-    expect_refused(rig, request, AVL_ERR_INVALID, "token 1 to replay is 900");
+    expect_refused(rig, request, AVL_ERR_INVALID, "token to replay 1 is 900");
     request = rig_request(&data, id++, 1);
     rig_set_replay(request, replay, 2);
     expect_refused(rig, request, AVL_ERR_INVALID, "2 tokens to replay");
@@ -375,12 +398,16 @@ static void test_cancel_and_deadline(void **state) {
     for (int steps = 0; steps < 6; steps += 5) {
         uint64_t id = 2 + (uint64_t)steps;
         late = rig_request(&data, id, 20);
-        late->deadline_ns = avl_clock_now_ns() + 3600 * AVL_NS_PER_S;
+        int64_t deadline_ns = avl_clock_now_ns() + (steps == 0 ? 1 : 3600) * AVL_NS_PER_S;
+        late->deadline_ns = deadline_ns;
         avl_scheduler_submit(scheduler, late);
         for (int i = 0; i < steps; i++)
             rig_step(rig);
         assert_false(rig_result(rig, id)->finished);
-        late->deadline_ns = 1; /* it is still the scheduler's */
+        if (steps == 0)
+            avl_clock_sleep_ns(deadline_ns - avl_clock_now_ns() + AVL_NS_PER_MS);
+        else
+            late->deadline_ns = 1; /* it is still the scheduler's */
         rig_step(rig);
         assert_int_equal(rig_result(rig, id)->end.status, AVL_ERR_DEADLINE);
         rig_run(rig);
@@ -462,6 +489,7 @@ static void test_random_runs(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_together_as_alone),
+        cmocka_unit_test(test_preempted_as_alone),
         cmocka_unit_test(test_evicted_pages_are_returned),
         cmocka_unit_test(test_replay_continues),
         cmocka_unit_test(test_first_token_is_dense),

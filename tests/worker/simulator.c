@@ -10,7 +10,8 @@
  * Invariants, after every step:
  *   pages     taken <= reserved <= total, during the step as well; none taken when idle
  *   plans     within every limit; never empty while there is work
- *   order     who is admitted comes first in the documented order of those that wait
+ *   order     who is admitted comes first in the documented order of those that wait; who gives
+ *             way when pages run out comes last of those that run
  *   events    exactly one end for every request, none after it; each token is the one that follows
  *             from the tokens before it, also after deaths and preemptions
  *   ends      each for a reason that the simulator gave it
@@ -90,9 +91,9 @@ typedef struct client {
     uint8_t pixels[4][3 * SIDE * SIDE];
     avl_attention_params_t attention;
     avl_sampling_params_t sampling;
-    int32_t max_tokens;
+    int32_t max_tokens, stop_count, stop_ids[3], priority;
     bool ignore_eos;
-    int64_t deadline_ns, arrival_ns;
+    int64_t deadline_ns, arrival_ns, due_ns;
     bool hostile;   /* must be refused */
     bool cancelled; /* the simulator asked for it */
     bool admitted, ended;
@@ -109,6 +110,7 @@ typedef struct world {
     avl_device_t *device;
     avl_engine_limits_t limits;
     int64_t page_count;
+    double growth_share;
     int32_t queue_max, pictures_max;
     int32_t death_every, cancel_every, refuse_every, deadline_every;
     avl_engine_t *engine;
@@ -119,6 +121,7 @@ typedef struct world {
     bool admission_failed; /* in this step */
     bool submitting;
     int32_t deaths;
+    int64_t preemptions;
     double worst_share; /* of the bound on steps */
 } world_t;
 
@@ -146,18 +149,42 @@ static int32_t tokens_most(const world_t *world, const client_t *client) {
 
 static void take_token(world_t *world, client_t *client, const avl_event_t *event) {
     float logits[VOCAB];
-    int32_t expected;
+    int32_t banned[8], banned_count = 0;
+    avl_sampler_token_t expected;
     expect(client->token_count < tokens_most(world, client), "request %llu: too many tokens",
            (unsigned long long)client->id);
     engine_double_logits(client->told, logits, VOCAB);
-    expect(avl_sampler_draw(world->sampler, logits, &client->sampling,
-                            (uint64_t)client->token_count, &expected) == AVL_OK,
+    if (client->token_count < client->sampling.min_tokens) {
+        banned[banned_count++] = EOS;
+        for (int32_t i = 0; i < client->stop_count; i++)
+            banned[banned_count++] = client->stop_ids[i];
+    }
+    avl_sampler_history_t history = {.prompt_ids = client->prompt,
+                                     .prompt_rows = client->rows,
+                                     .token_ids = client->tokens,
+                                     .token_count = client->token_count,
+                                     .banned_ids = banned,
+                                     .banned_count = banned_count};
+    expect(avl_sampler_draw(world->sampler, logits, &client->sampling, &history, &expected) ==
+               AVL_OK,
            "no token can be drawn");
-    expect(event->token_id == expected, "request %llu: token %d is %d; expected %d",
-           (unsigned long long)client->id, client->token_count, event->token_id, expected);
+    expect(event->token_id == expected.token_id, "request %llu: token %d is %d; expected %d",
+           (unsigned long long)client->id, client->token_count, event->token_id, expected.token_id);
+    expect(event->logprob_count == expected.logprob_count &&
+               memcmp(event->logprobs, expected.logprobs,
+                      (size_t)expected.logprob_count * sizeof *expected.logprobs) == 0,
+           "request %llu: other logprobs", (unsigned long long)client->id);
     client->tokens[client->token_count++] = event->token_id;
     client->told = engine_double_token(client->told, event->token_id);
     client->token_step = step_now;
+}
+
+static bool stops(const client_t *client, int32_t token_id) {
+    for (int32_t i = 0; i < client->stop_count; i++) {
+        if (client->stop_ids[i] == token_id)
+            return true;
+    }
+    return token_id == EOS && !client->ignore_eos;
 }
 
 static void check_end(const world_t *world, const client_t *client, const avl_event_t *event) {
@@ -165,8 +192,8 @@ static void check_end(const world_t *world, const client_t *client, const avl_ev
     int32_t count = client->token_count;
     switch (event->finish_reason) {
     case AVL_FINISH_STOP:
-        expect(count > 0 && client->tokens[count - 1] == EOS && !client->ignore_eos,
-               "request %llu: stop without an end-of-sequence token", id);
+        expect(count > 0 && stops(client, client->tokens[count - 1]),
+               "request %llu: stop without a token that ends it", id);
         break;
     case AVL_FINISH_LENGTH:
         expect(count == tokens_most(world, client), "request %llu: %d tokens of %d", id, count,
@@ -238,6 +265,11 @@ static avl_request_t *make_request(const client_t *client) {
     request->token_ids = malloc((rows + 1) * sizeof(int32_t));
     request->images = calloc(pictures + 1, sizeof *request->images);
     request->replay_ids = malloc((tokens + 1) * sizeof(int32_t));
+    request->stop_ids = malloc(sizeof client->stop_ids);
+    expect(request->stop_ids != NULL, "no memory");
+    memcpy(request->stop_ids, client->stop_ids, sizeof client->stop_ids);
+    request->stop_count = client->stop_count;
+    request->priority = client->priority;
     expect(request->token_ids != NULL && request->images != NULL && request->replay_ids != NULL,
            "no memory");
     memcpy(request->token_ids, client->prompt, rows * sizeof(int32_t));
@@ -303,13 +335,33 @@ static void make_parameters(client_t *client) {
                                                    .top_p = one_in(2) ? 1 : .8,
                                                    .top_k = one_in(2) ? 0 : 5,
                                                    .seed = draw()};
+    if (one_in(3)) {
+        client->sampling.min_p = between(0, 9) * .1;
+        client->sampling.repetition_penalty = between(2, 20) * .1;
+        client->sampling.presence_penalty = between(-5, 5) * .1;
+        client->sampling.frequency_penalty = between(-5, 5) * .1;
+        client->sampling.min_tokens = between(0, 20);
+        client->sampling.logprob_count = between(0, 4);
+        client->stop_count = between(0, 3);
+        for (int32_t i = 0; i < client->stop_count; i++)
+            client->stop_ids[i] = between(0, VOCAB - 1);
+    }
+    if (one_in(3))
+        client->priority = between(-2, 2);
     client->max_tokens = between(1, one_in(3) ? TOKENS_MAX : 12);
     client->ignore_eos = one_in(2);
 }
 
 static void spoil(client_t *client) {
     client->hostile = true;
-    switch (between(0, 4)) {
+    switch (between(0, 6)) {
+    case 5:
+        client->priority = AVL_PRIORITY_MOST + 1;
+        break;
+    case 6:
+        client->stop_count = 1;
+        client->stop_ids[0] = VOCAB;
+        break;
     case 0:
         client->prompt[between(0, client->rows - 1)] = VOCAB;
         break;
@@ -348,10 +400,19 @@ static void add_bounds(world_t *world, client_t *added) {
     added->bound += 2 * work;
 }
 
+/* The documented order. */
+static bool comes_before(const client_t *a, const client_t *b) {
+    if (a->due_ns != b->due_ns)
+        return a->due_ns < b->due_ns;
+    return a->arrival_ns != b->arrival_ns ? a->arrival_ns < b->arrival_ns : a->id < b->id;
+}
+
 static void submit(world_t *world, client_t *client) {
     world->submitting = true;
     client->admitted = false;
-    avl_scheduler_submit(world->scheduler, make_request(client));
+    avl_request_t *request = make_request(client);
+    client->due_ns = avl_scheduler_due_ns(request);
+    avl_scheduler_submit(world->scheduler, request);
     world->submitting = false;
     expect(client->ended || !client->hostile, "request %llu should have been refused",
            (unsigned long long)client->id);
@@ -402,6 +463,7 @@ static void begin_group(world_t *world) {
     expect(avl_scheduler_create(world->engine, world->queue_max, &sink, &world->scheduler) ==
                AVL_OK,
            "no scheduler: %s", avl_status_detail());
+    avl_scheduler_set_growth_share(world->scheduler, world->growth_share);
 }
 
 static void end_group(world_t *world) {
@@ -445,6 +507,30 @@ static void die(world_t *world) {
 
 /* ---- steps ---- */
 
+/* Whoever is released and has not ended has given way to another; it does its work again. */
+static void note_preemptions(world_t *world, const avl_plan_t *plan) {
+    for (int32_t i = 0; i < plan->release_count; i++) {
+        const avl_sequence_t *sequence = avl_engine_sequence(world->engine, plan->releases[i]);
+        if (sequence == NULL) /* its admission failed */
+            continue;
+        client_t *client = find(world, sequence->request_id);
+        if (client->ended || !client->admitted)
+            continue;
+        expect(world->growth_share < 1, "request %llu gives way, and the worst case is reserved",
+               (unsigned long long)client->id);
+        for (int32_t j = 0; j < world->client_count; j++) {
+            client_t *other = &world->clients[j];
+            other->bound += work_of(world, client);
+            expect(other->ended || !other->admitted || comes_before(other, client) ||
+                       other == client,
+                   "request %llu gives way to %llu", (unsigned long long)client->id,
+                   (unsigned long long)other->id);
+        }
+        client->admitted = false;
+        world->preemptions++;
+    }
+}
+
 static void check_admissions(world_t *world, const avl_plan_t *plan) {
     for (int32_t i = 0; i < plan->admission_count; i++) {
         client_t *admitted = find(world, plan->admissions[i].request_id);
@@ -455,9 +541,8 @@ static void check_admissions(world_t *world, const avl_plan_t *plan) {
             const client_t *other = &world->clients[j];
             if (other->ended || other->admitted)
                 continue;
-            expect(other->arrival_ns >= admitted->arrival_ns,
-                   "request %llu is admitted before %llu", (unsigned long long)admitted->id,
-                   (unsigned long long)other->id);
+            expect(comes_before(admitted, other), "request %llu is admitted before %llu",
+                   (unsigned long long)admitted->id, (unsigned long long)other->id);
         }
     }
 }
@@ -504,6 +589,7 @@ static void step(world_t *world) {
     int64_t reserved = avl_scheduler_counts(world->scheduler).pages_reserved;
     expect(reserved <= world->page_count, "the plan reserves %lld pages of %lld",
            (long long)reserved, (long long)world->page_count);
+    note_preemptions(world, plan);
     check_admissions(world, plan);
     avl_step_result_t result;
     expect(avl_engine_execute(world->engine, plan, &result) == AVL_OK, "execute failed");
@@ -527,9 +613,10 @@ static void configure(world_t *world) {
     world->limits.context_rows = between(16, 160);
     int64_t sequence = (int64_t)world->config.model.text.layer_count *
                        (world->limits.context_rows / AVL_PAGE_ROWS + 2);
-    world->page_count = sequence * between(1, world->limits.sequences_max);
+    world->page_count = sequence * between(1, one_in(2) ? 2 : world->limits.sequences_max);
     if (one_in(8)) /* too few for some */
         world->page_count = world->page_count / 2 + 1;
+    world->growth_share = between(0, 4) * .25;
     world->queue_max = one_in(4) ? between(1, 6) : REQUESTS_MAX;
     world->pictures_max = between(1, 4);
     world->clients_wanted = between(1, REQUESTS_MAX);
@@ -560,7 +647,13 @@ static void live(world_t *world) {
     }
 }
 
-static void run(uint64_t seed, avl_device_t *device, double *worst_share_p) {
+/* Over all runs. */
+static struct totals {
+    double worst_share;
+    int64_t requests, preemptions, deaths, steps;
+} totals;
+
+static void run(uint64_t seed, avl_device_t *device) {
     static world_t world;
     memset(&world, 0, sizeof world);
     seed_now = chance_state = seed;
@@ -580,7 +673,12 @@ static void run(uint64_t seed, avl_device_t *device, double *worst_share_p) {
     expect(avl_scheduler_counts(world.scheduler).pages_reserved == 0, "pages stay reserved");
     end_group(&world);
     avl_sampler_destroy(world.sampler);
-    *worst_share_p = world.worst_share > *worst_share_p ? world.worst_share : *worst_share_p;
+    if (world.worst_share > totals.worst_share)
+        totals.worst_share = world.worst_share;
+    totals.requests += world.client_count;
+    totals.preemptions += world.preemptions;
+    totals.deaths += world.deaths;
+    totals.steps += (int64_t)step_now;
 }
 
 int main(int argc, char **argv) {
@@ -592,11 +690,13 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no device: %s\n", avl_status_detail());
         return 1;
     }
-    double worst_share = 0;
     for (uint64_t i = 0; i < runs; i++)
-        run(first + i, device, &worst_share);
+        run(first + i, device);
     avl_device_close(device);
-    printf("%llu runs from seed %llu; the longest wait was %.0f %% of its bound\n",
-           (unsigned long long)runs, (unsigned long long)first, 100 * worst_share);
+    printf("%llu runs from seed %llu: %lld requests, %lld steps, %lld deaths, %lld requests gave "
+           "way; the longest wait was %.0f %% of its bound\n",
+           (unsigned long long)runs, (unsigned long long)first, (long long)totals.requests,
+           (long long)totals.steps, (long long)totals.deaths, (long long)totals.preemptions,
+           100 * totals.worst_share);
     return 0;
 }

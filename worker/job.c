@@ -1,0 +1,108 @@
+#include "worker/job.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "worker/scheduler.h"
+
+int64_t avl_scheduler_due_ns(const avl_request_t *request) {
+    int64_t due_ns = request->arrival_ns + AVL_PATIENCE_NS;
+    if (request->deadline_ns < due_ns)
+        due_ns = request->deadline_ns;
+    return due_ns - request->priority * AVL_PATIENCE_NS;
+}
+
+static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
+                         const avl_engine_limits_t *limits) {
+    const avl_request_t *request = job->request;
+    int32_t room = limits->context_rows - request->row_count;
+    job->sequence = -1;
+    job->due_ns = avl_scheduler_due_ns(request);
+    job->layer_count = config->model.text.layer_count;
+    job->tokens_max = request->max_tokens < room ? request->max_tokens : room;
+    /* The last token drawn is never an input, so it needs no row. */
+    job->shape = avl_sequence_shape(request->token_ids, request->row_count,
+                                    request->row_count + job->tokens_max - 1, &request->attention);
+    job->whole = request->row_count <= limits->batch_rows;
+    job->price = avl_sequence_price(&job->shape, job->layer_count, job->whole);
+    AVL_TRY(avl_alloc((size_t)job->tokens_max, sizeof *job->token_ids, "tokens of a request",
+                      &job->token_ids));
+    job->tokens_known =
+        request->replay_count < job->tokens_max ? request->replay_count : job->tokens_max;
+    if (job->tokens_known > 0)
+        memcpy(job->token_ids, request->replay_ids,
+               (size_t)job->tokens_known * sizeof *job->token_ids);
+    return AVL_OK;
+}
+
+avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
+                            const avl_engine_limits_t *limits, avl_job_t **job_p) {
+    AVL_TRY(avl_request_check(request, config, limits->context_rows));
+    avl_job_t *job;
+    AVL_TRY(avl_alloc(1, sizeof *job, "request", &job));
+    job->request = request;
+    avl_status_t status = fill(job, config, limits);
+    if (status != AVL_OK) {
+        free(job);
+        return status;
+    }
+    *job_p = job;
+    return AVL_OK;
+}
+
+void avl_job_destroy(avl_job_t *job) {
+    avl_request_destroy(job->request);
+    free(job->token_ids);
+    free(job);
+}
+
+bool avl_job_goes_before(const avl_job_t *a, const avl_job_t *b) {
+    if (a->due_ns != b->due_ns)
+        return a->due_ns < b->due_ns;
+    return a->request->arrival_ns != b->request->arrival_ns
+               ? a->request->arrival_ns < b->request->arrival_ns
+               : a->request->id < b->request->id;
+}
+
+void avl_job_queue_enter(avl_job_queue_t *queue, avl_job_t *job) {
+    avl_job_t *previous = queue->last; /* most come in order */
+    while (previous != NULL && avl_job_goes_before(job, previous))
+        previous = previous->previous;
+    job->previous = previous;
+    job->next = previous != NULL ? previous->next : queue->first;
+    *(previous != NULL ? &previous->next : &queue->first) = job;
+    *(job->next != NULL ? &job->next->previous : &queue->last) = job;
+    queue->count++;
+    if (job->request->deadline_ns < queue->deadline_ns)
+        queue->deadline_ns = job->request->deadline_ns;
+}
+
+void avl_job_queue_leave(avl_job_queue_t *queue, avl_job_t *job) {
+    *(job->previous != NULL ? &job->previous->next : &queue->first) = job->next;
+    *(job->next != NULL ? &job->next->previous : &queue->last) = job->previous;
+    job->next = job->previous = NULL;
+    queue->count--;
+}
+
+static int64_t pages_with(const avl_job_t *job, int32_t tokens) {
+    return avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows + tokens);
+}
+
+int64_t avl_job_pages_to_begin(const avl_job_t *job) {
+    avl_sequence_shape_t prompt = job->shape;
+    prompt.rows_max = prompt.prompt_rows;
+    int64_t read = avl_sequence_price(&prompt, job->layer_count, job->whole).prefill_pages;
+    int64_t known = pages_with(job, job->tokens_known);
+    return read > known ? read : known;
+}
+
+int64_t avl_job_pages_to_decode(const avl_job_t *job) {
+    return pages_with(job,
+                      job->tokens_done > job->tokens_known ? job->tokens_done : job->tokens_known);
+}
+
+int64_t avl_job_growth(const avl_job_t *job, int64_t pages) {
+    return job->price.decode_pages > pages ? job->price.decode_pages - pages : 0;
+}

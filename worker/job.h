@@ -1,0 +1,60 @@
+/* worker/job.h: what the scheduler knows of one request, and the queue of those that wait.
+ *
+ * Private to the scheduler (worker/scheduler.h, which says what the order and the pages mean). */
+#ifndef AVL_WORKER_JOB_H
+#define AVL_WORKER_JOB_H
+
+#include "worker/engine.h"
+
+typedef struct avl_job {
+    avl_request_t *request;
+    struct avl_job *next, *previous; /* in the queue */
+    int64_t due_ns;
+    avl_stage_t stage;
+    int32_t sequence; /* -1: none */
+    bool whole;       /* the prompt is read in one step */
+    int layer_count;
+    avl_sequence_shape_t shape;
+    avl_sequence_price_t price;
+    int64_t pages_reserved; /* for what it holds now, the next step included */
+    int32_t feature_row;
+    int32_t feature_rows; /* held; 0 once the prompt is read */
+    int32_t images_done;
+    int32_t rows_done;    /* prompt rows */
+    int32_t tokens_max;   /* new tokens, the context considered */
+    int32_t *token_ids;   /* [tokens_max] the answer */
+    int32_t tokens_known; /* the first so many are the client's already: they are replayed */
+    int32_t tokens_done;
+    int64_t first_step_ns, first_token_ns, last_token_ns, encode_ns;
+    /* What the current plan does for it: */
+    bool planned;      /* it has a run */
+    int32_t plan_rows; /* prompt rows of that */
+    bool plan_logits;
+} avl_job_t;
+
+/* In order; the first goes first. */
+typedef struct avl_job_queue {
+    avl_job_t *first, *last;
+    int32_t count;
+    int64_t deadline_ns; /* no job's deadline is earlier */
+} avl_job_queue_t;
+
+/* Checks the request and takes it over on success. Errors: those of avl_request_check,
+ * AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
+                                           const avl_engine_limits_t *limits, avl_job_t **job_p);
+/* The request goes with it. */
+void avl_job_destroy(avl_job_t *job);
+
+bool avl_job_goes_before(const avl_job_t *a, const avl_job_t *b);
+void avl_job_queue_enter(avl_job_queue_t *queue, avl_job_t *job);
+void avl_job_queue_leave(avl_job_queue_t *queue, avl_job_t *job);
+
+/* What it must hold to run: its prompt, and then at least the tokens that it had already. */
+int64_t avl_job_pages_to_begin(const avl_job_t *job);
+/* What a decoding sequence holds after its next row, and after all known ones. */
+int64_t avl_job_pages_to_decode(const avl_job_t *job);
+/* What it may come to need beyond `pages`. */
+int64_t avl_job_growth(const avl_job_t *job, int64_t pages);
+
+#endif
