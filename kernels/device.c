@@ -6,7 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef avl_status_t open_cuda_t(int threads, avl_device_t **device_p);
+/* What libavl_cuda.so exports as avl_device_open_cuda. It has no avl_fail of this program's, so it
+ * is handed ours to report with. */
+typedef avl_status_t report_t(avl_status_t status, const char *format, ...);
+typedef avl_status_t open_cuda_t(int threads, report_t *report, avl_device_t **device_p);
 
 static const char cuda_library[] = "libavl_cuda.so";
 
@@ -46,7 +49,7 @@ static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
     }
     open_cuda_t *open = NULL;
     memcpy(&open, &symbol, sizeof open); /* ISO C has no cast from data to function pointers */
-    return open(threads, device_p);
+    return open(threads, avl_fail, device_p);
 }
 
 avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p) {

@@ -2,6 +2,8 @@
 
 #include <inttypes.h>
 
+#include "kernels/cpu/attention.h"
+
 /* No element is larger than 8 bytes and no address space larger than 2^48. */
 static const int64_t element_count_max = INT64_C(1) << 45;
 
@@ -58,4 +60,25 @@ avl_status_t avl_check_activation(const char *operation, avl_activation_t activa
     AVL_CHECK_SHAPE((int)activation >= AVL_ACTIVATION_NONE && activation <= AVL_ACTIVATION_RELU,
                     "%s: no activation function has the number %d", operation, (int)activation);
     return AVL_OK;
+}
+
+avl_status_t avl_check_heads(const char *operation, const avl_kv_view_t *kv,
+                             const avl_head_map_t *heads) {
+    AVL_TRY(avl_check_dtype(operation, "the cache", kv->dtype));
+    AVL_CHECK_SHAPE(kv->kv_heads >= 0 && kv->head_width > 0 && kv->head_width <= 1 << 14,
+                    "%s: %d KV heads of width %d", operation, kv->kv_heads, kv->head_width);
+    AVL_CHECK_SHAPE(heads->query_heads >= 0 && heads->query_heads <= 1 << 20 && heads->group > 0,
+                    "%s: %d query heads in groups of %d", operation, heads->query_heads,
+                    heads->group);
+    AVL_CHECK_SHAPE(heads->query_head_offset >= 0 && heads->query_head_offset < heads->group,
+                    "%s: the first query head is number %d of its group of %d", operation,
+                    heads->query_head_offset, heads->group);
+    if (heads->query_heads == 0)
+        return AVL_OK;
+    int64_t last = ((int64_t)heads->query_heads - 1 + heads->query_head_offset) / heads->group;
+    AVL_CHECK_SHAPE(last < kv->kv_heads, "%s: query head %d reads KV head %" PRId64 " of %d",
+                    operation, heads->query_heads - 1, last, kv->kv_heads);
+    int64_t row_width = (int64_t)kv->kv_heads * kv->head_width;
+    AVL_TRY(avl_check_matrix(operation, "keys", kv->keys, 1, kv->row_stride, row_width));
+    return avl_check_matrix(operation, "values", kv->values, 1, kv->row_stride, row_width);
 }

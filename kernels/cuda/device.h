@@ -50,7 +50,7 @@ typedef struct avl_cuda_device {
 
 #define AVL_CUDA_COUNTERS (1 << 16)
 
-static inline avl_cuda_device_t *avl_cuda_device(avl_device_t *device) {
+static inline avl_cuda_device_t *avl_cuda_of(avl_device_t *device) {
     return (avl_cuda_device_t *)device;
 }
 

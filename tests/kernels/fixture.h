@@ -12,7 +12,15 @@
 
 #include "kernels/device.h"
 
-/* A tensor of any format between two canaries; `data` is aligned to its element only. */
+/* What the tests put between rows. With AVL_TEST_ALIGNED rows and tensors are aligned to 16 bytes
+ * where their width allows it, else to their element only. */
+#ifdef AVL_TEST_ALIGNED
+#define ROW_GAP(odd) 8
+#else
+#define ROW_GAP(odd) (odd)
+#endif
+
+/* A tensor of any format between two canaries. */
 typedef struct tensor {
     avl_dtype_t dtype;
     int64_t count;

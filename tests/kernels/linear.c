@@ -26,8 +26,9 @@ typedef struct problem {
 static problem_t create_problem(const shape_t *shape, avl_dtype_t dtype, avl_dtype_t output_dtype,
                                 avl_activation_t activation, int with_bias) {
     problem_t problem;
-    int64_t input_stride = shape->in_width + 3, weight_stride = shape->in_width + 5;
-    int64_t output_stride = shape->out_width + 2;
+    int64_t input_stride = shape->in_width + ROW_GAP(3),
+            weight_stride = shape->in_width + ROW_GAP(5);
+    int64_t output_stride = shape->out_width + ROW_GAP(2);
     problem.input = tensor_random(dtype, shape->rows * input_stride, 1.0);
     problem.weight = tensor_random(dtype, shape->out_width * weight_stride, 1.0);
     problem.bias = tensor_random(AVL_DTYPE_F32, shape->out_width, 1.0);

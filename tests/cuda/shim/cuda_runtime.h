@@ -1,0 +1,264 @@
+/* tests/cuda/shim/cuda_runtime.h: the part of the CUDA runtime that kernels/cuda uses, for a host
+ * compiler. Names and meanings are those of the CUDA programming guide. */
+#ifndef AVL_TESTS_CUDA_SHIM_CUDA_RUNTIME_H
+#define AVL_TESTS_CUDA_SHIM_CUDA_RUNTIME_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+#include <tuple>
+
+#include "tests/cuda/shim/shim.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define AVL_SHIM_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define AVL_SHIM_ASAN 1
+#endif
+#endif
+#ifdef AVL_SHIM_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+/* ---- language ---- */
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+struct uint2 {
+    unsigned x, y;
+} __attribute__((aligned(8)));
+struct uint4 {
+    unsigned x, y, z, w;
+} __attribute__((aligned(16)));
+struct float4 {
+    float x, y, z, w;
+} __attribute__((aligned(16)));
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return uint4{x, y, z, w};
+}
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {
+    }
+};
+
+/* What a running thread can ask for. One host thread runs one kernel thread at a time. */
+struct avl_shim_place {
+    uint3 thread_index, block_index;
+    dim3 block_size, grid_size;
+    unsigned char *shared;
+};
+avl_shim_place *avl_shim_here(void);
+#define threadIdx (avl_shim_here()->thread_index)
+#define blockIdx (avl_shim_here()->block_index)
+#define blockDim (avl_shim_here()->block_size)
+#define gridDim (avl_shim_here()->grid_size)
+
+/* ---- barriers and warps ---- */
+
+void avl_shim_barrier(const char *file, int line);
+#define __syncthreads() avl_shim_barrier(__FILE__, __LINE__)
+
+/* Every lane of `mask` arrives with the same `kind`; the last one runs finish over the lanes'
+ * payloads (NULL for lanes outside the mask), then all go on. */
+typedef void avl_shim_finish_t(void *const *payloads, unsigned mask);
+void avl_shim_warp(const char *kind, unsigned mask, void *payload, avl_shim_finish_t *finish);
+[[noreturn]] void avl_shim_stop(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+template <typename T> struct avl_shim_shuffle {
+    T value, result;
+    int source; /* lane; -1: none, keeps its own */
+};
+template <typename T> void avl_shim_finish_shuffle(void *const *payloads, unsigned mask) {
+    for (int lane = 0; lane < 32; lane++) {
+        auto *own = (avl_shim_shuffle<T> *)payloads[lane];
+        if (own == nullptr)
+            continue;
+        int source = own->source < 0 ? lane : own->source;
+        if ((mask >> source & 1) == 0)
+            avl_shim_stop("a shuffle of lane %d reads lane %d, which mask 0x%08x does not name",
+                          lane, source, mask);
+        own->result = ((avl_shim_shuffle<T> *)payloads[source])->value;
+    }
+}
+template <typename T>
+static inline T avl_shim_run_shuffle(const char *kind, unsigned mask, T value, int source) {
+    avl_shim_shuffle<T> own = {value, value, source};
+    avl_shim_warp(kind, mask, &own, avl_shim_finish_shuffle<T>);
+    return own.result;
+}
+int avl_shim_lane(void);
+template <typename T> static inline T __shfl_sync(unsigned mask, T value, int source) {
+    return avl_shim_run_shuffle("__shfl_sync", mask, value, source & 31);
+}
+template <typename T> static inline T __shfl_xor_sync(unsigned mask, T value, int bits) {
+    return avl_shim_run_shuffle("__shfl_xor_sync", mask, value, (avl_shim_lane() ^ bits) & 31);
+}
+template <typename T> static inline T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
+    int source = avl_shim_lane() - (int)delta;
+    return avl_shim_run_shuffle("__shfl_up_sync", mask, value, source);
+}
+template <typename T> static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+    int source = avl_shim_lane() + (int)delta;
+    return avl_shim_run_shuffle("__shfl_down_sync", mask, value, source > 31 ? -1 : source);
+}
+unsigned __ballot_sync(unsigned mask, int predicate);
+void __syncwarp(unsigned mask = 0xffffffffu);
+static inline int __any_sync(unsigned mask, int predicate) {
+    return __ballot_sync(mask, predicate) != 0;
+}
+static inline int __all_sync(unsigned mask, int predicate) {
+    return __ballot_sync(mask, predicate) == mask;
+}
+
+/* ---- memory ---- */
+
+template <typename T> static inline T atomicAdd(T *target, T value) {
+    T before = *target;
+    *target = before + value;
+    return before;
+}
+static inline void __threadfence(void) {
+}
+template <typename T> static inline T __ldg(const T *source) {
+    return *source;
+}
+template <typename T> static inline T __ldcg(const T *source) {
+    return *source;
+}
+
+/* ---- arithmetic ---- */
+
+static inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+static inline int __popc(unsigned value) {
+    return __builtin_popcount(value);
+}
+using std::max;
+using std::min;
+
+/* ---- the runtime ---- */
+
+typedef enum cudaError {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorNoDevice = 100,
+    cudaErrorLaunchFailure = 719,
+} cudaError_t;
+typedef enum cudaMemcpyKind {
+    cudaMemcpyHostToHost,
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice,
+    cudaMemcpyDefault,
+} cudaMemcpyKind;
+typedef enum cudaFuncAttribute {
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+} cudaFuncAttribute;
+typedef struct avl_shim_stream *cudaStream_t;
+typedef struct avl_shim_event *cudaEvent_t;
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor;
+    int multiProcessorCount;
+    size_t sharedMemPerBlockOptin;
+};
+
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError(void);
+cudaError_t cudaPeekAtLastError(void);
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaMalloc(void **memory, size_t bytes);
+cudaError_t cudaFree(void *memory);
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void *memory);
+cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
+template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int) {
+    return cudaSuccess;
+}
+
+/* ---- launching ---- */
+
+/* Work on a stream: run, then deleted. */
+struct avl_shim_task {
+    avl_shim_task *next = nullptr;
+    void (*run)(avl_shim_task *self) = nullptr;
+    void (*destroy)(avl_shim_task *self) = nullptr;
+};
+void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task);
+/* Calls body(context) as every thread of the grid. */
+void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void *),
+                       void *context);
+cudaError_t avl_shim_check_launch(dim3 grid, dim3 block, size_t shared_bytes);
+
+template <typename... P> struct avl_shim_kernel_task : avl_shim_task {
+    void (*kernel)(P...);
+    dim3 grid, block;
+    size_t shared_bytes;
+    std::tuple<std::decay_t<P>...> arguments;
+};
+
+template <typename... P, typename... A>
+static inline void avl_shim_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                                   cudaStream_t stream, A... arguments) {
+    typedef avl_shim_kernel_task<P...> task_t;
+    if (avl_shim_check_launch(grid, block, shared_bytes) != cudaSuccess)
+        return;
+    task_t *task = new (std::nothrow)
+        task_t{{}, kernel, grid, block, shared_bytes, std::tuple<std::decay_t<P>...>(arguments...)};
+    if (task == nullptr)
+        avl_shim_stop("no memory for a launch");
+    task->run = [](avl_shim_task *self) {
+        task_t *own = (task_t *)self;
+        avl_shim_run_grid(
+            own->grid, own->block, own->shared_bytes,
+            [](void *context) {
+                task_t *mine = (task_t *)context;
+                std::apply(mine->kernel, mine->arguments);
+            },
+            own);
+    };
+    task->destroy = [](avl_shim_task *self) { delete (task_t *)self; };
+    avl_shim_enqueue(stream, task);
+}
+
+#endif

@@ -1,0 +1,326 @@
+/* tests/cuda/shim/runtime.cpp: memory, streams and events of the shim. */
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tests/cuda/shim/engine.h"
+
+enum { ALIGNMENT = 256, THREADS_MAX = 1024, GRID_YZ_MAX = 65535 };
+
+static const size_t total_bytes = (size_t)1 << 30;
+static const size_t shared_bytes_max = 227 << 10; /* of an H200 */
+
+struct allocation_t {
+    allocation_t *next;
+    unsigned char *memory;
+    size_t bytes;
+    int is_device;
+};
+
+/* Of all threads: memory may be given back by another. */
+static pthread_mutex_t allocations_lock = PTHREAD_MUTEX_INITIALIZER;
+static allocation_t *allocations;
+static int64_t allocation_count;
+static size_t allocated_bytes;
+
+struct avl_shim_stream {
+    avl_shim_stream *next;
+    avl_shim_task *first, *last;
+    uint64_t enqueued, done;
+};
+
+struct avl_shim_event {
+    avl_shim_stream *stream;
+    uint64_t position;
+};
+
+static thread_local avl_shim_stream *streams;
+/* Like the real runtime: a refused launch is told once, a fault within a kernel for ever. */
+static thread_local cudaError_t last_error, fault;
+
+static cudaError_t result(cudaError_t error) {
+    if (fault != cudaSuccess)
+        return fault;
+    if (error != cudaSuccess)
+        last_error = error;
+    return error;
+}
+
+const char *avl_shim_take_finding(void) {
+    static thread_local char text[512];
+    snprintf(text, sizeof text, "%s", avl_shim_finding());
+    avl_shim_clear_finding();
+    fault = last_error = cudaSuccess;
+    return text;
+}
+
+int64_t avl_shim_live_allocations(void) {
+    pthread_mutex_lock(&allocations_lock);
+    int64_t count = allocation_count;
+    pthread_mutex_unlock(&allocations_lock);
+    return count;
+}
+
+const char *cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorInvalidValue:
+        return "invalid argument";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorNoDevice:
+        return "no CUDA-capable device is detected";
+    case cudaErrorLaunchFailure:
+        return avl_shim_finding()[0] != '\0' ? avl_shim_finding() : "unspecified launch failure";
+    }
+    return "unrecognized error code";
+}
+
+cudaError_t cudaGetLastError(void) {
+    cudaError_t error = fault != cudaSuccess ? fault : last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+cudaError_t cudaPeekAtLastError(void) {
+    return fault != cudaSuccess ? fault : last_error;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    if (avl_shim_options()->devices <= 0)
+        return cudaErrorNoDevice; /* and the count stays what it was */
+    *count = avl_shim_options()->devices;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+    return result(device >= 0 && device < avl_shim_options()->devices ? cudaSuccess
+                                                                      : cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
+    *properties = cudaDeviceProp{};
+    snprintf(properties->name, sizeof properties->name, "execution shim");
+    properties->major = 8;
+    properties->multiProcessorCount = 4;
+    properties->sharedMemPerBlockOptin = shared_bytes_max;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    pthread_mutex_lock(&allocations_lock);
+    *available = allocated_bytes < total_bytes ? total_bytes - allocated_bytes : 0;
+    pthread_mutex_unlock(&allocations_lock);
+    *total = total_bytes;
+    return cudaSuccess;
+}
+
+/* ---- streams ---- */
+
+static void run_first(avl_shim_stream *stream) {
+    avl_shim_task *task = stream->first;
+    stream->first = task->next;
+    if (stream->first == nullptr)
+        stream->last = nullptr;
+    if (fault == cudaSuccess)
+        task->run(task);
+    if (avl_shim_finding()[0] != '\0')
+        fault = cudaErrorLaunchFailure;
+    task->destroy(task);
+    stream->done++;
+}
+
+static void run_until(avl_shim_stream *stream, uint64_t position) {
+    while (stream->done < position)
+        run_first(stream);
+}
+
+void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task) {
+    task->next = nullptr;
+    if (stream->last != nullptr)
+        stream->last->next = task;
+    else
+        stream->first = task;
+    stream->last = task;
+    stream->enqueued++;
+    if (!avl_shim_options()->deferred)
+        run_until(stream, stream->enqueued);
+}
+
+cudaError_t avl_shim_check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+    uint64_t threads = (uint64_t)block.x * block.y * block.z;
+    int is_valid = threads > 0 && threads <= THREADS_MAX && grid.x > 0 && grid.x <= INT_MAX &&
+                   grid.y > 0 && grid.y <= GRID_YZ_MAX && grid.z > 0 && grid.z <= GRID_YZ_MAX &&
+                   shared_bytes <= shared_bytes_max;
+    return result(is_valid ? cudaSuccess : cudaErrorInvalidConfiguration);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    *stream = (cudaStream_t)calloc(1, sizeof **stream);
+    if (*stream == nullptr)
+        return result(cudaErrorMemoryAllocation);
+    (*stream)->next = streams;
+    streams = *stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    run_until(stream, stream->enqueued);
+    for (avl_shim_stream **link = &streams; *link != nullptr; link = &(*link)->next) {
+        if (*link == stream) {
+            *link = stream->next;
+            break;
+        }
+    }
+    free(stream);
+    return result(cudaSuccess);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    run_until(stream, stream->enqueued);
+    return result(cudaSuccess);
+}
+
+static void synchronize_all(void) {
+    for (avl_shim_stream *stream = streams; stream != nullptr; stream = stream->next)
+        run_until(stream, stream->enqueued);
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    *event = (cudaEvent_t)calloc(1, sizeof **event);
+    return result(*event != nullptr ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    free(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    event->stream = stream;
+    event->position = stream->enqueued;
+    return result(cudaSuccess);
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->stream != nullptr)
+        run_until(event->stream, event->position);
+    return result(cudaSuccess);
+}
+
+/* ---- memory ---- */
+
+static cudaError_t allocate(void **memory, size_t bytes, int is_device) {
+    avl_shim_options_t *options = avl_shim_options();
+    int fails = options->fail_allocation > 0 && --options->fail_allocation == 0;
+    allocation_t *allocation = (allocation_t *)malloc(sizeof *allocation);
+    void *block = nullptr;
+    if (fails || allocation == nullptr || bytes == 0 || bytes > total_bytes ||
+        posix_memalign(&block, ALIGNMENT, bytes) != 0) {
+        free(allocation);
+        return result(cudaErrorMemoryAllocation);
+    }
+    memset(block, 0xff, bytes);
+    pthread_mutex_lock(&allocations_lock);
+    *allocation = {allocations, (unsigned char *)block, bytes, is_device};
+    allocations = allocation;
+    allocation_count++;
+    allocated_bytes += bytes;
+    pthread_mutex_unlock(&allocations_lock);
+    *memory = block;
+    return result(cudaSuccess);
+}
+
+static cudaError_t give_back(void *memory, int is_device) {
+    if (memory == nullptr)
+        return result(cudaSuccess);
+    synchronize_all();
+    allocation_t *found = nullptr;
+    pthread_mutex_lock(&allocations_lock);
+    for (allocation_t **link = &allocations; *link != nullptr; link = &(*link)->next) {
+        if ((*link)->memory == memory && (*link)->is_device == is_device) {
+            found = *link;
+            *link = found->next;
+            allocation_count--;
+            allocated_bytes -= found->bytes;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&allocations_lock);
+    if (found == nullptr)
+        return result(cudaErrorInvalidValue);
+    free(found->memory);
+    free(found);
+    return result(cudaSuccess);
+}
+
+cudaError_t cudaMalloc(void **memory, size_t bytes) {
+    return allocate(memory, bytes, 1);
+}
+cudaError_t cudaFree(void *memory) {
+    return give_back(memory, 1);
+}
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
+    return allocate(memory, bytes, 0);
+}
+cudaError_t cudaFreeHost(void *memory) {
+    return give_back(memory, 0);
+}
+
+static int is_device_memory(const void *memory, size_t bytes) {
+    int found = 0;
+    pthread_mutex_lock(&allocations_lock);
+    for (const allocation_t *a = allocations; a != nullptr && !found; a = a->next)
+        found = a->is_device && (const unsigned char *)memory >= a->memory &&
+                (const unsigned char *)memory + bytes <= a->memory + a->bytes;
+    pthread_mutex_unlock(&allocations_lock);
+    return found;
+}
+
+struct copy_task : avl_shim_task {
+    void *target;
+    const void *source; /* nullptr: fill with `value` */
+    size_t bytes;
+    int value;
+};
+
+static cudaError_t enqueue_copy(cudaStream_t stream, void *target, const void *source, size_t bytes,
+                                int value) {
+    copy_task *task = (copy_task *)calloc(1, sizeof *task);
+    if (task == nullptr)
+        return result(cudaErrorMemoryAllocation);
+    task->target = target;
+    task->source = source;
+    task->bytes = bytes;
+    task->value = value;
+    task->run = [](avl_shim_task *self) {
+        copy_task *own = (copy_task *)self;
+        if (own->source == nullptr)
+            memset(own->target, own->value, own->bytes);
+        else
+            memmove(own->target, own->source, own->bytes);
+    };
+    task->destroy = [](avl_shim_task *self) { free(self); };
+    avl_shim_enqueue(stream, task);
+    return result(cudaSuccess);
+}
+
+cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    int to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    int from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (target == nullptr || source == nullptr || (to_device && !is_device_memory(target, bytes)) ||
+        (from_device && !is_device_memory(source, bytes)))
+        return result(cudaErrorInvalidValue);
+    return enqueue_copy(stream, target, source, bytes, 0);
+}
+
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
+    if (!is_device_memory(memory, bytes))
+        return result(cudaErrorInvalidValue);
+    return enqueue_copy(stream, memory, nullptr, bytes, value);
+}
