@@ -232,8 +232,8 @@ static void test_client_does_not_read(void **state) {
     client_t client;
     client_begin(&client, avl_server_address(*state), "/test.Test/Flood", 0);
     wait_count(&begun, 1);
-    assert_in_range(atomic_load(&accepted), QUEUE_BYTES / MESSAGE_BYTES / 2,
-                    4 * QUEUE_BYTES / MESSAGE_BYTES);
+    /* HTTP/2's window grows with what passes; the handler would send ten times as much. */
+    assert_in_range(atomic_load(&accepted), QUEUE_BYTES / MESSAGE_BYTES / 2, 10000);
     int received = client_end(&client);
     assert_true(received <= atomic_load(&accepted));
     assert_int_equal(client.code, GRPC_STATUS_RESOURCE_EXHAUSTED);

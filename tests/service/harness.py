@@ -41,7 +41,8 @@ class Service:
         self.log_lines = []
         self.log_changed = threading.Condition()
         self.lines = queue.Queue()
-        threading.Thread(target=self._read_log, daemon=True).start()
+        self.log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self.log_reader.start()
         threading.Thread(target=self._read_output, daemon=True).start()
         self.channel = None
         self.address = None
@@ -87,6 +88,7 @@ class Service:
             raise AssertionError("not ready in time:\n" + self.log)
         if line is None or not line.startswith("ready "):
             self.process.wait(10)
+            self.log_reader.join(10)
             raise AssertionError(f"expected `ready`, got {line!r}:\n{self.log}")
         self.connect(line.split(" ", 1)[1])
 
@@ -142,6 +144,7 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError("it does not stop:\n" + self.log)
+        self.log_reader.join(10)
         assert code == expected, f"exit status {code}:\n{self.log}"
         assert "Sanitizer" not in self.log, self.log
         wait_gone(workers)
