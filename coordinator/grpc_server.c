@@ -1,16 +1,11 @@
 #include "coordinator/grpc_server.h"
 
-#include <errno.h>
-#include <netdb.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <grpc/byte_buffer_reader.h>
 #include <grpc/grpc.h>
@@ -22,6 +17,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/listen_address.h"
 
 /* Requests for calls that stand posted per method: while a handler is in begin, others can already
  * come in. A core without a posted request queues calls without bound. */
@@ -571,72 +567,15 @@ static void *serve(void *context) {
 
 /* ---- the server ---- */
 
-/* The core unlinks any socket that stands in its way, a living server's too. */
-static avl_status_t check_unix_path(const char *address) {
-    const char *path = address + strlen("unix:");
-    struct sockaddr_un name = {.sun_family = AF_UNIX};
-    if (path[0] == '\0' || strlen(path) >= sizeof name.sun_path)
-        return avl_fail(AVL_ERR_INVALID, "cannot listen on %s: a socket's path has 1 to %zu bytes",
-                        address, sizeof name.sun_path - 1);
-    strcpy(name.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return avl_fail(AVL_ERR_IO, "cannot make a socket: %s", strerror(errno));
-    int result = connect(fd, (struct sockaddr *)&name, sizeof name);
-    close(fd);
-    if (result == 0)
-        return avl_fail(AVL_ERR_IO, "cannot listen on %s: another server is listening there",
-                        address);
-    return AVL_OK;
-}
-
-/* The core does not say why it cannot bind: try it the plain way for errno. */
-static avl_status_t explain_bind(const char *address) {
-    char host[200];
-    const char *colon = strrchr(address, ':');
-    if (strncmp(address, "unix:", 5) == 0 || colon == NULL ||
-        (size_t)(colon - address) >= sizeof host)
-        return avl_fail(AVL_ERR_IO, "cannot listen on %s", address);
-    size_t host_bytes = (size_t)(colon - address);
-    memcpy(host, address, host_bytes);
-    host[host_bytes] = '\0';
-    char *name = host;
-    if (host_bytes > 1 && host[0] == '[' && host[host_bytes - 1] == ']') {
-        host[host_bytes - 1] = '\0';
-        name++;
-    }
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
-    int error = getaddrinfo(name, colon + 1, &hints, &found);
-    if (error != 0)
-        return avl_fail(AVL_ERR_INVALID, "cannot listen on %s: %s", address, gai_strerror(error));
-    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int cause = 0;
-    if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0)
-        cause = errno;
-    if (fd >= 0)
-        close(fd);
-    freeaddrinfo(found);
-    return avl_fail(AVL_ERR_IO, "cannot listen on %s: %s", address,
-                    cause != 0 ? strerror(cause) : "the address is taken");
-}
-
 static avl_status_t bind_address(avl_server_t *server, const char *address) {
     bool local = strncmp(address, "unix:", 5) == 0;
     const char *colon = strrchr(address, ':');
-    if (!local && (colon == NULL || colon == address || colon[1] == '\0' ||
-                   strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
-                   strtol(colon + 1, NULL, 10) > 65535))
-        return avl_fail(
-            AVL_ERR_INVALID,
-            "cannot listen on \"%s\": write HOST:PORT (a port is 0 to 65535) or unix:PATH",
-            address);
-    if (local)
-        AVL_TRY(check_unix_path(address));
+    AVL_TRY(avl_listen_address_check(address));
     grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
     int port = grpc_server_add_http2_port(server->core, address, credentials);
     grpc_server_credentials_release(credentials);
     if (port == 0)
-        return explain_bind(address);
+        return avl_listen_address_explain(address);
     if (local)
         snprintf(server->address, sizeof server->address, "%s", address);
     else

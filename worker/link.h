@@ -16,7 +16,8 @@ typedef struct avl_link avl_link_t;
 /* What the coordinator wants next. */
 typedef enum avl_command_kind {
     AVL_COMMAND_NONE,   /* nothing now */
-    AVL_COMMAND_SUBMIT, /* `request`: the caller owns it; numbers are as they came: not yet checked against model or capacity */
+    AVL_COMMAND_SUBMIT, /* `request`: the caller owns it; numbers are as they came: not yet checked
+                           against model or capacity */
     AVL_COMMAND_CANCEL, /* `request_id` */
     AVL_COMMAND_DRAIN,  /* finish what runs, accept nothing new, leave when idle */
     AVL_COMMAND_LOST,   /* the link is gone: `status`; repeated at every further poll */
@@ -58,7 +59,8 @@ void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail);
 
 /* The next command. Waits for one up to `timeout_ns` (0: only looks). */
 void avl_link_poll(avl_link_t *link, int64_t timeout_ns, avl_command_t *command_p);
-/* Queues an event; never blocks. Events queued while an earlier message is on its way travel together. */
+/* Queues an event; never blocks. Events queued while an earlier message is on its way travel
+ * together. */
 void avl_link_send(avl_link_t *link, const avl_event_t *event);
 
 #endif
