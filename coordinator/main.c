@@ -20,10 +20,10 @@
 #include "coordinator/reflection.h"
 #include "inputs/preprocess.h"
 
-#define LAME_DUCK_NS                                                                               \
-    (AVL_NS_PER_S / 4)                /* balancers hear NOT_SERVING before the listener closes     \
-                                       */
-#define PARTING_NS (5 * AVL_NS_PER_S) /* idle workers leave within it */
+/* Balancers hear NOT_SERVING before the listener closes. */
+#define LAME_DUCK_NS (AVL_NS_PER_S / 4)
+/* Idle workers leave within it. */
+#define PARTING_NS (5 * AVL_NS_PER_S)
 #define METHOD_COUNT (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS)
 #define ATTACH_NS (120 * AVL_NS_PER_S)
 #define WORKER_ARGUMENTS_MAX 32
