@@ -34,7 +34,8 @@ static avl_status_t unpack(avl_payload_t *payload, const ProtobufCMessageDescrip
 /* ---- Generate ---- */
 
 /* One picture, from file bytes to pixels. */
-static avl_status_t prepare_image(const avl_api_t *api, const Avl__V1__Image *file, size_t number,
+static avl_status_t prepare_image(const avl_api_t *api, const char *tenant,
+                                  const Avl__V1__Image *file, size_t number,
                                   avl_prepared_image_t *image_p) {
     avl_image_t image;
     avl_status_t status =
@@ -42,7 +43,9 @@ static avl_status_t prepare_image(const avl_api_t *api, const Avl__V1__Image *fi
     if (status != AVL_OK)
         return avl_fail_in(status, "image %zu", number);
     avl_pixels_t pixels;
-    status = avl_preprocess(api->config, &image, &pixels);
+    status = avl_image_identity_digest(api->identity, tenant, &image, image_p->digest);
+    if (status == AVL_OK)
+        status = avl_preprocess(api->config, &image, &pixels);
     avl_image_free(&image);
     if (status != AVL_OK)
         return avl_fail_in(status, "image %zu", number);
@@ -63,7 +66,8 @@ static avl_status_t prepare_images(const avl_api_t *api, avl_live_request_t *liv
             return avl_fail(AVL_ERR_CANCELLED, "the request has ended");
         avl_live_request_progress(live, AVL__V1__STAGE__STAGE_PREPROCESS, (uint32_t)i,
                                   (uint32_t)conversation->image_count);
-        AVL_TRY(prepare_image(api, conversation->images[i], i + 1, &prepared->images[i]));
+        AVL_TRY(prepare_image(api, prepared->tenant, conversation->images[i], i + 1,
+                              &prepared->images[i]));
         prepared->image_count++;
     }
     prepared->preprocess_ns = avl_clock_now_ns() - begin_ns;

@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "checkpoint/config.h"
 #include "coordinator/grpc_server.h"
+#include "coordinator/image_identity.h"
 #include "coordinator/requests.h"
 #include "coordinator/validate.h"
 #include "coordinator/worker_group.h"
@@ -24,6 +25,7 @@ typedef struct avl_api {
     const avl_tokenizer_t *tokenizer;
     const avl_chat_template_t *chat_template;
     avl_thread_pool_t *pool;
+    const avl_image_identity_t *identity;
     avl_requests_t *requests;
     avl_worker_group_t *group;
     avl_request_policy_t policy;

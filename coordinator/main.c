@@ -38,6 +38,7 @@ typedef struct service {
     char link_address[96];
     char worker_program[PATH_MAX];
     const char *worker_arguments[WORKER_ARGUMENTS_MAX];
+    avl_image_identity_t *identity;
     avl_requests_t *requests;
     avl_thread_pool_t *pool;
     avl_worker_group_t *group;
@@ -134,10 +135,15 @@ static avl_status_t find_worker(service_t *service) {
 static void worker_command(service_t *service) {
     const avl_options_t *options = &service->options;
     const char *const pairs[][2] = {
-        {"--model", options->model},         {"--device", options->device},
-        {"--dtype", options->dtype},         {"--log-level", options->log_level_name},
-        {"--threads", options->threads},     {"--memory", options->memory},
-        {"--sequences", options->sequences}, {"--context", options->context},
+        {"--model", options->model},
+        {"--device", options->device},
+        {"--dtype", options->dtype},
+        {"--log-level", options->log_level_name},
+        {"--threads", options->threads},
+        {"--memory", options->memory},
+        {"--sequences", options->sequences},
+        {"--context", options->context},
+        {"--encoder-cache", options->encoder_cache},
     };
     size_t count = 0;
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
@@ -191,8 +197,11 @@ static avl_status_t create_group(service_t *service) {
 static avl_status_t create_server(service_t *service) {
     const avl_options_t *options = &service->options;
     const char *slash = strrchr(service->model_path, '/');
+    const char *name = slash != NULL && slash[1] != '\0' ? slash + 1 : service->model_path;
+    AVL_TRY(avl_image_identity_create(service->model_path, name, &service->identity));
     service->api = (avl_api_t){
-        .model_name = slash != NULL && slash[1] != '\0' ? slash + 1 : service->model_path,
+        .model_name = name,
+        .identity = service->identity,
         .config = &service->config,
         .tokenizer = service->tokenizer,
         .chat_template = service->chat_template,
@@ -309,6 +318,7 @@ static void stop(service_t *service, bool patient) {
         avl_worker_group_destroy(service->group);
     }
     avl_requests_destroy(service->requests);
+    avl_image_identity_destroy(service->identity);
     avl_health_destroy(service->health);
     if (service->link_directory[0] != '\0') {
         unlink(service->link_address + strlen("unix:"));

@@ -20,6 +20,7 @@ enum key {
     KEY_THREADS,
     KEY_MEMORY,
     KEY_SEQUENCES,
+    KEY_ENCODER_CACHE,
     KEY_CONTEXT,
     KEY_WORKER_PROGRAM,
     KEY_LAUNCHER,
@@ -54,6 +55,8 @@ static const struct argp_option option_table[] = {
     {"dtype", KEY_DTYPE, "NAME", 0, "auto (default), f32 or bf16", 2},
     {"threads", KEY_THREADS, "N", 0, "threads of a rank", 2},
     {"memory", KEY_MEMORY, "BYTES", 0, "memory of a rank; K, M and G are understood", 2},
+    {"encoder-cache", KEY_ENCODER_CACHE, "BYTES", 0,
+     "of that memory, for features of pictures that may come again (default: a sixteenth)", 2},
     {"sequences", KEY_SEQUENCES, "N", 0, "requests decoded together at most", 2},
     {"context", KEY_CONTEXT, "N", 0, "rows of prompt and answer together at most", 2},
     {"worker-timeout", KEY_WORKER_TIMEOUT, "SECONDS", 0,
@@ -155,6 +158,9 @@ static bool parse_worker(int key, char *text, struct argp_state *state, avl_opti
         return true;
     case KEY_MEMORY:
         options->memory = passed(state, "memory", text, true);
+        return true;
+    case KEY_ENCODER_CACHE:
+        options->encoder_cache = passed(state, "encoder-cache", text, true);
         return true;
     case KEY_SEQUENCES:
         options->sequences = passed(state, "sequences", text, false);

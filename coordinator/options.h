@@ -17,6 +17,7 @@ typedef struct avl_options {
     /* passed on to workers as typed; NULL: not given */
     const char *threads;
     const char *memory;
+    const char *encoder_cache;
     const char *sequences;
     const char *context;
     const char *worker_program; /* NULL: avl-worker beside this program */

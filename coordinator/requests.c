@@ -226,10 +226,10 @@ static void send_delta_locked(avl_live_request_t *live, const char *text, const 
 
 /* ---- submission ---- */
 
-static void fill_images(const avl_prepared_t *prepared, Avl__Worker__V1__SubmitImage *images,
+static void fill_images(avl_prepared_t *prepared, Avl__Worker__V1__SubmitImage *images,
                         Avl__Worker__V1__SubmitImage **list) {
     for (size_t i = 0; i < prepared->image_count; i++) {
-        const avl_prepared_image_t *from = &prepared->images[i];
+        avl_prepared_image_t *from = &prepared->images[i];
         const avl_image_layout_t *layout = &from->layout;
         Avl__Worker__V1__SubmitImage *to = &images[i];
         avl__worker__v1__submit_image__init(to);
@@ -238,6 +238,8 @@ static void fill_images(const avl_prepared_t *prepared, Avl__Worker__V1__SubmitI
         to->first_row = from->first_row;
         to->pixels.data = from->pixels;
         to->pixels.len = from->pixel_bytes;
+        to->digest.data = from->digest;
+        to->digest.len = sizeof from->digest;
         to->tile_count = layout->tile_count;
         to->grid_rows = layout->grid_rows;
         to->grid_columns = layout->grid_columns;
@@ -252,7 +254,7 @@ static void fill_images(const avl_prepared_t *prepared, Avl__Worker__V1__SubmitI
 }
 
 static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_left_ns) {
-    const avl_prepared_t *prepared = &live->prepared;
+    avl_prepared_t *prepared = &live->prepared;
     Avl__Worker__V1__SubmitImage *images = NULL, **list = NULL;
     AVL_TRY(avl_alloc(prepared->image_count, sizeof *images, "pictures", &images));
     avl_status_t status = avl_alloc(prepared->image_count, sizeof *list, "pictures", &list);
@@ -261,6 +263,7 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         Avl__Worker__V1__Submit submit;
         avl__worker__v1__submit__init(&submit);
         submit.request_id = live->id;
+        submit.tenant = prepared->tenant;
         submit.n_token_ids = (size_t)prepared->row_count;
         submit.token_ids = prepared->token_ids;
         submit.n_images = prepared->image_count;
@@ -522,6 +525,8 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
     usage.prompt_tokens = (uint32_t)prepared->row_count;
     usage.visual_tokens = (uint32_t)prepared->visual_rows;
     usage.completion_tokens = (uint32_t)live->sent_count;
+    usage.cached_tokens = (uint32_t)result->prompt_rows_reused;
+    usage.encoder_cache_hits = (uint32_t)result->encoder_cache_hits;
     Avl__V1__AttentionReport attention;
     avl__v1__attention_report__init(&attention);
     attention.visual_store_ratio = prepared->attention.visual_store_ratio;

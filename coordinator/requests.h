@@ -24,6 +24,7 @@
 #include "base/status.h"
 #include "checkpoint/image_layout.h"
 #include "coordinator/grpc_server.h"
+#include "coordinator/image_identity.h"
 #include "coordinator/validate.h"
 #include "coordinator/worker_group.h"
 #include "inputs/tokenizer.h"
@@ -37,11 +38,13 @@ typedef struct avl_prepared_image {
     int32_t first_row;
     uint8_t *pixels;
     size_t pixel_bytes;
+    uint8_t digest[AVL_IMAGE_DIGEST_BYTES]; /* its identity, for this tenant */
 } avl_prepared_image_t;
 
 /* A request as numbers. */
 typedef struct avl_prepared {
     char name[AVL_REQUEST_ID_BYTES_MAX + 1]; /* the caller's, for logs */
+    char tenant[AVL_TENANT_BYTES_MAX + 1];   /* nothing is shared between two; empty: the default */
     int32_t *token_ids;                      /* picture rows hold -1 */
     int32_t row_count;
     int32_t visual_rows;

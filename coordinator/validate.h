@@ -12,6 +12,7 @@
 #include "proto/inference.pb-c.h"
 
 #define AVL_REQUEST_ID_BYTES_MAX 128
+#define AVL_TENANT_BYTES_MAX 64
 
 /* How visual rows are stored and computed; store = compute = 1 is dense attention. */
 typedef struct avl_attention_choice {

@@ -12,6 +12,10 @@
  * or of one picture, travel. */
 #define PICTURES_STEP_MAX 32
 #define TILES_STEP_MAX 8
+/* Unless the operator says otherwise, the encoder cache gets this share of what weights and buffers
+ * leave: beyond some hundred pictures a larger one hits hardly more often. */
+#define ENCODER_CACHE_SHARE 16
+#define ENCODER_CACHE_BYTES_MAX (INT64_C(4) << 30)
 
 struct avl_engine {
     avl_engine_options_t options;
@@ -23,7 +27,8 @@ struct avl_engine {
     avl_sequence_t **sequences; /* [sequences_max]; NULL: free */
     avl_run_t *runs;            /* [sequences_max] of the step */
     int32_t feature_rows;
-    float *features;        /* device f32 [feature_rows, hidden] */
+    float *features;        /* device f32 [feature_rows, hidden]: the encoder cache */
+    bool *feature_written;  /* [feature_rows] */
     uint8_t *pixels;        /* device: one picture; NULL when the device is the host */
     size_t pixel_bytes_max; /* of one picture */
     int64_t page_bytes_all;
@@ -37,7 +42,7 @@ struct avl_engine {
 /* What the parts of an engine need, from the options alone. */
 typedef struct engine_sizes {
     int32_t rows_max;
-    int32_t feature_rows;
+    int32_t feature_rows_least;
     size_t pixel_bytes_max;
     avl_plan_limits_t plan;
     avl_attend_options_t attend;
@@ -103,7 +108,7 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
     engine_sizes_t sizes = {
         .rows_max = limits->batch_rows + limits->sequences_max,
         /* The pictures of one sequence of any size, and those of others beside it. */
-        .feature_rows = limits->context_rows + limits->batch_rows,
+        .feature_rows_least = limits->context_rows + limits->batch_rows,
         .pixel_bytes_max = tile_bytes * (size_t)picture_tiles,
     };
     size_t tiles = (size_t)(picture_tiles > TILES_STEP_MAX ? picture_tiles : TILES_STEP_MAX);
@@ -111,9 +116,10 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
         .sequences_max = limits->sequences_max,
         .pictures_max = PICTURES_STEP_MAX,
         .context_rows = limits->context_rows,
-        /* Prompts of at least one sequence, and of as many as a step can read. */
+        /* Prompts and places of pictures of at least one sequence, and of as many as a step
+         * can read. */
         .bytes_max = avl_plan_frame_bytes(limits->sequences_max, PICTURES_STEP_MAX) +
-                     4 * (size_t)(limits->context_rows + 2 * limits->batch_rows) +
+                     12 * (size_t)(limits->context_rows + 2 * limits->batch_rows) +
                      tiles * tile_bytes,
     };
     sizes.plan.bytes_max = (sizes.plan.bytes_max + 7) & ~(size_t)7;
@@ -142,8 +148,6 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     ledger->mapped_bytes = (int64_t)model.mapped_bytes;
     avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes);
     avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes);
-    avl_ledger_add(ledger, "picture features",
-                   4 * (int64_t)sizes->feature_rows * text->hidden_width + pixels);
     avl_ledger_add(ledger, "communication", avl_group_memory_bytes(options->group));
     avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend));
     avl_ledger_add(ledger, "row lists",
@@ -151,7 +155,37 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
                        avl_sequence_list_bytes(limits->context_rows, text->layer_count));
     avl_ledger_add(ledger, "step plans and logits",
                    (int64_t)sizes->plan.bytes_max +
-                       (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0));
+                       (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0) +
+                       pixels);
+}
+
+int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine) {
+    return 4 * (int64_t)engine->options.config->model.text.hidden_width + 1;
+}
+
+/* How large the encoder cache is: all ranks take the least that one of them wants. Collective. */
+static avl_status_t settle_features(avl_engine_t *engine, engine_sizes_t *sizes) {
+    const avl_engine_options_t *options = &engine->options;
+    int64_t row_bytes = avl_engine_feature_row_bytes(engine);
+    int64_t left = engine->ledger.budget_bytes - avl_ledger_used(&engine->ledger);
+    int64_t bytes = options->encoder_cache_bytes;
+    if (bytes == 0)
+        bytes = left / ENCODER_CACHE_SHARE < ENCODER_CACHE_BYTES_MAX ? left / ENCODER_CACHE_SHARE
+                                                                     : ENCODER_CACHE_BYTES_MAX;
+    int64_t rows = bytes / row_bytes, *wishes;
+    rows = rows > sizes->feature_rows_least ? rows : sizes->feature_rows_least;
+    rows = rows < INT32_MAX ? rows : INT32_MAX;
+    size_t ranks = (size_t)avl_group_ranks(options->group);
+    avl_status_t status = avl_alloc(ranks, sizeof *wishes, "cache sizes of ranks", &wishes);
+    AVL_TRY(avl_group_agree(options->group, status));
+    wishes[avl_group_rank(options->group)] = rows;
+    status = avl_group_all_gather(options->group, wishes, sizeof *wishes);
+    for (size_t i = 0; i < ranks && status == AVL_OK; i++)
+        rows = wishes[i] < rows ? wishes[i] : rows;
+    free(wishes);
+    engine->feature_rows = sizes->plan.feature_rows = (int32_t)rows;
+    avl_ledger_add(&engine->ledger, "encoder cache", rows * row_bytes);
+    return status;
 }
 
 /* KV heads of this rank that another one holds as well. */
@@ -248,6 +282,7 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         {rows, sizeof *engine->sequence_rows, &engine->sequence_rows},
         {rows, sizeof *engine->embed_rows, &engine->embed_rows},
         {rows, sizeof *engine->embed_features, &engine->embed_features},
+        {(size_t)engine->feature_rows, sizeof *engine->feature_written, &engine->feature_written},
         {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
@@ -269,10 +304,10 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
         status = avl_alloc(1, sizeof *engine, "engine", &engine);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     engine->options = *options;
-    engine->plan_limits = sizes.plan;
-    engine->feature_rows = sizes.feature_rows;
     engine->pixel_bytes_max = sizes.pixel_bytes_max;
     fill_ledger(&engine->ledger, options, &sizes);
+    AVL_TRY_GOTO(status, settle_features(engine, &sizes), err_destroy);
+    engine->plan_limits = sizes.plan;
     int64_t page_bytes = avl_pages_page_bytes(
         shards->kv_heads.count, options->config->model.text.head_width, options->dtype);
     int64_t pages;
@@ -310,6 +345,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->sequence_rows);
     free(engine->embed_rows);
     free(engine->embed_features);
+    free(engine->feature_written);
     free(engine->logits);
     free(engine);
 }
@@ -342,14 +378,20 @@ static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admi
     }
     avl_sequence_shape_t shape = avl_sequence_shape(admission->token_ids, admission->prompt_rows,
                                                     admission->rows_max, &admission->attention);
-    if (admission->feature_row > engine->feature_rows - shape.visual_rows)
-        return avl_fail(AVL_ERR_INTERNAL, "features of %d rows from row %d; there are %d",
-                        shape.visual_rows, admission->feature_row, engine->feature_rows);
+    int64_t rows = 0;
+    for (int32_t i = 0; i < admission->place_count; i++)
+        rows += admission->places[i].rows;
+    if (rows != shape.visual_rows)
+        return avl_fail(AVL_ERR_INTERNAL, "%d pictures of %lld rows for %d visual rows",
+                        admission->place_count, (long long)rows, shape.visual_rows);
     avl_sequence_t *sequence;
     AVL_TRY(avl_sequence_create(engine->options.device, admission->sequence, &shape,
                                 text->layer_count, admission->token_ids, &sequence));
     sequence->request_id = admission->request_id;
-    sequence->feature_row = admission->feature_row;
+    int32_t *feature_rows = sequence->feature_rows;
+    for (int32_t i = 0; i < admission->place_count; i++)
+        for (int32_t j = 0; j < admission->places[i].rows; j++)
+            *feature_rows++ = admission->places[i].feature_row + j;
     engine->sequences[admission->sequence] = sequence;
     return AVL_OK;
 }
@@ -381,14 +423,10 @@ static avl_status_t admit_all(avl_engine_t *engine, const avl_plan_t *plan,
 
 static avl_status_t encode(avl_engine_t *engine, const avl_plan_t *plan,
                            const avl_plan_picture_t *picture) {
-    avl_sequence_t *sequence = engine->sequences[picture->sequence];
     const avl_model_config_t *config = &engine->options.config->model;
     avl_device_t *device = engine->options.device;
-    if (sequence == NULL)
+    if (engine->sequences[picture->sequence] == NULL)
         return misfit(plan, "picture for a sequence that does not exist", picture->sequence);
-    if (picture->layout.prompt_rows < 0 ||
-        picture->layout.prompt_rows > sequence->shape.visual_rows - sequence->features_done)
-        return misfit(plan, "picture with more rows than its place has", picture->sequence);
     size_t side = (size_t)config->vision.image_side;
     if (picture->layout.tile_count < 1 || picture->pixel_bytes > engine->pixel_bytes_max ||
         picture->pixel_bytes != (size_t)picture->layout.tile_count * 3 * side * side)
@@ -398,11 +436,10 @@ static avl_status_t encode(avl_engine_t *engine, const avl_plan_t *plan,
         AVL_TRY(device->ops->upload(device, engine->pixels, pixels, picture->pixel_bytes));
         pixels = engine->pixels;
     }
-    float *features =
-        engine->features +
-        (int64_t)(sequence->feature_row + sequence->features_done) * config->text.hidden_width;
+    float *features = engine->features + (int64_t)picture->feature_row * config->text.hidden_width;
     AVL_TRY(avl_model_encode(engine->options.model, pixels, &picture->layout, features));
-    sequence->features_done += picture->layout.prompt_rows;
+    for (int32_t i = 0; i < picture->layout.prompt_rows; i++)
+        engine->feature_written[picture->feature_row + i] = true;
     return device->ops->synchronize(device);
 }
 
@@ -436,8 +473,9 @@ static avl_status_t make_run(avl_engine_t *engine, const avl_plan_t *plan,
         return misfit(plan, "decode row with an unknown token", planned->sequence);
     if (!decode && planned->row_count > shape->prompt_rows - sequence->rows_done)
         return misfit(plan, "more prompt rows than there are", planned->sequence);
-    if (!decode && sequence->features_done < shape->visual_rows)
-        return misfit(plan, "prompt before its pictures are encoded", planned->sequence);
+    for (int32_t i = sequence->visual_done; !decode && i < shape->visual_rows; i++)
+        if (!engine->feature_written[sequence->feature_rows[i]])
+            return misfit(plan, "prompt before its pictures are encoded", planned->sequence);
     *run = (avl_run_t){
         .sequence = sequence,
         .decode = decode,
@@ -465,7 +503,7 @@ static void add_rows(avl_engine_t *engine, const avl_plan_run_t *planned, const 
             continue;
         engine->embed_rows[batch->embed_count] = row;
         engine->embed_features[batch->embed_count++] =
-            engine->features + (sequence->feature_row + visual++) * hidden;
+            engine->features + sequence->feature_rows[visual++] * hidden;
     }
     if (planned->logits)
         engine->logit_rows[batch->logit_count++] = run->first_row + run->row_count - 1;

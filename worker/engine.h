@@ -31,8 +31,9 @@ typedef struct avl_engine_options {
     avl_model_t *model; /* made with avl_engine_model_options */
     avl_dtype_t dtype;
     avl_engine_limits_t limits;
-    int64_t memory_bytes; /* this rank's budget */
-    int64_t page_count;   /* 0: as many as the budget pays for, up to what the limits can use */
+    int64_t memory_bytes;        /* this rank's budget */
+    int64_t encoder_cache_bytes; /* 0: a share of what is left */
+    int64_t page_count; /* 0: as many as the budget pays for, up to what the limits can use */
 } avl_engine_options_t;
 
 typedef struct avl_step_result {
@@ -72,7 +73,9 @@ const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine);
 const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine);
 /* Every rank's: [ranks]. */
 const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine);
+/* Rows of the encoder cache, and bytes of one on one rank. */
 int32_t avl_engine_feature_rows(const avl_engine_t *engine);
+int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine);
 /* Bytes of one page, over all ranks. */
 int64_t avl_engine_page_bytes(const avl_engine_t *engine);
 avl_pages_counts_t avl_engine_pages(const avl_engine_t *engine);

@@ -29,6 +29,8 @@ static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
     job->price = avl_sequence_price(&job->shape, job->layer_count, job->whole);
     AVL_TRY(avl_alloc((size_t)job->tokens_max, sizeof *job->token_ids, "tokens of a request",
                       &job->token_ids));
+    AVL_TRY(avl_alloc((size_t)request->image_count, sizeof *job->places, "pictures of a request",
+                      &job->places));
     job->tokens_known =
         request->replay_count < job->tokens_max ? request->replay_count : job->tokens_max;
     if (job->tokens_known > 0)
@@ -45,6 +47,8 @@ avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
     job->request = request;
     avl_status_t status = fill(job, config, limits);
     if (status != AVL_OK) {
+        free(job->token_ids);
+        free(job->places);
         free(job);
         return status;
     }
@@ -55,6 +59,7 @@ avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
 void avl_job_destroy(avl_job_t *job) {
     avl_request_destroy(job->request);
     free(job->token_ids);
+    free(job->places);
     free(job);
 }
 

@@ -16,10 +16,10 @@ typedef struct avl_job {
     int layer_count;
     avl_sequence_shape_t shape;
     avl_sequence_price_t price;
-    int64_t pages_reserved; /* for what it holds now, the next step included */
-    int32_t feature_row;
-    int32_t feature_rows; /* held; 0 once the prompt is read */
-    int32_t images_done;
+    int64_t pages_reserved;   /* for what it holds now, the next step included */
+    avl_plan_place_t *places; /* [image_count] of its pictures' features */
+    bool uses_features;       /* from admission until the prompt is read */
+    avl_reuse_report_t reuse;
     int32_t rows_done;    /* prompt rows */
     int32_t tokens_max;   /* new tokens, the context considered */
     int32_t *token_ids;   /* [tokens_max] the answer */

@@ -179,6 +179,8 @@ static void result_fill(Avl__Worker__V1__Result *result, avl_event_t *event) {
     result->visual_rows_computed = event->attention.visual_rows_computed;
     result->decode_steps = event->attention.decode_steps;
     result->kv_bytes_returned = event->attention.kv_bytes_returned;
+    result->encoder_cache_hits = event->reuse.pictures;
+    result->prompt_rows_reused = event->reuse.prompt_rows;
     result->queue_ns = event->timings.queue_ns;
     result->encode_ns = event->timings.encode_ns;
     result->prefill_ns = event->timings.prefill_ns;
@@ -395,6 +397,8 @@ static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *fr
     layout->crop_rows = from->crop_rows;
     layout->crop_columns = from->crop_columns;
     layout->prompt_rows = from->prompt_rows;
+    if (from->digest.len == sizeof to->digest)
+        memcpy(&to->digest, from->digest.data, sizeof to->digest);
     to->first_row = from->first_row;
     to->pixels =
         from->pixels.data; /* protobuf-c's default allocator is malloc: the array changes hands */
@@ -405,7 +409,8 @@ static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *fr
 
 static avl_status_t request_take(Avl__Worker__V1__Submit *submit, avl_request_t **request_p) {
     if (submit->n_token_ids == 0 || submit->n_token_ids > INT32_MAX ||
-        submit->n_replay_ids > INT32_MAX || submit->n_images > submit->n_token_ids)
+        submit->n_replay_ids > INT32_MAX || submit->n_images > submit->n_token_ids ||
+        strlen(submit->tenant) > AVL_TENANT_BYTES_MAX)
         return avl_fail(AVL_ERR_DATA, "request %llu: %zu rows, %zu pictures, %zu replayed tokens",
                         (unsigned long long)submit->request_id, submit->n_token_ids,
                         submit->n_images, submit->n_replay_ids);
@@ -418,6 +423,7 @@ static avl_status_t request_take(Avl__Worker__V1__Submit *submit, avl_request_t 
         return status;
     }
     request->id = submit->request_id;
+    snprintf(request->tenant, sizeof request->tenant, "%s", submit->tenant);
     request->token_ids = submit->token_ids;
     request->row_count = (int32_t)submit->n_token_ids;
     submit->token_ids = NULL;

@@ -141,6 +141,7 @@ static avl_status_t make_engine(worker_t *worker) {
         .limits = worker->limits,
         .memory_bytes = avl_worker_memory(&worker->settings, worker->device,
                                           avl_group_local_ranks(worker->group)),
+        .encoder_cache_bytes = worker->settings.encoder_cache_bytes,
     };
     AVL_TRY(avl_engine_create(&options, &worker->engine));
     AVL_TRY(avl_loop_create(worker->engine, &worker->loop));

@@ -6,7 +6,7 @@
 #include "base/memory.h"
 
 #define PLAN_MAGIC UINT32_C(0x504c5641) /* "AVLP" */
-#define PLAN_VERSION UINT32_C(1)
+#define PLAN_VERSION UINT32_C(2)
 #define LAYOUT_FIELDS 11
 
 typedef struct wire_header {
@@ -19,15 +19,16 @@ typedef struct wire_header {
 
 typedef struct wire_admission {
     uint64_t request_id;
-    int32_t sequence, prompt_rows, rows_max, feature_row;
+    int32_t sequence, prompt_rows, rows_max, place_count;
     double store_ratio, compute_ratio;
     int32_t update_interval;
     int32_t zero;
 } wire_admission_t;
 
 typedef struct wire_picture {
-    int32_t sequence;
+    int32_t sequence, feature_row;
     int32_t layout[LAYOUT_FIELDS];
+    int32_t zero;
     uint64_t pixel_bytes;
 } wire_picture_t;
 
@@ -74,8 +75,9 @@ bool avl_plan_is_empty(const avl_plan_t *plan) {
     return plan->release_count + plan->admission_count + plan->picture_count + plan->run_count == 0;
 }
 
-size_t avl_plan_admission_bytes(int32_t prompt_rows) {
-    return sizeof(wire_admission_t) + padded((size_t)prompt_rows * sizeof(int32_t));
+size_t avl_plan_admission_bytes(int32_t prompt_rows, int32_t place_count) {
+    return sizeof(wire_admission_t) + padded((size_t)prompt_rows * sizeof(int32_t)) +
+           padded((size_t)place_count * sizeof(avl_plan_place_t));
 }
 
 size_t avl_plan_picture_bytes(size_t pixel_bytes) {
@@ -85,14 +87,15 @@ size_t avl_plan_picture_bytes(size_t pixel_bytes) {
 size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t pictures_max) {
     size_t sequences = (size_t)sequences_max;
     return sizeof(wire_header_t) + padded(sequences * sizeof(int32_t)) +
-           sequences * (avl_plan_admission_bytes(0) + 8 + sizeof(avl_plan_run_t)) +
+           sequences * (avl_plan_admission_bytes(0, 0) + 16 + sizeof(avl_plan_run_t)) +
            (size_t)pictures_max * (avl_plan_picture_bytes(0) + 8);
 }
 
 size_t avl_plan_bytes(const avl_plan_t *plan) {
     size_t bytes = sizeof(wire_header_t) + padded((size_t)plan->release_count * sizeof(int32_t));
     for (int32_t i = 0; i < plan->admission_count; i++)
-        bytes += avl_plan_admission_bytes(plan->admissions[i].prompt_rows);
+        bytes += avl_plan_admission_bytes(plan->admissions[i].prompt_rows,
+                                          plan->admissions[i].place_count);
     for (int32_t i = 0; i < plan->picture_count; i++)
         bytes += avl_plan_picture_bytes(plan->pictures[i].pixel_bytes);
     return bytes + (size_t)plan->run_count * sizeof(avl_plan_run_t);
@@ -151,7 +154,7 @@ void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
             .sequence = admission->sequence,
             .prompt_rows = admission->prompt_rows,
             .rows_max = admission->rows_max,
-            .feature_row = admission->feature_row,
+            .place_count = admission->place_count,
             .store_ratio = admission->attention.visual_store_ratio,
             .compute_ratio = admission->attention.visual_compute_ratio,
             .update_interval = admission->attention.visual_update_interval,
@@ -159,10 +162,16 @@ void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
         target = put(target, &wire, sizeof wire);
         target =
             put(target, admission->token_ids, (size_t)admission->prompt_rows * sizeof(int32_t));
+        target = put(target, admission->places,
+                     (size_t)admission->place_count * sizeof *admission->places);
     }
     for (int32_t i = 0; i < plan->picture_count; i++) {
         const avl_plan_picture_t *picture = &plan->pictures[i];
-        wire_picture_t wire = {.sequence = picture->sequence, .pixel_bytes = picture->pixel_bytes};
+        wire_picture_t wire = {
+            .sequence = picture->sequence,
+            .feature_row = picture->feature_row,
+            .pixel_bytes = picture->pixel_bytes,
+        };
         layout_to_wire(&picture->layout, wire.layout);
         target = put(target, &wire, sizeof wire);
         target = put(target, picture->pixels, picture->pixel_bytes);
@@ -249,14 +258,14 @@ static avl_status_t read_admission(reader_t *reader, const avl_plan_limits_t *li
         return bad("rows of an admission", wire.rows_max);
     if (!in_range(wire.prompt_rows, 1, wire.rows_max))
         return bad("prompt rows of an admission", wire.prompt_rows);
-    if (wire.feature_row < 0)
-        return bad("feature row of an admission", wire.feature_row);
+    if (!in_range(wire.place_count, 0, wire.prompt_rows))
+        return bad("pictures of an admission", wire.place_count);
     *admission = (avl_plan_admission_t){
         .request_id = wire.request_id,
         .sequence = wire.sequence,
         .prompt_rows = wire.prompt_rows,
         .rows_max = wire.rows_max,
-        .feature_row = wire.feature_row,
+        .place_count = wire.place_count,
         .attention = {.visual_store_ratio = wire.store_ratio,
                       .visual_compute_ratio = wire.compute_ratio,
                       .visual_update_interval = wire.update_interval},
@@ -265,6 +274,15 @@ static avl_status_t read_admission(reader_t *reader, const avl_plan_limits_t *li
     admission->token_ids = take(reader, (uint64_t)wire.prompt_rows * sizeof(int32_t));
     if (admission->token_ids == NULL)
         return bad("cut off in the prompt of an admission", wire.prompt_rows);
+    admission->places = take(reader, (uint64_t)wire.place_count * sizeof *admission->places);
+    if (admission->places == NULL)
+        return bad("cut off in the pictures of an admission", wire.place_count);
+    for (int32_t i = 0; i < admission->place_count; i++) {
+        const avl_plan_place_t *place = &admission->places[i];
+        if (!in_range(place->rows, 0, limits->feature_rows) ||
+            !in_range(place->feature_row, 0, limits->feature_rows - place->rows))
+            return bad("features beyond the limit", place->feature_row);
+    }
     return AVL_OK;
 }
 
@@ -277,7 +295,11 @@ static avl_status_t read_picture(reader_t *reader, const avl_plan_limits_t *limi
     memcpy(&wire, part, sizeof wire);
     if (!in_range(wire.sequence, 0, limits->sequences_max - 1))
         return bad("picture of a sequence beyond the limit", wire.sequence);
+    if (!in_range(wire.layout[LAYOUT_FIELDS - 1], 1, limits->feature_rows) ||
+        !in_range(wire.feature_row, 0, limits->feature_rows - wire.layout[LAYOUT_FIELDS - 1]))
+        return bad("features of a picture beyond the limit", wire.feature_row);
     picture->sequence = wire.sequence;
+    picture->feature_row = wire.feature_row;
     picture->layout = layout_from_wire(wire.layout);
     picture->pixel_bytes = (size_t)wire.pixel_bytes;
     picture->pixels = take(reader, wire.pixel_bytes);

@@ -17,19 +17,26 @@ typedef enum avl_plan_kind {
     AVL_PLAN_STOP = 2, /* the group ends in good order */
 } avl_plan_kind_t;
 
+/* Where the features of one picture are: rows of the encoder cache (worker/encoder_cache.h). */
+typedef struct avl_plan_place {
+    int32_t feature_row;
+    int32_t rows;
+} avl_plan_place_t;
+
 typedef struct avl_plan_admission {
     uint64_t request_id;
     int32_t sequence; /* a free index below sequences_max */
     int32_t prompt_rows;
     int32_t rows_max;
-    int32_t feature_row; /* where its pictures' features go */
+    int32_t place_count; /* pictures */
     avl_attention_params_t attention;
-    const int32_t *token_ids; /* [prompt_rows]; -1: picture */
+    const int32_t *token_ids;       /* [prompt_rows]; -1: picture */
+    const avl_plan_place_t *places; /* [place_count] in the order of the prompt */
 } avl_plan_admission_t;
 
-/* Pictures of a sequence are encoded in the order of the prompt. */
 typedef struct avl_plan_picture {
-    int32_t sequence;
+    int32_t sequence;    /* that it is encoded for; others may use it as well */
+    int32_t feature_row; /* of its first row of features */
     avl_image_layout_t layout;
     const uint8_t *pixels;
     size_t pixel_bytes;
@@ -47,6 +54,7 @@ typedef struct avl_plan_limits {
     int32_t sequences_max; /* of releases, admissions and runs each */
     int32_t pictures_max;
     int32_t context_rows;
+    int32_t feature_rows;
     size_t bytes_max;
 } avl_plan_limits_t;
 
@@ -70,7 +78,7 @@ bool avl_plan_is_empty(const avl_plan_t *plan);
 
 /* Size on the wire, and what one more part adds. */
 size_t avl_plan_bytes(const avl_plan_t *plan);
-size_t avl_plan_admission_bytes(int32_t prompt_rows);
+size_t avl_plan_admission_bytes(int32_t prompt_rows, int32_t place_count);
 size_t avl_plan_picture_bytes(size_t pixel_bytes);
 /* Bytes of a plan that is full but for prompts and pixels. */
 size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t pictures_max);

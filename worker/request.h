@@ -44,16 +44,26 @@ typedef struct avl_token_logprob {
     int32_t token_id;
     float logprob;
 } avl_token_logprob_t;
+#define AVL_PICTURE_DIGEST_BYTES 32
+#define AVL_TENANT_BYTES_MAX 64
+
+/* A picture's identity (proto/worker.proto, SubmitImage): all zeros for one that is not to be
+ * recognised. */
+typedef struct avl_picture_digest {
+    uint8_t bytes[AVL_PICTURE_DIGEST_BYTES];
+} avl_picture_digest_t;
 
 typedef struct avl_request_image {
     avl_image_layout_t layout;
+    avl_picture_digest_t digest;
     int32_t first_row; /* of the prompt */
     uint8_t *pixels;   /* [layout.tile_count, 3, side, side] */
     size_t pixel_bytes;
 } avl_request_image_t;
 
 typedef struct avl_request {
-    uint64_t id;        /* the coordinator's; unique while the link lives */
+    uint64_t id; /* the coordinator's; unique while the link lives */
+    char tenant[AVL_TENANT_BYTES_MAX + 1];
     int32_t *token_ids; /* [row_count]; picture rows hold -1 */
     int32_t row_count;
     avl_request_image_t *images;
@@ -104,6 +114,12 @@ typedef struct avl_attention_report {
     int64_t kv_bytes_returned; /* of all ranks: pages given back by eviction, in bytes */
 } avl_attention_report_t;
 
+/* What was there from earlier requests. */
+typedef struct avl_reuse_report {
+    int32_t pictures;    /* features in the encoder cache */
+    int32_t prompt_rows; /* keys and values */
+} avl_reuse_report_t;
+
 typedef struct avl_request_timings {
     int64_t queue_ns;   /* in the leader: arrival to the first step */
     int64_t encode_ns;  /* vision tower */
@@ -138,6 +154,7 @@ typedef struct avl_event {
     char detail[AVL_STATUS_DETAIL_BYTES];
     int32_t completion_tokens; /* replayed and end-of-sequence ones included */
     avl_attention_report_t attention;
+    avl_reuse_report_t reuse;
     avl_request_timings_t timings;
 } avl_event_t;
 

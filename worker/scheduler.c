@@ -20,7 +20,7 @@ struct avl_scheduler {
     avl_job_t **active; /* [sequences_max] in order of admission */
     int32_t active_count;
     avl_job_t **by_sequence; /* [sequences_max] */
-    avl_job_t **ordered;     /* [sequences_max] scratch: by feature_row */
+    avl_encoder_cache_t *encoder_cache;
     int64_t pages_reserved;
     int64_t preemptions, rows_recomputed;
     avl_request_totals_t totals;
@@ -49,7 +49,6 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
     } arrays[] = {
         {sizeof *scheduler->active, &scheduler->active},
         {sizeof *scheduler->by_sequence, &scheduler->by_sequence},
-        {sizeof *scheduler->ordered, &scheduler->ordered},
         {sizeof *scheduler->releases, &scheduler->releases},
     };
     avl_status_t status;
@@ -61,6 +60,11 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
                  err_destroy);
     AVL_TRY_GOTO(status,
                  avl_sampler_create(options->config->model.text.vocab_rows, &scheduler->sampler),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 avl_encoder_cache_create(avl_engine_feature_rows(engine),
+                                          avl_engine_feature_row_bytes(engine),
+                                          &scheduler->encoder_cache),
                  err_destroy);
     *scheduler_p = scheduler;
     return AVL_OK;
@@ -87,7 +91,7 @@ void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
     avl_plan_destroy(&scheduler->plan);
     free(scheduler->active);
     free(scheduler->by_sequence);
-    free(scheduler->ordered);
+    avl_encoder_cache_destroy(scheduler->encoder_cache);
     free(scheduler->releases);
     free(scheduler);
 }
@@ -146,11 +150,18 @@ static void send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
         .status = status,
         .completion_tokens = job->tokens_done > replayed ? job->tokens_done : replayed,
         .attention = report_of(scheduler, job),
+        .reuse = job->reuse,
         .timings = timings_of(job),
     };
     snprintf(event.detail, sizeof event.detail, "%s", detail);
     add_totals(scheduler, job, &event.attention);
     scheduler->sink.take(scheduler->sink.context, &event);
+}
+
+static void give_features(avl_scheduler_t *scheduler, avl_job_t *job) {
+    if (job->uses_features)
+        avl_encoder_cache_give(scheduler->encoder_cache, job->places, job->request->image_count);
+    job->uses_features = false;
 }
 
 static void leave_active(avl_scheduler_t *scheduler, avl_job_t *job) {
@@ -161,6 +172,7 @@ static void leave_active(avl_scheduler_t *scheduler, avl_job_t *job) {
     memmove(&scheduler->active[place], &scheduler->active[place + 1],
             (size_t)(scheduler->active_count - place) * sizeof *scheduler->active);
     scheduler->by_sequence[job->sequence] = NULL;
+    give_features(scheduler, job);
     scheduler->pages_reserved -= job->pages_reserved;
 }
 
@@ -318,7 +330,7 @@ static void preempt(avl_scheduler_t *scheduler, avl_job_t *job) {
     job->sequence = -1;
     job->stage = AVL_STAGE_QUEUED;
     job->pages_reserved = 0;
-    job->feature_rows = job->images_done = job->rows_done = job->tokens_done = 0;
+    job->rows_done = job->tokens_done = 0;
     avl_job_queue_enter(&scheduler->queue, job);
 }
 
@@ -353,30 +365,6 @@ static void grow_decodes(avl_scheduler_t *scheduler) {
 
 /* ---- plan ---- */
 
-/* The first row of `rows` free feature rows in a line, or -1. */
-static int32_t find_features(avl_scheduler_t *scheduler, int32_t rows) {
-    if (rows == 0)
-        return 0;
-    avl_job_t **ordered = scheduler->ordered;
-    int32_t count = 0;
-    for (int32_t i = 0; i < scheduler->active_count; i++) {
-        avl_job_t *job = scheduler->active[i];
-        if (job->feature_rows == 0)
-            continue;
-        int32_t place = count++;
-        for (; place > 0 && ordered[place - 1]->feature_row > job->feature_row; place--)
-            ordered[place] = ordered[place - 1];
-        ordered[place] = job;
-    }
-    int32_t first = 0;
-    for (int32_t i = 0; i < count; i++) {
-        if (ordered[i]->feature_row - first >= rows)
-            return first;
-        first = ordered[i]->feature_row + ordered[i]->feature_rows;
-    }
-    return avl_engine_feature_rows(scheduler->engine) - first >= rows ? first : -1;
-}
-
 static int32_t free_sequence(const avl_scheduler_t *scheduler) {
     int32_t sequences_max = avl_engine_options(scheduler->engine)->limits.sequences_max;
     for (int32_t i = 0; i < sequences_max; i++) {
@@ -392,22 +380,24 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
     if (job == NULL)
         return NULL;
     int32_t sequence = free_sequence(scheduler);
-    size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows);
+    size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows, job->request->image_count);
     int64_t pages = avl_job_pages_to_begin(job);
     if (sequence < 0 ||
         scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max ||
         !has_pages_for(scheduler, job, pages))
         return NULL;
-    int32_t feature_row = find_features(scheduler, job->shape.visual_rows);
-    if (feature_row < 0)
+    int32_t hits = 0;
+    if (!avl_encoder_cache_take(scheduler->encoder_cache, job->request->images,
+                                job->request->image_count, job->places, &hits))
         return NULL;
     avl_job_queue_leave(&scheduler->queue, job);
     job->sequence = sequence;
     job->stage = AVL_STAGE_ENCODE;
-    job->feature_row = feature_row;
-    job->feature_rows = job->shape.visual_rows;
-    if (job->first_step_ns == 0)
+    job->uses_features = true;
+    if (job->first_step_ns == 0) { /* not when it had to give way and comes again */
         job->first_step_ns = now_ns;
+        job->reuse.pictures = hits;
+    }
     reserve(scheduler, job, pages);
     scheduler->active[scheduler->active_count++] = job;
     scheduler->by_sequence[sequence] = job;
@@ -417,31 +407,36 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
         .sequence = sequence,
         .prompt_rows = job->shape.prompt_rows,
         .rows_max = job->shape.rows_max,
-        .feature_row = feature_row,
+        .place_count = job->request->image_count,
+        .places = job->places,
         .attention = job->request->attention,
         .token_ids = job->request->token_ids,
     };
     return job;
 }
 
-/* Adds the job's next pictures while they fit. Returns whether all are encoded when this step's
- * are. */
+/* Adds those of the job's pictures that are not encoded yet, while they fit. Returns whether all
+ * are encoded when this step's are. */
 static bool plan_pictures(avl_scheduler_t *scheduler, avl_job_t *job) {
     avl_plan_t *plan = &scheduler->plan;
     const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
-    int32_t next = job->images_done;
-    for (; next < job->request->image_count; next++) {
-        const avl_request_image_t *image = &job->request->images[next];
+    for (int32_t i = 0; i < job->request->image_count; i++) {
+        const avl_request_image_t *image = &job->request->images[i];
+        int32_t feature_row = job->places[i].feature_row;
+        if (avl_encoder_cache_is_ready(scheduler->encoder_cache, feature_row))
+            continue;
         size_t bytes = avl_plan_picture_bytes(image->pixel_bytes);
         if (plan->picture_count == limits->pictures_max ||
             scheduler->plan_bytes + bytes > limits->bytes_max)
             return false;
         plan->pictures[plan->picture_count++] = (avl_plan_picture_t){
             .sequence = job->sequence,
+            .feature_row = feature_row,
             .layout = image->layout,
             .pixels = image->pixels,
             .pixel_bytes = image->pixel_bytes,
         };
+        avl_encoder_cache_set_ready(scheduler->encoder_cache, feature_row, true);
         scheduler->plan_bytes += bytes;
     }
     return true;
@@ -528,6 +523,9 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
 /* ---- complete ---- */
 
 static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
+    for (int32_t i = 0; i < scheduler->plan.picture_count; i++)
+        avl_encoder_cache_set_ready(scheduler->encoder_cache,
+                                    scheduler->plan.pictures[i].feature_row, false);
     for (int32_t i = 0; i < scheduler->plan.admission_count; i++) {
         avl_job_t *job = scheduler->by_sequence[scheduler->plan.admissions[i].sequence];
         send_finished(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_EXHAUSTED,
@@ -537,15 +535,21 @@ static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t 
     }
 }
 
+static int32_t count_ready(const avl_scheduler_t *scheduler, const avl_job_t *job) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < job->request->image_count; i++)
+        count += avl_encoder_cache_is_ready(scheduler->encoder_cache, job->places[i].feature_row);
+    return count;
+}
+
 static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
     for (int32_t i = 0; i < scheduler->plan.picture_count; i++) {
         avl_job_t *job = scheduler->by_sequence[scheduler->plan.pictures[i].sequence];
         job->encode_ns += result->encode_ns[i];
-        job->images_done++;
         bool last = i + 1 == scheduler->plan.picture_count ||
                     scheduler->plan.pictures[i + 1].sequence != job->sequence;
         if (last)
-            send_progress(scheduler, job, AVL_STAGE_ENCODE, job->images_done,
+            send_progress(scheduler, job, AVL_STAGE_ENCODE, count_ready(scheduler, job),
                           job->request->image_count);
     }
 }
@@ -634,7 +638,7 @@ static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *
 /* The prompt is in the cache: what only reading it needed is free again. */
 static void begin_decoding(avl_scheduler_t *scheduler, avl_job_t *job) {
     job->stage = AVL_STAGE_DECODE;
-    job->feature_rows = 0;
+    give_features(scheduler, job);
     reserve(scheduler, job, avl_job_pages_to_decode(job));
 }
 
@@ -675,6 +679,7 @@ avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler) {
         .active = scheduler->active_count,
         .pages_reserved = scheduler->pages_reserved,
         .steps = (int64_t)scheduler->step,
+        .encoder_cache = avl_encoder_cache_counts(scheduler->encoder_cache),
         .totals = scheduler->totals,
         .preemptions = scheduler->preemptions,
         .rows_recomputed = scheduler->rows_recomputed,

@@ -34,6 +34,7 @@
 #ifndef AVL_WORKER_SCHEDULER_H
 #define AVL_WORKER_SCHEDULER_H
 
+#include "worker/encoder_cache.h"
 #include "worker/engine.h"
 
 #define AVL_PATIENCE_NS (INT64_C(30) * 1000000000)
@@ -88,12 +89,6 @@ typedef struct avl_request_totals {
     int64_t decode_rows;
     int64_t pages_evicted;
 } avl_request_totals_t;
-
-typedef struct avl_cache_counts {
-    int64_t bytes_max, bytes; /* on one rank */
-    int64_t entries;
-    int64_t hits, misses, evictions; /* since the start */
-} avl_cache_counts_t;
 
 /* For reports and tests. */
 typedef struct avl_scheduler_counts {

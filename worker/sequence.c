@@ -61,7 +61,7 @@ int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
     /* At worst every row is visual and stored: four lists and two arrays of rows_max, and the page
      * tables. */
     int64_t rows = 5 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
-    return (rows * layer_count + 3 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
+    return (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
 }
 
 static void carve(avl_sequence_t *sequence) {
@@ -94,6 +94,7 @@ static void carve(avl_sequence_t *sequence) {
     sequence->token_ids = host;
     sequence->text_positions = sequence->token_ids + shape->prompt_rows;
     sequence->visual_positions = sequence->text_positions + text_capacity(shape);
+    sequence->feature_rows = sequence->visual_positions + shape->visual_rows;
 }
 
 static void fill_positions(avl_sequence_t *sequence) {
@@ -117,7 +118,8 @@ avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
     sequence->device = device;
     size_t lists = (size_t)layer_count * layer_list_entries(shape);
     size_t entries = lists + (size_t)layer_count * layer_host_entries(shape) +
-                     (size_t)shape->prompt_rows + (size_t)shape->rows_max;
+                     (size_t)shape->prompt_rows + (size_t)shape->rows_max +
+                     (size_t)shape->visual_rows;
     avl_status_t status;
     AVL_TRY_GOTO(status,
                  avl_alloc((size_t)layer_count, sizeof *sequence->layers, "layers of a sequence",

@@ -68,9 +68,8 @@ typedef struct avl_sequence {
     int32_t *token_ids;        /* [prompt_rows]; -1: visual */
     int32_t *text_positions;   /* [text capacity] */
     int32_t *visual_positions; /* [visual_rows] */
+    int32_t *feature_rows;     /* [visual_rows] in the engine's features */
     avl_sequence_layer_t *layers;
-    int32_t feature_row;    /* of its first visual row in the engine's features */
-    int32_t features_done;  /* visual rows encoded so far */
     int32_t rows_done;      /* cached in all layers */
     int32_t visual_done;    /* visual ones among them */
     int32_t decode_steps;   /* done */

@@ -19,6 +19,7 @@ enum {
     OPTION_DTYPE,
     OPTION_THREADS,
     OPTION_MEMORY,
+    OPTION_ENCODER_CACHE,
     OPTION_BATCH_ROWS,
     OPTION_SEQUENCES,
     OPTION_CONTEXT,
@@ -41,6 +42,10 @@ static const struct argp_option options[] = {
     {"memory", OPTION_MEMORY, "BYTES", 0,
      "Memory of this rank, weights included; K, M, G and T may follow the number (default: a share "
      "of what is available)",
+     0},
+    {"encoder-cache", OPTION_ENCODER_CACHE, "BYTES", 0,
+     "Of that memory, for features of pictures that may come again (default: a sixteenth of what "
+     "weights and buffers leave)",
      0},
     {"batch-rows", OPTION_BATCH_ROWS, "N", 0,
      "Prompt rows read in one step (default: the context, at most 4096)", 0},
@@ -65,7 +70,7 @@ static int64_t parse_number(const struct argp_state *state, const char *name, co
     return value;
 }
 
-static int64_t parse_bytes(const struct argp_state *state, const char *text) {
+static int64_t parse_bytes(const struct argp_state *state, const char *name, const char *text) {
     static const char suffixes[] = "KMGT";
     size_t length = strlen(text);
     const char *suffix = length > 0 ? strchr(suffixes, text[length - 1]) : NULL;
@@ -73,7 +78,7 @@ static int64_t parse_bytes(const struct argp_state *state, const char *text) {
     char number[32] = "";
     if (length < sizeof number)
         memcpy(number, text, length - (shift > 0));
-    return parse_number(state, "memory", number, 1, INT64_MAX >> shift) << shift;
+    return parse_number(state, name, number, 1, INT64_MAX >> shift) << shift;
 }
 
 static error_t parse_option(int key, char *text, struct argp_state *state) {
@@ -95,7 +100,10 @@ static error_t parse_option(int key, char *text, struct argp_state *state) {
         settings->threads = (int)parse_number(state, "threads", text, 1, 1024);
         break;
     case OPTION_MEMORY:
-        settings->memory_bytes = parse_bytes(state, text);
+        settings->memory_bytes = parse_bytes(state, "memory", text);
+        break;
+    case OPTION_ENCODER_CACHE:
+        settings->encoder_cache_bytes = parse_bytes(state, "encoder-cache", text);
         break;
     case OPTION_BATCH_ROWS:
         settings->batch_rows = (int32_t)parse_number(state, "batch-rows", text, 1, 1 << 20);

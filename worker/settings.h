@@ -8,11 +8,12 @@
 typedef struct avl_worker_settings {
     const char *model;
     const char *link_address;
-    const char *device;   /* "auto", "cpu", "cuda" */
-    const char *dtype;    /* "auto", "f32", "bf16" */
-    int threads;          /* 0: this rank's share of the cores */
-    int64_t memory_bytes; /* 0: a share of what is available */
-    int32_t batch_rows;   /* 0: chosen by the context */
+    const char *device;          /* "auto", "cpu", "cuda" */
+    const char *dtype;           /* "auto", "f32", "bf16" */
+    int threads;                 /* 0: this rank's share of the cores */
+    int64_t memory_bytes;        /* 0: a share of what is available */
+    int64_t encoder_cache_bytes; /* 0: a share of what is left */
+    int32_t batch_rows;          /* 0: chosen by the context */
     int32_t sequences_max;
     int32_t context_rows; /* 0: the model's */
     int32_t drain_seconds;

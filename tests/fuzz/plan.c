@@ -7,8 +7,11 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
-    const avl_plan_limits_t limits = {
-        .sequences_max = 8, .pictures_max = 4, .context_rows = 512, .bytes_max = 1 << 20};
+    const avl_plan_limits_t limits = {.sequences_max = 8,
+                                      .pictures_max = 4,
+                                      .context_rows = 512,
+                                      .feature_rows = 512,
+                                      .bytes_max = 1 << 20};
     avl_plan_t plan;
     if (avl_plan_create(&limits, &plan) != AVL_OK)
         return 0;

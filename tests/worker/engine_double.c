@@ -18,7 +18,7 @@ struct avl_engine {
     avl_pages_t *pages;
     avl_sequence_t **sequences;
     uint64_t *told;     /* [sequences_max] prompt rows and tokens read */
-    uint64_t *pictures; /* [sequences_max] pictures encoded */
+    uint64_t *features; /* [feature_rows] what was encoded there */
     float *logits;
     int64_t encode_ns[PICTURES_MAX];
     int32_t feature_rows;
@@ -52,10 +52,11 @@ uint64_t engine_double_token(uint64_t told, int32_t token_id) {
     return mix(told ^ (uint64_t)(uint32_t)token_id);
 }
 
-uint64_t engine_double_picture(uint64_t told, const uint8_t *pixels, size_t bytes) {
+uint64_t engine_double_feature(const uint8_t *pixels, size_t bytes, int32_t row) {
+    uint64_t content = mix(bytes << 8);
     for (size_t i = 0; i < bytes; i++)
-        told = mix(told ^ pixels[i]);
-    return mix(told ^ bytes << 8);
+        content = mix(content ^ pixels[i]);
+    return mix(content + (uint64_t)row) | 1; /* never 0: nothing was encoded */
 }
 
 void engine_double_logits(uint64_t told, float *logits, int32_t vocab_rows) {
@@ -80,17 +81,18 @@ avl_engine_t *engine_double_create(const engine_double_options_t *options) {
         .sequences_max = limits->sequences_max,
         .pictures_max = options->pictures_max,
         .context_rows = limits->context_rows,
+        .feature_rows = engine->feature_rows,
         .bytes_max = (avl_plan_frame_bytes(limits->sequences_max, options->pictures_max) +
                       options->plan_bytes + 7) &
                      ~(size_t)7,
     };
     engine->sequences = calloc(sequences, sizeof(avl_sequence_t *));
     engine->told = calloc(sequences, sizeof *engine->told);
-    engine->pictures = calloc(sequences, sizeof *engine->pictures);
+    engine->features = calloc((size_t)engine->feature_rows, sizeof *engine->features);
     engine->logits =
         calloc(sequences * (size_t)options->config->model.text.vocab_rows, sizeof *engine->logits);
     if (options->pictures_max > PICTURES_MAX || engine->sequences == NULL || engine->told == NULL ||
-        engine->pictures == NULL || engine->logits == NULL ||
+        engine->features == NULL || engine->logits == NULL ||
         avl_alloc_aligned(engine->plan_limits.bytes_max, 1, "plans", &engine->wire) != AVL_OK ||
         avl_plan_create(&engine->plan_limits, &engine->plan) != AVL_OK ||
         avl_pages_create(options->device, 1, 1, AVL_DTYPE_F32, options->page_count,
@@ -109,7 +111,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->wire);
     free(engine->sequences);
     free(engine->told);
-    free(engine->pictures);
+    free(engine->features);
     free(engine->logits);
     free(engine);
 }
@@ -130,34 +132,27 @@ static void admit(avl_engine_t *engine, const avl_plan_admission_t *admission) {
         fail(engine, "admission to sequence %d, which is in use", index);
     avl_sequence_shape_t shape = avl_sequence_shape(admission->token_ids, admission->prompt_rows,
                                                     admission->rows_max, &admission->attention);
-    if (admission->feature_row > engine->feature_rows - shape.visual_rows)
-        fail(engine, "features of %d rows from row %d", shape.visual_rows, admission->feature_row);
     if (avl_sequence_create(engine->own.device, index, &shape,
                             engine->own.config->model.text.layer_count, admission->token_ids,
                             &engine->sequences[index]) != AVL_OK)
         abort();
     engine->sequences[index]->request_id = admission->request_id;
-    engine->sequences[index]->feature_row = admission->feature_row;
-    engine->told[index] = engine->pictures[index] = engine_double_start();
-    for (int32_t i = 0; i < engine->own.limits.sequences_max; i++) {
-        const avl_sequence_t *other = engine->sequences[i];
-        if (i == index || other == NULL || other->rows_done >= other->shape.prompt_rows)
-            continue;
-        if (other->feature_row < admission->feature_row + shape.visual_rows &&
-            admission->feature_row < other->feature_row + other->shape.visual_rows)
-            fail(engine, "features of sequences %d and %d overlap", i, index);
-    }
+    int32_t *feature_rows = engine->sequences[index]->feature_rows, rows = 0;
+    for (int32_t i = 0; i < admission->place_count; i++)
+        for (int32_t j = 0; j < admission->places[i].rows && rows < shape.visual_rows; j++)
+            feature_rows[rows++] = admission->places[i].feature_row + j;
+    if (rows != shape.visual_rows)
+        fail(engine, "sequence %d: places for %d visual rows of %d", index, rows,
+             shape.visual_rows);
+    engine->told[index] = engine_double_start();
 }
 
 static void encode(avl_engine_t *engine, const avl_plan_picture_t *picture) {
-    avl_sequence_t *sequence = engine->sequences[picture->sequence];
-    if (sequence == NULL)
+    if (engine->sequences[picture->sequence] == NULL)
         fail(engine, "picture for sequence %d, which does not exist", picture->sequence);
-    sequence->features_done += picture->layout.prompt_rows;
-    if (sequence->features_done > sequence->shape.visual_rows)
-        fail(engine, "sequence %d has too many pictures", picture->sequence);
-    engine->pictures[picture->sequence] = engine_double_picture(
-        engine->pictures[picture->sequence], picture->pixels, picture->pixel_bytes);
+    for (int32_t i = 0; i < picture->layout.prompt_rows; i++)
+        engine->features[picture->feature_row + i] =
+            engine_double_feature(picture->pixels, picture->pixel_bytes, i);
 }
 
 static void check_run(avl_engine_t *engine, const avl_plan_run_t *run) {
@@ -175,8 +170,9 @@ static void check_run(avl_engine_t *engine, const avl_plan_run_t *run) {
     if (run->row_count > 0 && run->row_count > shape->prompt_rows - sequence->rows_done)
         fail(engine, "sequence %d: %d prompt rows after %d of %d", run->sequence, run->row_count,
              sequence->rows_done, shape->prompt_rows);
-    if (run->row_count > 0 && sequence->features_done < shape->visual_rows)
-        fail(engine, "sequence %d: its prompt comes before its pictures", run->sequence);
+    for (int32_t i = sequence->visual_done; run->row_count > 0 && i < shape->visual_rows; i++)
+        if (engine->features[sequence->feature_rows[i]] == 0)
+            fail(engine, "sequence %d: its prompt comes before its pictures", run->sequence);
 }
 
 static int32_t rows_of(const avl_plan_run_t *run) {
@@ -220,9 +216,10 @@ static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *log
     for (int32_t i = 0; i < run->row_count; i++) {
         int32_t id = sequence->token_ids[sequence->rows_done + i];
         engine->told[index] = engine_double_token(engine->told[index], id);
+        if (id < 0)
+            engine->told[index] ^=
+                engine->features[sequence->feature_rows[sequence->visual_done++]];
     }
-    if (ends_prompt(engine, run))
-        engine->told[index] ^= engine->pictures[index];
     if (run->row_count == 0)
         engine->told[index] = engine_double_token(engine->told[index], run->token_id);
     sequence->rows_done += rows_of(run);
@@ -293,6 +290,11 @@ const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine) {
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {
     return engine->feature_rows;
+}
+
+int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine) {
+    (void)engine;
+    return 1;
 }
 
 int64_t avl_engine_page_bytes(const avl_engine_t *engine) {

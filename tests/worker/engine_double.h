@@ -33,7 +33,8 @@ int64_t engine_double_step_pages(const avl_engine_t *engine);
 /* What a sequence has been told. */
 uint64_t engine_double_start(void);
 uint64_t engine_double_token(uint64_t told, int32_t token_id);
-uint64_t engine_double_picture(uint64_t told, const uint8_t *pixels, size_t bytes);
+/* What encoding a picture writes for its row `row`: never 0. */
+uint64_t engine_double_feature(const uint8_t *pixels, size_t bytes, int32_t row);
 /* The answer to that. */
 void engine_double_logits(uint64_t told, float *logits, int32_t vocab_rows);
 

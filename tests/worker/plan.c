@@ -12,10 +12,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const avl_plan_limits_t limits = {
-    .sequences_max = 4, .pictures_max = 3, .context_rows = 64, .bytes_max = 4096};
+static const avl_plan_limits_t limits = {.sequences_max = 4,
+                                         .pictures_max = 3,
+                                         .context_rows = 64,
+                                         .feature_rows = 40,
+                                         .bytes_max = 4096};
 
 static const int32_t prompt[] = {1, 5, -1, -1, -1, 9, 2};
+static const avl_plan_place_t places[] = {{38, 2}, {0, 1}};
 static const uint8_t pixels[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 static void fill(avl_plan_t *plan) {
@@ -26,12 +30,14 @@ static void fill(avl_plan_t *plan) {
         .sequence = 2,
         .prompt_rows = 7,
         .rows_max = 20,
-        .feature_row = 11,
+        .place_count = 2,
         .attention = {.5, .25, 3},
         .token_ids = prompt,
+        .places = places,
     };
     plan->pictures[plan->picture_count++] = (avl_plan_picture_t){
         .sequence = 2,
+        .feature_row = 29,
         .layout = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
         .pixels = pixels,
         .pixel_bytes = sizeof pixels,
@@ -77,7 +83,9 @@ static void test_there_and_back(void **state) {
     assert_int_equal(got->admission_count, 1);
     assert_true(got->admissions[0].request_id == UINT64_C(0x1234567890abcdef));
     assert_int_equal(got->admissions[0].rows_max, 20);
-    assert_int_equal(got->admissions[0].feature_row, 11);
+    assert_int_equal(got->admissions[0].place_count, 2);
+    assert_memory_equal(got->admissions[0].places, places, sizeof places);
+    assert_int_equal(got->pictures[0].feature_row, 29);
     assert_memory_equal(&got->admissions[0].attention, &pair.sent.admissions[0].attention,
                         sizeof(double) * 2 + sizeof(int32_t));
     assert_memory_equal(got->admissions[0].token_ids, prompt, sizeof prompt);
@@ -99,8 +107,8 @@ static void test_frame_is_enough(void **state) {
     plan->picture_count = limits.pictures_max;
     size_t contents = 0;
     for (int i = 0; i < 4; i++) {
-        plan->admissions[i] = (avl_plan_admission_t){.prompt_rows = 2 * i + 1};
-        contents += 4 * (2 * (size_t)i + 1);
+        plan->admissions[i] = (avl_plan_admission_t){.prompt_rows = 2 * i + 1, .place_count = i};
+        contents += 4 * (2 * (size_t)i + 1) + (size_t)i * sizeof(avl_plan_place_t);
     }
     for (int i = 0; i < 3; i++) {
         plan->pictures[i] = (avl_plan_picture_t){.pixel_bytes = 1 + (size_t)i};

@@ -62,6 +62,7 @@ static avl_status_t open_rank(rank_t *rank) {
         .limits = options->limits,
         .memory_bytes = INT64_C(1) << 30,
         .page_count = options->page_count,
+        .encoder_cache_bytes = options->encoder_cache_bytes,
     };
     AVL_TRY(avl_engine_create(&engine, &rank->engine));
     return avl_loop_create(rank->engine, &rank->loop);

@@ -18,9 +18,10 @@ typedef struct rig_options {
     const char *model; /* directory, from the source tree's root */
     int ranks;
     avl_dtype_t dtype;
-    avl_engine_limits_t limits; /* zeros: 512 rows, 8 sequences, the model's context */
-    int64_t page_count;         /* 0: plenty */
-    int32_t queue_max;          /* 0: 1024 */
+    avl_engine_limits_t limits;  /* zeros: 512 rows, 8 sequences, the model's context */
+    int64_t page_count;          /* 0: plenty */
+    int64_t encoder_cache_bytes; /* 0: plenty */
+    int32_t queue_max;           /* 0: 1024 */
 } rig_options_t;
 
 /* What came out for one request. */
