@@ -134,6 +134,9 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
     AVL_TRY(avl_generate_check(request));
     snprintf(prepared->name, sizeof prepared->name, "%s", request->request_id);
     AVL_TRY(avl_sampling_read(request->sampling, api->policy.generation, &prepared->sampling));
+    if (request->sampling != NULL)
+        AVL_TRY(avl_stop_text_create(request->sampling->stop, request->sampling->n_stop,
+                                     &prepared->stop));
     AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, &prepared->attention));
     prepared->max_tokens = (int32_t)request->max_tokens;
     prepared->ignore_eos = request->ignore_eos;

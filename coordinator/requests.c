@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/request_messages.h"
 
 #define BUCKETS 256
 #define STRIKES_MAX 2
@@ -42,6 +43,7 @@ struct avl_live_request {
     int32_t loading_permille; /* last told */
     int strikes;              /* group deaths since the last token */
     avl_detokenizer_t *detokenizer;
+    bool stopped; /* by a stop text: the group is told to end it, and its report is waited for */
     int64_t waiting_ns, submitted_ns; /* first times */
 };
 
@@ -57,14 +59,6 @@ struct avl_requests {
     uint64_t suspect_id; /* the one request with strikes that a group has; 0: none */
     bool draining, stopping;
 };
-
-void avl_prepared_free(avl_prepared_t *prepared) {
-    for (size_t i = 0; i < prepared->image_count; i++)
-        free(prepared->images[i].pixels);
-    free(prepared->images);
-    free(prepared->token_ids);
-    memset(prepared, 0, sizeof *prepared);
-}
 
 /* ---- the table ---- */
 
@@ -205,53 +199,15 @@ static void send_progress_locked(avl_live_request_t *live, Avl__V1__Stage stage,
     send_locked(live, &response);
 }
 
-/* `text` is the detokenizer's and only read. */
-static void send_delta_locked(avl_live_request_t *live, const char *text, const int32_t *id) {
-    union {
-        const char *constant;
-        char *variable;
-    } shared_text = {.constant = text};
-    int32_t ids[1] = {id != NULL ? *id : 0};
-    Avl__V1__Delta delta;
-    avl__v1__delta__init(&delta);
-    delta.text = shared_text.variable;
-    delta.n_token_ids = id != NULL;
-    delta.token_ids = ids;
-    Avl__V1__GenerateResponse response;
-    avl__v1__generate_response__init(&response);
-    response.event_case = AVL__V1__GENERATE_RESPONSE__EVENT_DELTA;
-    response.delta = &delta;
-    send_locked(live, &response);
+/* `token` may be NULL. */
+static void send_delta_locked(avl_live_request_t *live, const char *text,
+                              const Avl__Worker__V1__Event *token) {
+    avl_delta_message_t message;
+    avl_delta_message_fill(text, token, &message);
+    send_locked(live, &message.response);
 }
 
 /* ---- submission ---- */
-
-static void fill_images(avl_prepared_t *prepared, Avl__Worker__V1__SubmitImage *images,
-                        Avl__Worker__V1__SubmitImage **list) {
-    for (size_t i = 0; i < prepared->image_count; i++) {
-        avl_prepared_image_t *from = &prepared->images[i];
-        const avl_image_layout_t *layout = &from->layout;
-        Avl__Worker__V1__SubmitImage *to = &images[i];
-        avl__worker__v1__submit_image__init(to);
-        to->image_width = layout->image_width;
-        to->image_height = layout->image_height;
-        to->first_row = from->first_row;
-        to->pixels.data = from->pixels;
-        to->pixels.len = from->pixel_bytes;
-        to->digest.data = from->digest;
-        to->digest.len = sizeof from->digest;
-        to->tile_count = layout->tile_count;
-        to->grid_rows = layout->grid_rows;
-        to->grid_columns = layout->grid_columns;
-        to->base_rows = layout->base_rows;
-        to->crop_top = layout->crop_top;
-        to->crop_left = layout->crop_left;
-        to->crop_rows = layout->crop_rows;
-        to->crop_columns = layout->crop_columns;
-        to->prompt_rows = layout->prompt_rows;
-        list[i] = to;
-    }
-}
 
 static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_left_ns) {
     avl_prepared_t *prepared = &live->prepared;
@@ -259,7 +215,7 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
     AVL_TRY(avl_alloc(prepared->image_count, sizeof *images, "pictures", &images));
     avl_status_t status = avl_alloc(prepared->image_count, sizeof *list, "pictures", &list);
     if (status == AVL_OK) {
-        fill_images(prepared, images, list);
+        avl_submit_images_fill(prepared, images, list);
         Avl__Worker__V1__Submit submit;
         avl__worker__v1__submit__init(&submit);
         submit.request_id = live->id;
@@ -271,10 +227,7 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         submit.visual_store_ratio = prepared->attention.visual_store_ratio;
         submit.visual_compute_ratio = prepared->attention.visual_compute_ratio;
         submit.visual_update_interval = prepared->attention.visual_update_interval;
-        submit.temperature = prepared->sampling.temperature;
-        submit.top_p = prepared->sampling.top_p;
-        submit.top_k = prepared->sampling.top_k;
-        submit.seed = prepared->sampling.seed;
+        avl_submit_sampling_fill(&live->prepared.sampling, &submit);
         submit.max_tokens = live->max_tokens;
         submit.ignore_eos = prepared->ignore_eos;
         submit.time_left_ns = time_left_ns;
@@ -488,7 +441,17 @@ void avl_live_request_closed(avl_live_request_t *live) {
 
 /* ---- events ---- */
 
-static void on_token_locked(avl_live_request_t *live, int32_t id) {
+/* What the client may see of `text`, which follows from the tokens so far. */
+static avl_status_t pass_stop_texts(avl_live_request_t *live, const char **text_p) {
+    if (live->prepared.stop == NULL)
+        return AVL_OK;
+    return avl_stop_text_add(live->prepared.stop, *text_p, text_p, &live->stopped);
+}
+
+static void on_token_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event) {
+    int32_t id = event->token_id;
+    if (live->stopped) /* on its way when the group was told to end it */
+        return;
     if (id < 0 || id >= avl_tokenizer_id_limit(live->requests->config.tokenizer)) {
         char text[96];
         snprintf(text, sizeof text, "the worker group sent token %d, which is none", id);
@@ -505,13 +468,17 @@ static void on_token_locked(avl_live_request_t *live, int32_t id) {
                                    &live->sent_ids, &live->sent_capacity);
     if (status == AVL_OK)
         status = avl_detokenizer_add(live->detokenizer, id, &text);
+    if (status == AVL_OK)
+        status = pass_stop_texts(live, &text);
     if (status != AVL_OK) {
         fail_locked(live, status, avl_status_detail());
         return;
     }
     live->sent_ids[live->sent_count++] = id;
     live->strikes = 0;
-    send_delta_locked(live, text, &id);
+    send_delta_locked(live, text, event);
+    if (live->stopped && live->state == STATE_RUNNING)
+        avl_worker_group_cancel(live->requests->group, live->generation, live->id);
 }
 
 static double seconds(int64_t ns) {
@@ -551,7 +518,7 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
     Avl__V1__Finished finished;
     avl__v1__finished__init(&finished);
     finished.finish_reason =
-        result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP
+        live->stopped || result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP
             ? AVL__V1__FINISH_REASON__FINISH_REASON_STOP
             : AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH;
     finished.usage = &usage;
@@ -565,26 +532,45 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
     send_locked(live, &response);
 }
 
+/* The last of the text. */
+static void send_rest_locked(avl_live_request_t *live) {
+    const char *text = "";
+    if (live->stopped)
+        return;
+    avl_status_t status = avl_detokenizer_finish(live->detokenizer, &text);
+    if (status == AVL_OK)
+        status = pass_stop_texts(live, &text);
+    if (status != AVL_OK) {
+        fail_locked(live, status, avl_status_detail());
+        return;
+    }
+    if (text[0] != '\0')
+        send_delta_locked(live, text, NULL);
+    text = live->stopped || live->prepared.stop == NULL ? ""
+                                                        : avl_stop_text_finish(live->prepared.stop);
+    if (text[0] != '\0' && live->state != STATE_DONE)
+        send_delta_locked(live, text, NULL);
+}
+
+static void answer_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
+    send_rest_locked(live);
+    if (live->state != STATE_DONE)
+        send_finished_locked(live, result);
+    if (live->state == STATE_DONE)
+        return;
+    avl_log_info("request %llu (%s) is answered: %d prompt tokens, %zu new, %.3f s",
+                 (unsigned long long)live->id, name_of(live), live->prepared.row_count,
+                 live->sent_count, seconds(avl_clock_now_ns() - live->arrival_ns));
+    done_locked(live);
+    avl_call_finish(live->call, AVL_RPC_OK, "");
+}
+
 static void on_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
     live->state = STATE_WAITING; /* the group has let go of it: nothing to cancel there */
-    if (result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
+    if (live->stopped ||
+        result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_LENGTH) {
-        const char *text = "";
-        if (avl_detokenizer_finish(live->detokenizer, &text) != AVL_OK) {
-            fail_locked(live, AVL_ERR_MEMORY, avl_status_detail());
-            return;
-        }
-        if (text[0] != '\0')
-            send_delta_locked(live, text, NULL);
-        if (live->state != STATE_DONE)
-            send_finished_locked(live, result);
-        if (live->state == STATE_DONE)
-            return;
-        avl_log_info("request %llu (%s) is answered: %d prompt tokens, %zu new, %.3f s",
-                     (unsigned long long)live->id, name_of(live), live->prepared.row_count,
-                     live->sent_count, seconds(avl_clock_now_ns() - live->arrival_ns));
-        done_locked(live);
-        avl_call_finish(live->call, AVL_RPC_OK, "");
+        answer_locked(live, result);
         return;
     }
     avl_status_t status = (avl_status_t)result->status;
@@ -606,6 +592,12 @@ static void on_progress_locked(avl_live_request_t *live, const Avl__Worker__V1__
     send_progress_locked(live, stage, (uint32_t)event->done, (uint32_t)event->total);
 }
 
+static void answer_without_report_locked(avl_live_request_t *live) {
+    Avl__Worker__V1__Result result;
+    avl__worker__v1__result__init(&result);
+    answer_locked(live, &result);
+}
+
 /* Returns true when requests that wait for a turn may look again. */
 static bool on_event(avl_requests_t *requests, uint64_t generation,
                      const Avl__Worker__V1__Event *event) {
@@ -619,7 +611,7 @@ static bool on_event(avl_requests_t *requests, uint64_t generation,
     int strikes = live->strikes;
     if (live->state == STATE_RUNNING && live->generation == generation) {
         if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_TOKEN)
-            on_token_locked(live, event->token_id);
+            on_token_locked(live, event);
         else if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_FINISHED &&
                  event->result != NULL)
             on_finished_locked(live, event->result);
@@ -657,7 +649,9 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
             live->state = STATE_WAITING;
             live->strikes++;
             give_turn(live);
-            if (live->strikes >= STRIKES_MAX)
+            if (live->stopped) /* it is whole, but for the group's report */
+                answer_without_report_locked(live);
+            else if (live->strikes >= STRIKES_MAX)
                 fail_locked(live, AVL_ERR_INTERNAL,
                             "the worker group died twice while it worked on this request");
             else

@@ -25,6 +25,7 @@
 #include "checkpoint/image_layout.h"
 #include "coordinator/grpc_server.h"
 #include "coordinator/image_identity.h"
+#include "coordinator/stop_text.h"
 #include "coordinator/validate.h"
 #include "coordinator/worker_group.h"
 #include "inputs/tokenizer.h"
@@ -52,7 +53,8 @@ typedef struct avl_prepared {
     size_t image_count;
     avl_attention_choice_t attention;
     avl_sampling_choice_t sampling;
-    int32_t max_tokens; /* 0: as many as the context holds */
+    avl_stop_text_t *stop; /* NULL: none */
+    int32_t max_tokens;    /* 0: as many as the context holds */
     bool ignore_eos;
     int64_t preprocess_ns;
 } avl_prepared_t;

@@ -132,6 +132,44 @@ static avl_status_t seed_draw(uint64_t *seed_p) {
     return AVL_OK;
 }
 
+static avl_status_t range_check(const char *field, double value, double least, double most) {
+    if (!(value >= least && value <= most))
+        return avl_fail(AVL_ERR_INVALID, "sampling.%s is %g; allowed: %g to %g", field, value,
+                        least, most);
+    return AVL_OK;
+}
+
+/* What has no default of the model's. Token ids are the worker's to check: it knows the vocabulary.
+ */
+static avl_status_t sampling_extras_read(const Avl__V1__SamplingParameters *sampling,
+                                         avl_sampling_choice_t *choice) {
+    AVL_TRY(range_check("min_p", sampling->min_p, 0, 1));
+    if (sampling->repetition_penalty != 0)
+        AVL_TRY(range_check("repetition_penalty", sampling->repetition_penalty, 0.01, 100));
+    AVL_TRY(range_check("presence_penalty", sampling->presence_penalty, -100, 100));
+    AVL_TRY(range_check("frequency_penalty", sampling->frequency_penalty, -100, 100));
+    if (sampling->min_tokens > INT32_MAX)
+        return avl_fail(AVL_ERR_INVALID, "sampling.min_tokens is %u; allowed: 0 to %d",
+                        sampling->min_tokens, INT32_MAX);
+    if (sampling->_logprobs_case != 0 && sampling->logprobs > AVL_LOGPROBS_BEST_MAX)
+        return avl_fail(AVL_ERR_INVALID, "sampling.logprobs is %u; allowed: 0 to %d",
+                        sampling->logprobs, AVL_LOGPROBS_BEST_MAX);
+    if (sampling->n_stop_token_ids > AVL_STOP_TOKENS_MAX)
+        return avl_fail(AVL_ERR_INVALID,
+                        "sampling.stop_token_ids has %zu tokens; at most %d are allowed",
+                        sampling->n_stop_token_ids, AVL_STOP_TOKENS_MAX);
+    choice->min_p = sampling->min_p;
+    choice->repetition_penalty = sampling->repetition_penalty;
+    choice->presence_penalty = sampling->presence_penalty;
+    choice->frequency_penalty = sampling->frequency_penalty;
+    choice->min_tokens = (int32_t)sampling->min_tokens;
+    choice->logprob_count = sampling->_logprobs_case != 0 ? 1 + (int32_t)sampling->logprobs : 0;
+    choice->stop_count = sampling->n_stop_token_ids;
+    for (size_t i = 0; i < choice->stop_count; i++)
+        choice->stop_ids[i] = sampling->stop_token_ids[i];
+    return AVL_OK;
+}
+
 /* The comparisons are written so that a NaN fails them. */
 avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
                                const avl_generation_config_t *generation,
@@ -155,6 +193,7 @@ avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
         seeded = sampling->_seed_case != 0;
         if (seeded)
             choice.seed = sampling->seed;
+        AVL_TRY(sampling_extras_read(sampling, &choice));
     }
     if (!(choice.temperature >= 0 && choice.temperature <= 100))
         return avl_fail(AVL_ERR_INVALID, "sampling.temperature is %g; allowed: 0 (greedy) to 100",

@@ -13,6 +13,8 @@
 
 #define AVL_REQUEST_ID_BYTES_MAX 128
 #define AVL_TENANT_BYTES_MAX 64
+#define AVL_STOP_TOKENS_MAX 64
+#define AVL_LOGPROBS_BEST_MAX 20
 
 /* How visual rows are stored and computed; store = compute = 1 is dense attention. */
 typedef struct avl_attention_choice {
@@ -26,6 +28,12 @@ typedef struct avl_sampling_choice {
     double top_p;
     int32_t top_k;
     uint64_t seed;
+    double min_p;
+    double repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t min_tokens;
+    int32_t logprob_count; /* of a token: 0: none; 1: its own; more: the best besides */
+    int32_t stop_ids[AVL_STOP_TOKENS_MAX];
+    size_t stop_count;
 } avl_sampling_choice_t;
 
 /* What the operator and the model say about requests. */

@@ -42,7 +42,8 @@ typedef struct waiting_event {
     avl_stage_t stage;
     int32_t done, total;
     int32_t token_id;
-    avl_event_t *finished; /* owned; NULL for the other kinds */
+    avl_event_t *finished;         /* owned; NULL for the other kinds */
+    avl_link_logprobs_t *logprobs; /* owned; NULL without */
 } waiting_event_t;
 
 typedef struct outgoing {
@@ -193,9 +194,14 @@ typedef struct wire_event {
     Avl__Worker__V1__Result result;
 } wire_event_t;
 
+static void free_event(waiting_event_t *event) {
+    free(event->finished);
+    free(event->logprobs);
+}
+
 static void clear_events_locked(avl_link_t *link) {
     for (size_t i = 0; i < link->event_count; i++)
-        free(link->events[i].finished);
+        free_event(&link->events[i]);
     link->event_count = 0;
 }
 
@@ -216,6 +222,11 @@ static grpc_byte_buffer *pack_events_locked(avl_link_t *link) {
             to->done = from->done;
             to->total = from->total;
             to->token_id = from->token_id;
+            if (from->logprobs != NULL) {
+                to->n_logprob_ids = to->n_logprobs = from->logprobs->count;
+                to->logprob_ids = from->logprobs->ids;
+                to->logprobs = from->logprobs->values;
+            }
             if (from->finished != NULL) {
                 result_fill(&wire[i].result, from->finished);
                 to->result = &wire[i].result;
@@ -295,18 +306,20 @@ static void queue_event_locked(avl_link_t *link, const avl_event_t *event) {
         return;
     }
     waiting_event_t waiting = {event->request_id, event->kind,     event->stage, event->done,
-                               event->total,      event->token_id, NULL};
+                               event->total,      event->token_id, NULL,         NULL};
     avl_status_t status = AVL_OK;
     if (event->kind == AVL_EVENT_FINISHED) {
         status = avl_alloc(1, sizeof *waiting.finished, "an event", &waiting.finished);
         if (status == AVL_OK)
             *waiting.finished = *event;
+    } else if (event->logprob_count > 0) {
+        status = avl_link_logprobs_copy(event, &waiting.logprobs);
     }
     if (status == AVL_OK)
         status = avl_grow(link->event_count + 1, sizeof *link->events, "events", &link->events,
                           &link->event_capacity);
     if (status != AVL_OK) {
-        free(waiting.finished);
+        free_event(&waiting);
         lose_locked(link, status, avl_status_detail());
         return;
     }
@@ -384,75 +397,6 @@ void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail) 
 
 /* ---- in ---- */
 
-static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *from) {
-    avl_image_layout_t *layout = &to->layout;
-    layout->image_width = from->image_width;
-    layout->image_height = from->image_height;
-    layout->tile_count = from->tile_count;
-    layout->grid_rows = from->grid_rows;
-    layout->grid_columns = from->grid_columns;
-    layout->base_rows = from->base_rows;
-    layout->crop_top = from->crop_top;
-    layout->crop_left = from->crop_left;
-    layout->crop_rows = from->crop_rows;
-    layout->crop_columns = from->crop_columns;
-    layout->prompt_rows = from->prompt_rows;
-    if (from->digest.len == sizeof to->digest)
-        memcpy(&to->digest, from->digest.data, sizeof to->digest);
-    to->first_row = from->first_row;
-    to->pixels =
-        from->pixels.data; /* protobuf-c's default allocator is malloc: the array changes hands */
-    to->pixel_bytes = from->pixels.len;
-    from->pixels.data = NULL;
-    from->pixels.len = 0;
-}
-
-static avl_status_t request_take(Avl__Worker__V1__Submit *submit, avl_request_t **request_p) {
-    if (submit->n_token_ids == 0 || submit->n_token_ids > INT32_MAX ||
-        submit->n_replay_ids > INT32_MAX || submit->n_images > submit->n_token_ids ||
-        strlen(submit->tenant) > AVL_TENANT_BYTES_MAX)
-        return avl_fail(AVL_ERR_DATA, "request %llu: %zu rows, %zu pictures, %zu replayed tokens",
-                        (unsigned long long)submit->request_id, submit->n_token_ids,
-                        submit->n_images, submit->n_replay_ids);
-    avl_request_t *request = NULL;
-    AVL_TRY(avl_alloc(1, sizeof *request, "a request", &request));
-    avl_status_t status = avl_alloc(submit->n_images, sizeof *request->images,
-                                    "a request's pictures", &request->images);
-    if (status != AVL_OK) {
-        free(request);
-        return status;
-    }
-    request->id = submit->request_id;
-    snprintf(request->tenant, sizeof request->tenant, "%s", submit->tenant);
-    request->token_ids = submit->token_ids;
-    request->row_count = (int32_t)submit->n_token_ids;
-    submit->token_ids = NULL;
-    submit->n_token_ids = 0;
-    request->replay_ids = submit->replay_ids;
-    request->replay_count = (int32_t)submit->n_replay_ids;
-    submit->replay_ids = NULL;
-    submit->n_replay_ids = 0;
-    request->image_count = (int32_t)submit->n_images;
-    for (size_t i = 0; i < submit->n_images; i++)
-        image_take(&request->images[i], submit->images[i]);
-    request->attention.visual_store_ratio = submit->visual_store_ratio;
-    request->attention.visual_compute_ratio = submit->visual_compute_ratio;
-    request->attention.visual_update_interval = submit->visual_update_interval;
-    request->sampling.temperature = submit->temperature;
-    request->sampling.top_p = submit->top_p;
-    request->sampling.top_k = submit->top_k;
-    request->sampling.seed = submit->seed;
-    request->max_tokens = submit->max_tokens;
-    request->ignore_eos = submit->ignore_eos;
-    request->arrival_ns = avl_clock_now_ns();
-    request->deadline_ns =
-        submit->time_left_ns > 0 && submit->time_left_ns < AVL_DEADLINE_NONE - request->arrival_ns
-            ? request->arrival_ns + submit->time_left_ns
-            : AVL_DEADLINE_NONE;
-    *request_p = request;
-    return AVL_OK;
-}
-
 static void command_put_locked(avl_link_t *link, const avl_command_t *command) {
     link->commands[(link->command_first + link->command_count) % COMMANDS_MAX] = *command;
     link->command_count++;
@@ -466,7 +410,7 @@ static void take_message(avl_link_t *link, Avl__Worker__V1__CoordinatorMessage *
         status = avl_fail(AVL_ERR_DATA, "the coordinator sent a malformed message");
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_SUBMIT) {
         command.kind = AVL_COMMAND_SUBMIT;
-        status = request_take(message->submit, &command.request);
+        status = avl_link_request_take(message->submit, &command.request);
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_CANCEL) {
         command.kind = AVL_COMMAND_CANCEL;
         command.request_id = message->cancel->request_id;

@@ -1,7 +1,13 @@
-/* worker/link_parts.c: the link's channel, and statistics as a message. */
+/* worker/link_parts.c: the link's channel, and messages as numbers and back. */
 #include "worker/link_parts.h"
 
 #include <grpc/grpc_security.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
 
 static grpc_arg integer_arg(const char *key, int value) {
     union {
@@ -92,4 +98,97 @@ void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to)
         memory_fill(&stats->ledgers[rank], rank, &to->memories[rank]);
         to->list[rank] = &to->memories[rank].memory;
     }
+}
+
+avl_status_t avl_link_logprobs_copy(const avl_event_t *event, avl_link_logprobs_t **logprobs_p) {
+    avl_link_logprobs_t *logprobs;
+    AVL_TRY(avl_alloc(1, sizeof *logprobs, "logprobs", &logprobs));
+    AVL_ASSERT(event->logprob_count <= AVL_LOGPROBS_MAX);
+    logprobs->count = (size_t)event->logprob_count;
+    for (int32_t i = 0; i < event->logprob_count; i++) {
+        logprobs->ids[i] = event->logprobs[i].token_id;
+        logprobs->values[i] = event->logprobs[i].logprob;
+    }
+    *logprobs_p = logprobs;
+    return AVL_OK;
+}
+
+static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *from) {
+    avl_image_layout_t *layout = &to->layout;
+    layout->image_width = from->image_width;
+    layout->image_height = from->image_height;
+    layout->tile_count = from->tile_count;
+    layout->grid_rows = from->grid_rows;
+    layout->grid_columns = from->grid_columns;
+    layout->base_rows = from->base_rows;
+    layout->crop_top = from->crop_top;
+    layout->crop_left = from->crop_left;
+    layout->crop_rows = from->crop_rows;
+    layout->crop_columns = from->crop_columns;
+    layout->prompt_rows = from->prompt_rows;
+    if (from->digest.len == sizeof to->digest)
+        memcpy(&to->digest, from->digest.data, sizeof to->digest);
+    to->first_row = from->first_row;
+    to->pixels =
+        from->pixels.data; /* protobuf-c's default allocator is malloc: the array changes hands */
+    to->pixel_bytes = from->pixels.len;
+    from->pixels.data = NULL;
+    from->pixels.len = 0;
+}
+
+avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_t **request_p) {
+    if (submit->n_token_ids == 0 || submit->n_token_ids > INT32_MAX ||
+        submit->n_replay_ids > INT32_MAX || submit->n_stop_ids > INT32_MAX ||
+        submit->n_images > submit->n_token_ids || strlen(submit->tenant) > AVL_TENANT_BYTES_MAX)
+        return avl_fail(AVL_ERR_DATA, "request %llu: %zu rows, %zu pictures, %zu replayed tokens",
+                        (unsigned long long)submit->request_id, submit->n_token_ids,
+                        submit->n_images, submit->n_replay_ids);
+    avl_request_t *request = NULL;
+    AVL_TRY(avl_alloc(1, sizeof *request, "a request", &request));
+    avl_status_t status = avl_alloc(submit->n_images, sizeof *request->images,
+                                    "a request's pictures", &request->images);
+    if (status != AVL_OK) {
+        free(request);
+        return status;
+    }
+    request->id = submit->request_id;
+    snprintf(request->tenant, sizeof request->tenant, "%s", submit->tenant);
+    request->token_ids = submit->token_ids;
+    request->row_count = (int32_t)submit->n_token_ids;
+    submit->token_ids = NULL;
+    submit->n_token_ids = 0;
+    request->replay_ids = submit->replay_ids;
+    request->replay_count = (int32_t)submit->n_replay_ids;
+    submit->replay_ids = NULL;
+    submit->n_replay_ids = 0;
+    request->image_count = (int32_t)submit->n_images;
+    for (size_t i = 0; i < submit->n_images; i++)
+        image_take(&request->images[i], submit->images[i]);
+    request->attention.visual_store_ratio = submit->visual_store_ratio;
+    request->attention.visual_compute_ratio = submit->visual_compute_ratio;
+    request->attention.visual_update_interval = submit->visual_update_interval;
+    request->sampling.temperature = submit->temperature;
+    request->sampling.top_p = submit->top_p;
+    request->sampling.top_k = submit->top_k;
+    request->sampling.seed = submit->seed;
+    request->sampling.min_p = submit->min_p;
+    request->sampling.repetition_penalty = submit->repetition_penalty;
+    request->sampling.presence_penalty = submit->presence_penalty;
+    request->sampling.frequency_penalty = submit->frequency_penalty;
+    request->sampling.min_tokens = submit->min_tokens;
+    request->sampling.logprob_count = submit->logprob_count;
+    request->stop_ids = submit->stop_ids;
+    request->stop_count = (int32_t)submit->n_stop_ids;
+    submit->stop_ids = NULL;
+    submit->n_stop_ids = 0;
+    request->priority = submit->priority;
+    request->max_tokens = submit->max_tokens;
+    request->ignore_eos = submit->ignore_eos;
+    request->arrival_ns = avl_clock_now_ns();
+    request->deadline_ns =
+        submit->time_left_ns > 0 && submit->time_left_ns < AVL_DEADLINE_NONE - request->arrival_ns
+            ? request->arrival_ns + submit->time_left_ns
+            : AVL_DEADLINE_NONE;
+    *request_p = request;
+    return AVL_OK;
 }

@@ -24,6 +24,18 @@ typedef struct avl_link_stats_message {
     Avl__Worker__V1__RankMemory *list[AVL_LINK_RANKS_MAX];
 } avl_link_stats_message_t;
 
+typedef struct avl_link_logprobs {
+    size_t count;
+    int32_t ids[AVL_LOGPROBS_MAX];
+    float values[AVL_LOGPROBS_MAX];
+} avl_link_logprobs_t;
+
+/* Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_link_logprobs_copy(const avl_event_t *event,
+                                                   avl_link_logprobs_t **logprobs_p);
+/* A request of what the message owns, which that loses. Errors: AVL_ERR_DATA, AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit,
+                                                  avl_request_t **request_p);
 grpc_channel *avl_link_channel_create(const char *address);
 /* The message points into *to and into `stats`. */
 void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to);
