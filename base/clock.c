@@ -15,3 +15,12 @@ void avl_clock_sleep_ns(int64_t duration_ns) {
     while (clock_nanosleep(CLOCK_MONOTONIC, 0, &left, &left) == EINTR) {
     }
 }
+
+struct timespec avl_clock_after(int64_t duration_ns) {
+    struct timespec when;
+    clock_gettime(CLOCK_MONOTONIC, &when);
+    int64_t ns = when.tv_nsec + duration_ns % AVL_NS_PER_S;
+    when.tv_sec += duration_ns / AVL_NS_PER_S + ns / AVL_NS_PER_S;
+    when.tv_nsec = ns % AVL_NS_PER_S;
+    return when;
+}

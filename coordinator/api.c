@@ -133,6 +133,7 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
                             const Avl__V1__GenerateRequest *request, avl_prepared_t *prepared) {
     AVL_TRY(avl_generate_check(request));
     snprintf(prepared->name, sizeof prepared->name, "%s", request->request_id);
+    avl_live_request_named(live, prepared->name);
     AVL_TRY(avl_sampling_read(request->sampling, api->policy.generation, &prepared->sampling));
     if (request->sampling != NULL)
         AVL_TRY(avl_stop_text_create(request->sampling->stop, request->sampling->n_stop,
@@ -189,6 +190,7 @@ static void on_generate(void *context, avl_call_t *call, avl_payload_t *payload)
     avl_live_request_t *live = NULL;
     avl_status_t status = avl_requests_admit(api->requests, call, &live);
     if (status != AVL_OK) {
+        avl_service_metrics_failed(api->metrics, avl_rpc_code(status));
         avl_call_finish(call, avl_rpc_code(status), avl_status_detail());
         avl_payload_free(payload);
         return;

@@ -28,6 +28,7 @@ typedef struct avl_api {
     const avl_image_identity_t *identity;
     avl_requests_t *requests;
     avl_worker_group_t *group;
+    avl_service_metrics_t *metrics;
     avl_request_policy_t policy;
     int64_t message_bytes_max;
     int64_t image_pixels_max;

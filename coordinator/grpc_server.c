@@ -68,6 +68,7 @@ struct avl_server {
     const avl_method_t *methods;
     size_t method_count;
     size_t send_queue_bytes_max;
+    avl_server_observer_t observer;
     grpc_server *core;
     grpc_completion_queue *queue;
     pthread_t threads[THREADS_MAX];
@@ -85,7 +86,7 @@ struct avl_call {
     avl_server_t *server;
     const avl_method_t *method;
     grpc_call *core;
-    int64_t deadline_ns;
+    int64_t begin_ns, deadline_ns;
     atomic_int references;
     _Atomic(void *) user;
     grpc_byte_buffer *received;
@@ -109,64 +110,6 @@ struct avl_payload {
     grpc_slice slice;
     bool read;
 };
-
-avl_rpc_code_t avl_rpc_code(avl_status_t status) {
-    switch (status) {
-    case AVL_OK:
-        return AVL_RPC_OK;
-    case AVL_ERR_INVALID:
-    case AVL_ERR_NOT_FOUND:
-    case AVL_ERR_TOO_LARGE:
-        return AVL_RPC_INVALID_ARGUMENT;
-    case AVL_ERR_UNSUPPORTED:
-        return AVL_RPC_UNIMPLEMENTED;
-    case AVL_ERR_EXHAUSTED:
-    case AVL_ERR_MEMORY:
-        return AVL_RPC_RESOURCE_EXHAUSTED;
-    case AVL_ERR_DEADLINE:
-        return AVL_RPC_DEADLINE_EXCEEDED;
-    case AVL_ERR_CANCELLED:
-        return AVL_RPC_CANCELLED;
-    case AVL_ERR_UNAVAILABLE:
-        return AVL_RPC_UNAVAILABLE;
-    case AVL_ERR_IO:
-    case AVL_ERR_DATA:
-    case AVL_ERR_SHAPE:
-    case AVL_ERR_DEVICE:
-    case AVL_ERR_COMM:
-    case AVL_ERR_TIMEOUT:
-    case AVL_ERR_PEER:
-    case AVL_ERR_INTERNAL:
-        break;
-    }
-    return AVL_RPC_INTERNAL;
-}
-
-const char *avl_rpc_code_name(avl_rpc_code_t code) {
-    switch (code) {
-    case AVL_RPC_OK:
-        return "OK";
-    case AVL_RPC_CANCELLED:
-        return "CANCELLED";
-    case AVL_RPC_INVALID_ARGUMENT:
-        return "INVALID_ARGUMENT";
-    case AVL_RPC_DEADLINE_EXCEEDED:
-        return "DEADLINE_EXCEEDED";
-    case AVL_RPC_NOT_FOUND:
-        return "NOT_FOUND";
-    case AVL_RPC_PERMISSION_DENIED:
-        return "PERMISSION_DENIED";
-    case AVL_RPC_RESOURCE_EXHAUSTED:
-        return "RESOURCE_EXHAUSTED";
-    case AVL_RPC_UNIMPLEMENTED:
-        return "UNIMPLEMENTED";
-    case AVL_RPC_INTERNAL:
-        return "INTERNAL";
-    case AVL_RPC_UNAVAILABLE:
-        return "UNAVAILABLE";
-    }
-    return "UNKNOWN";
-}
 
 /* ---- payloads ---- */
 
@@ -231,6 +174,7 @@ static avl_call_t *call_create(slot_t *slot) {
     call->server = slot->server;
     call->method = slot->method;
     call->core = slot->call;
+    call->begin_ns = avl_clock_now_ns();
     call->deadline_ns = deadline_of(slot->method != NULL ? slot->deadline : slot->details.deadline);
     atomic_init(&call->references, 1);
     call->last_p = &call->first;
@@ -278,6 +222,13 @@ void avl_call_unref(avl_call_t *call) {
 
 int64_t avl_call_deadline_ns(const avl_call_t *call) {
     return call->deadline_ns;
+}
+
+bool avl_call_late(const avl_call_t *call) {
+    if (call->deadline_ns == AVL_DEADLINE_NONE)
+        return false;
+    int64_t slack_ns = (call->deadline_ns - call->begin_ns) / 50 + 10 * AVL_NS_PER_MS;
+    return call->deadline_ns - slack_ns <= avl_clock_now_ns();
 }
 
 void avl_call_set_user(avl_call_t *call, void *user) {
@@ -393,6 +344,7 @@ void avl_call_finish(avl_call_t *call, avl_rpc_code_t code, const char *text) {
 void avl_call_abort(avl_call_t *call, avl_rpc_code_t code, const char *text) {
     pthread_mutex_lock(&call->lock);
     call->finish = true;
+    call->code = code;
     call->status_sent = true; /* the core sends its own */
     drop_queue_locked(call);
     pthread_mutex_unlock(&call->lock);
@@ -459,7 +411,15 @@ static void on_closed(avl_call_t *call) {
     pthread_mutex_lock(&call->lock);
     call->closed = true;
     drop_queue_locked(call);
+    /* What the client gave up without a status of ours has the one that its own side made. */
+    bool ours = call->finish && (call->cancelled == 0 || call->code != AVL_RPC_OK);
+    avl_rpc_code_t code = ours                  ? call->code
+                          : avl_call_late(call) ? AVL_RPC_DEADLINE_EXCEEDED
+                                                : AVL_RPC_CANCELLED;
     pthread_mutex_unlock(&call->lock);
+    const avl_server_observer_t *observer = &call->server->observer;
+    if (observer->ended != NULL)
+        observer->ended(observer->context, call->method, code);
     if (call->method != NULL && call->method->close != NULL)
         call->method->close(call->method->context, call, call->cancelled != 0);
     avl_call_unref(call);
@@ -519,6 +479,9 @@ static void on_new(slot_t *slot, bool success) {
         refuse_unknown(slot, call);
     }
     const avl_method_t *method = slot->method;
+    const avl_server_observer_t *observer = &slot->server->observer;
+    if (call != NULL && observer->started != NULL)
+        observer->started(observer->context, method);
     slot_clear(slot);
     slot_post(slot);
     if (call == NULL)
@@ -674,6 +637,7 @@ avl_status_t avl_server_create(const avl_server_config_t *config, avl_server_t *
     server->methods = config->methods;
     server->method_count = config->method_count;
     server->send_queue_bytes_max = config->send_queue_bytes_max;
+    server->observer = config->observer;
     pthread_mutex_init(&server->lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
@@ -717,18 +681,9 @@ const char *avl_server_address(const avl_server_t *server) {
     return server->address;
 }
 
-static struct timespec after(int64_t duration_ns) {
-    struct timespec when;
-    clock_gettime(CLOCK_MONOTONIC, &when);
-    int64_t ns = when.tv_nsec + duration_ns % AVL_NS_PER_S;
-    when.tv_sec += duration_ns / AVL_NS_PER_S + ns / AVL_NS_PER_S;
-    when.tv_nsec = ns % AVL_NS_PER_S;
-    return when;
-}
-
 void avl_server_stop(avl_server_t *server, int64_t grace_ns) {
     grpc_server_shutdown_and_notify(server->core, server->queue, tag_of(server, TAG_SHUTDOWN));
-    struct timespec limit = after(grace_ns);
+    struct timespec limit = avl_clock_after(grace_ns);
     pthread_mutex_lock(&server->lock);
     int waited = 0;
     while (!server->shut_down && waited == 0)

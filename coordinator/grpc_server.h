@@ -63,15 +63,24 @@ typedef struct avl_method {
     void (*close)(void *context, avl_call_t *call, bool cancelled);
 } avl_method_t;
 
+/* Hears of every call, on the server's threads; `method` is NULL for methods that do not exist. */
+typedef struct avl_server_observer {
+    void *context;
+    void (*started)(void *context, const avl_method_t *method);
+    /* With the status that the client was given, or would have been. */
+    void (*ended)(void *context, const avl_method_t *method, avl_rpc_code_t code);
+} avl_server_observer_t;
+
 typedef struct avl_server_config {
     const char *address;         /* "HOST:PORT" (port 0: the kernel picks one) or "unix:PATH" */
     const avl_method_t *methods; /* kept by the caller as long as the server */
     size_t method_count;
-    int threads;                 /* 1: handlers never run side by side */
-    int64_t message_bytes_max;   /* of a received message; -1: any */
-    size_t send_queue_bytes_max; /* of one call */
-    int keepalive_ms;            /* a silent peer is asked after so long ... */
-    int keepalive_timeout_ms;    /* ... and given up after so much longer */
+    int threads;                    /* 1: handlers never run side by side */
+    int64_t message_bytes_max;      /* of a received message; -1: any */
+    size_t send_queue_bytes_max;    /* of one call */
+    int keepalive_ms;               /* a silent peer is asked after so long ... */
+    int keepalive_timeout_ms;       /* ... and given up after so much longer */
+    avl_server_observer_t observer; /* its functions may be NULL */
 } avl_server_config_t;
 
 /* Binds and serves. Errors: AVL_ERR_INVALID (no such address), AVL_ERR_IO (it is taken; the cause
@@ -90,6 +99,9 @@ void avl_call_ref(avl_call_t *call);
 void avl_call_unref(avl_call_t *call);
 /* The client's deadline on avl_clock, or AVL_DEADLINE_NONE. */
 int64_t avl_call_deadline_ns(const avl_call_t *call);
+/* Whether a client that gives the call up now does so because its deadline has come. Its clock may
+ * ring a little before ours, and the wire rounds deadlines up. */
+bool avl_call_late(const avl_call_t *call);
 /* A pointer of the handler's own; set it in `begin`. */
 void avl_call_set_user(avl_call_t *call, void *user);
 void *avl_call_user(const avl_call_t *call);

@@ -153,6 +153,13 @@ void avl_health_set(avl_health_t *health, bool serving) {
     pthread_mutex_unlock(&health->lock);
 }
 
+bool avl_health_serving(avl_health_t *health) {
+    pthread_mutex_lock(&health->lock);
+    bool serving = health->serving;
+    pthread_mutex_unlock(&health->lock);
+    return serving;
+}
+
 void avl_health_end(avl_health_t *health) {
     avl_health_set(health, false);
     pthread_mutex_lock(&health->lock);

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "coordinator/api.h"
 #include "coordinator/health.h"
+#include "coordinator/monitor.h"
 #include "coordinator/options.h"
 #include "coordinator/reflection.h"
 #include "inputs/preprocess.h"
@@ -25,6 +26,8 @@
 /* Idle workers leave within it. */
 #define PARTING_NS (5 * AVL_NS_PER_S)
 #define METHOD_COUNT (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS)
+/* Pictures and texts that wait for a thread: every request that may wait, and calls besides. */
+#define POOL_QUEUE(options) ((size_t)(options)->queue_max + 64)
 #define ATTACH_NS (120 * AVL_NS_PER_S)
 #define WORKER_ARGUMENTS_MAX 32
 
@@ -46,6 +49,10 @@ typedef struct service {
     avl_api_t api;
     avl_method_t methods[METHOD_COUNT];
     avl_server_t *server;
+    avl_service_metrics_t metrics;
+    avl_monitor_t monitor;
+    avl_http_route_t routes[AVL_MONITOR_ROUTES];
+    avl_http_t *http;
     int signal_fd, event_fd;
 
     pthread_mutex_t lock; /* makes changes of health follow the group's in order */
@@ -208,9 +215,20 @@ static avl_status_t create_server(service_t *service) {
         .pool = service->pool,
         .requests = service->requests,
         .group = service->group,
+        .metrics = &service->metrics,
         .policy = {options->images_max, options->attention, &service->config.generation},
         .message_bytes_max = options->message_bytes_max,
         .image_pixels_max = options->image_pixels_max,
+    };
+    service->monitor = (avl_monitor_t){
+        .metrics = &service->metrics,
+        .health = service->health,
+        .group = service->group,
+        .model_name = service->api.model_name,
+        .pool = service->pool,
+        .pool_threads = options->preprocess_threads,
+        .pool_capacity = POOL_QUEUE(options),
+        .start_ns = avl_clock_now_ns(),
     };
     avl_api_methods(&service->api, service->methods);
     avl_health_methods(service->health, service->methods + AVL_API_METHODS);
@@ -224,24 +242,38 @@ static avl_status_t create_server(service_t *service) {
         .send_queue_bytes_max = 1 << 20, /* some fifty thousand tokens */
         .keepalive_ms = 20000,
         .keepalive_timeout_ms = 10000,
+        .observer = avl_service_metrics_server_observer(&service->metrics),
     };
+    avl_service_metrics_set_methods(&service->metrics, service->methods, METHOD_COUNT);
     return avl_server_create(&config, &service->server);
 }
 
+static avl_status_t create_monitor(service_t *service) {
+    const char *address = service->options.metrics_listen;
+    if (address == NULL)
+        return AVL_OK;
+    avl_monitor_routes(&service->monitor, service->routes);
+    AVL_TRY(avl_http_create(address, service->routes, AVL_MONITOR_ROUTES, &service->http));
+    avl_log_info("metrics on http://%s/metrics", avl_http_address(service->http));
+    return AVL_OK;
+}
+
 static avl_status_t start(service_t *service) {
+    avl_service_metrics_init(&service->metrics);
     AVL_TRY(open_model(service));
     AVL_TRY(find_worker(service));
     worker_command(service);
     AVL_TRY(make_link_directory(service));
     avl_requests_config_t requests = {service->tokenizer, (size_t)service->options.queue_max,
-                                      service->options.request_timeout_ns};
+                                      service->options.request_timeout_ns, &service->metrics};
     AVL_TRY(avl_requests_create(&requests, &service->requests));
     AVL_TRY(avl_thread_pool_create("inputs", service->options.preprocess_threads,
-                                   (size_t)service->options.queue_max + 64, &service->pool));
+                                   POOL_QUEUE(&service->options), &service->pool));
     AVL_TRY(avl_health_create(&service->health));
     AVL_TRY(create_group(service));
     avl_requests_set_group(service->requests, service->group);
     AVL_TRY(create_server(service));
+    AVL_TRY(create_monitor(service));
     avl_log_info("listening on %s; loading %s", avl_server_address(service->server),
                  service->options.model);
     return avl_worker_group_start(service->group);
@@ -285,12 +317,12 @@ static bool run(service_t *service) {
 /* Running requests finish, within the bound and unless a second signal comes; true when it did not.
  */
 static bool drain(service_t *service) {
-    avl_log_info("draining: %zu requests in progress", avl_requests_count(service->requests));
     pthread_mutex_lock(&service->lock);
     service->draining = true;
     avl_health_set(service->health, false);
     pthread_mutex_unlock(&service->lock);
     avl_requests_drain(service->requests);
+    avl_log_info("draining: %zu requests in progress", avl_requests_count(service->requests));
     int64_t now_ns = avl_clock_now_ns();
     int64_t deadline_ns = now_ns + service->options.drain_timeout_ns;
     bool patient = !signalled(service, LAME_DUCK_NS);
@@ -308,6 +340,7 @@ static void stop(service_t *service, bool patient) {
     }
     if (service->health != NULL)
         avl_health_end(service->health);
+    avl_http_destroy(service->http);        /* it looks at the pool and the group */
     avl_thread_pool_destroy(service->pool); /* its jobs hold calls */
     if (service->server != NULL) {
         avl_server_stop(service->server, patient ? 2 * AVL_NS_PER_S : AVL_NS_PER_S / 10);

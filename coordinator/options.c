@@ -37,6 +37,7 @@ enum key {
     KEY_VISUAL_COMPUTE,
     KEY_VISUAL_INTERVAL,
     KEY_DENSE,
+    KEY_METRICS_LISTEN,
     KEY_LOG_LEVEL,
     KEY_LOG_JSON,
 };
@@ -85,6 +86,8 @@ static const struct argp_option option_table[] = {
     HEADING("Operation", 5),
     {"drain-timeout", KEY_DRAIN_TIMEOUT, "SECONDS", 0,
      "after SIGTERM, running requests have so long to finish; default 30", 5},
+    {"metrics-listen", KEY_METRICS_LISTEN, "ADDRESS", 0,
+     "HOST:PORT for /metrics, /healthz and /readyz over HTTP; default: none", 5},
     {"log-level", KEY_LOG_LEVEL, "LEVEL", 0, "debug, info (default), warn or error", 5},
     {"log-json", KEY_LOG_JSON, NULL, 0, "log as JSON lines", 5},
     {NULL, 0, NULL, 0, NULL, 0},
@@ -254,6 +257,9 @@ static error_t parse(int key, char *text, struct argp_state *state) {
         break;
     case KEY_DRAIN_TIMEOUT:
         options->drain_timeout_ns = duration_ns(state, "drain-timeout", text);
+        break;
+    case KEY_METRICS_LISTEN:
+        options->metrics_listen = text;
         break;
     case KEY_LOG_LEVEL:
         if (avl_log_level_parse(text, &options->log_level) != AVL_OK)

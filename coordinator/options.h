@@ -11,6 +11,7 @@
 typedef struct avl_options {
     const char *model;
     const char *listen;
+    const char *metrics_listen; /* NULL: no metrics over HTTP */
     int ranks;
     const char *device;
     const char *dtype;

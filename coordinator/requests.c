@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "coordinator/request_messages.h"
+#include "coordinator/request_record.h"
 
 #define BUCKETS 256
 #define STRIKES_MAX 2
@@ -36,6 +37,7 @@ struct avl_live_request {
     state_t state;
     bool progress;
     avl_prepared_t prepared;
+    avl_request_record_t record;
     int32_t max_tokens; /* resolved at submission */
     uint64_t generation;
     int32_t *sent_ids;
@@ -142,10 +144,6 @@ static void snapshot_free(avl_live_request_t **list, size_t count) {
 
 /* ---- endings; the request's lock is held ---- */
 
-static const char *name_of(const avl_live_request_t *live) {
-    return live->prepared.name[0] != '\0' ? live->prepared.name : "-";
-}
-
 /* The one way out. */
 static void done_locked(avl_live_request_t *live) {
     if (live->state == STATE_DONE)
@@ -153,6 +151,7 @@ static void done_locked(avl_live_request_t *live) {
     if (live->state == STATE_RUNNING)
         avl_worker_group_cancel(live->requests->group, live->generation, live->id);
     live->state = STATE_DONE;
+    avl_request_record_phase(&live->record, AVL_REQUEST_OVER);
     for (size_t i = 0; i < live->prepared.image_count; i++) { /* the large part, at once */
         free(live->prepared.images[i].pixels);
         live->prepared.images[i].pixels = NULL;
@@ -164,8 +163,7 @@ static void fail_locked(avl_live_request_t *live, avl_status_t status, const cha
     if (live->state == STATE_DONE)
         return;
     avl_rpc_code_t code = avl_rpc_code(status);
-    avl_log_info("request %llu (%s) ends: %s: %s", (unsigned long long)live->id, name_of(live),
-                 avl_rpc_code_name(code), detail);
+    avl_request_record_failed(&live->record, live->prepared.name, code, detail);
     done_locked(live);
     avl_call_finish(live->call, code, detail);
 }
@@ -177,8 +175,7 @@ static void send_locked(avl_live_request_t *live, const Avl__V1__GenerateRespons
         return;
     char detail[AVL_STATUS_DETAIL_BYTES];
     snprintf(detail, sizeof detail, "%s", avl_status_detail());
-    avl_log_info("request %llu (%s) is cancelled: %s", (unsigned long long)live->id, name_of(live),
-                 detail);
+    avl_request_record_failed(&live->record, live->prepared.name, avl_rpc_code(status), detail);
     done_locked(live);
     avl_call_abort(live->call, avl_rpc_code(status), detail);
 }
@@ -364,6 +361,8 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
                           requests->count);
     } else {
         live->id = ++requests->next_id;
+        avl_request_record_begin(&live->record, requests->config.metrics, live->id,
+                                 live->arrival_ns);
         live->next = requests->buckets[live->id % BUCKETS];
         requests->buckets[live->id % BUCKETS] = live;
         requests->count++;
@@ -390,6 +389,12 @@ bool avl_live_request_wanted(avl_live_request_t *live) {
     return wanted;
 }
 
+void avl_live_request_named(avl_live_request_t *live, const char *name) {
+    pthread_mutex_lock(&live->lock);
+    snprintf(live->prepared.name, sizeof live->prepared.name, "%s", name);
+    pthread_mutex_unlock(&live->lock);
+}
+
 void avl_live_request_want_progress(avl_live_request_t *live) {
     pthread_mutex_lock(&live->lock);
     live->progress = true;
@@ -410,6 +415,8 @@ void avl_live_request_begin(avl_live_request_t *live, avl_prepared_t *prepared) 
         memset(prepared, 0, sizeof *prepared);
         live->state = STATE_WAITING;
         live->waiting_ns = avl_clock_now_ns();
+        if (live->prepared.image_count > 0)
+            live->record.stage_ns[AVL_STAGE_PREPROCESS] = live->prepared.preprocess_ns;
         submit_locked(live);
     } else {
         avl_prepared_free(prepared);
@@ -427,9 +434,10 @@ void avl_live_request_fail(avl_live_request_t *live, avl_status_t status, const 
 
 void avl_live_request_closed(avl_live_request_t *live) {
     pthread_mutex_lock(&live->lock);
-    if (live->state != STATE_DONE)
-        avl_log_info("request %llu (%s) was cancelled by its client or deadline after %zu tokens",
-                     (unsigned long long)live->id, name_of(live), live->sent_count);
+    bool late = avl_call_late(live->call);
+    avl_request_record_failed(&live->record, live->prepared.name,
+                              late ? AVL_RPC_DEADLINE_EXCEEDED : AVL_RPC_CANCELLED,
+                              late ? "its deadline passed" : "it was cancelled by its client");
     bool suspect = live->strikes > 0;
     avl_requests_t *requests = live->requests;
     done_locked(live);
@@ -476,6 +484,8 @@ static void on_token_locked(avl_live_request_t *live, const Avl__Worker__V1__Eve
     }
     live->sent_ids[live->sent_count++] = id;
     live->strikes = 0;
+    avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
+    avl_request_record_token(&live->record);
     send_delta_locked(live, text, event);
     if (live->stopped && live->state == STATE_RUNNING)
         avl_worker_group_cancel(live->requests->group, live->generation, live->id);
@@ -507,10 +517,11 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
     attention.kv_bytes_returned = (uint64_t)result->kv_bytes_returned;
     Avl__V1__Timings timings;
     avl__v1__timings__init(&timings);
-    timings.queue_seconds = seconds(live->submitted_ns - live->waiting_ns + result->queue_ns);
+    const int64_t *stage_ns = live->record.stage_ns;
+    timings.queue_seconds = seconds(stage_ns[AVL_STAGE_QUEUE]);
     timings.preprocess_seconds = seconds(prepared->preprocess_ns);
-    timings.encode_seconds = seconds(result->encode_ns);
-    timings.prefill_seconds = seconds(result->prefill_ns);
+    timings.encode_seconds = seconds(stage_ns[AVL_STAGE_ENCODE]);
+    timings.prefill_seconds = seconds(stage_ns[AVL_STAGE_PREFILL]);
     if (live->sent_count > 1)
         timings.decode_seconds_per_token =
             seconds(result->decode_ns) / (double)(live->sent_count - 1);
@@ -558,15 +569,16 @@ static void answer_locked(avl_live_request_t *live, const Avl__Worker__V1__Resul
         send_finished_locked(live, result);
     if (live->state == STATE_DONE)
         return;
-    avl_log_info("request %llu (%s) is answered: %d prompt tokens, %zu new, %.3f s",
-                 (unsigned long long)live->id, name_of(live), live->prepared.row_count,
-                 live->sent_count, seconds(avl_clock_now_ns() - live->arrival_ns));
+    avl_request_record_answered(&live->record, live->prepared.name, result, live->stopped,
+                                live->prepared.row_count, live->prepared.visual_rows);
     done_locked(live);
     avl_call_finish(live->call, AVL_RPC_OK, "");
 }
 
 static void on_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
     live->state = STATE_WAITING; /* the group has let go of it: nothing to cancel there */
+    avl_request_record_result(&live->record, result, live->prepared.image_count > 0,
+                              live->submitted_ns - live->waiting_ns);
     if (live->stopped ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_LENGTH) {
@@ -589,6 +601,8 @@ static void on_progress_locked(avl_live_request_t *live, const Avl__Worker__V1__
         stage = AVL__V1__STAGE__STAGE_PREFILL;
     else if (event->stage == AVL__WORKER__V1__EVENT_STAGE__EVENT_STAGE_DECODE)
         stage = AVL__V1__STAGE__STAGE_DECODE;
+    if (stage != AVL__V1__STAGE__STAGE_QUEUED)
+        avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
     send_progress_locked(live, stage, (uint32_t)event->done, (uint32_t)event->total);
 }
 
@@ -655,7 +669,7 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
                 fail_locked(live, AVL_ERR_INTERNAL,
                             "the worker group died twice while it worked on this request");
             else
-                resumed++;
+                avl_request_record_resumed(&live->record), resumed++;
         }
         pthread_mutex_unlock(&live->lock);
     }
@@ -684,15 +698,6 @@ static void end_overdue(avl_requests_t *requests) {
     snapshot_free(list, count);
 }
 
-static struct timespec monotonic_after(int64_t duration_ns) {
-    struct timespec when;
-    clock_gettime(CLOCK_MONOTONIC, &when);
-    int64_t ns = when.tv_nsec + duration_ns % AVL_NS_PER_S;
-    when.tv_sec += duration_ns / AVL_NS_PER_S + ns / AVL_NS_PER_S;
-    when.tv_nsec = ns % AVL_NS_PER_S;
-    return when;
-}
-
 static void *tick(void *context) {
     avl_requests_t *requests = context;
     pthread_mutex_lock(&requests->lock);
@@ -701,7 +706,7 @@ static void *tick(void *context) {
             pthread_cond_wait(&requests->changed, &requests->lock);
             continue;
         }
-        struct timespec limit = monotonic_after(TICK_NS);
+        struct timespec limit = avl_clock_after(TICK_NS);
         while (!requests->stopping &&
                pthread_cond_timedwait(&requests->changed, &requests->lock, &limit) == 0)
             ;
@@ -724,7 +729,7 @@ size_t avl_requests_wait(avl_requests_t *requests, int64_t deadline_ns) {
     pthread_mutex_lock(&requests->lock);
     int64_t left_ns;
     while (requests->count > 0 && (left_ns = deadline_ns - avl_clock_now_ns()) > 0) {
-        struct timespec limit = monotonic_after(left_ns < AVL_NS_PER_S ? left_ns : AVL_NS_PER_S);
+        struct timespec limit = avl_clock_after(left_ns < AVL_NS_PER_S ? left_ns : AVL_NS_PER_S);
         pthread_cond_timedwait(&requests->changed, &requests->lock, &limit);
     }
     size_t count = requests->count;

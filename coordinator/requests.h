@@ -26,6 +26,7 @@
 #include "coordinator/grpc_server.h"
 #include "coordinator/image_identity.h"
 #include "coordinator/stop_text.h"
+#include "coordinator/service_metrics.h"
 #include "coordinator/validate.h"
 #include "coordinator/worker_group.h"
 #include "inputs/tokenizer.h"
@@ -65,6 +66,7 @@ typedef struct avl_requests_config {
     const avl_tokenizer_t *tokenizer;
     size_t live_max;    /* requests at once, waiting ones included */
     int64_t timeout_ns; /* of a request whose client sets no earlier deadline; AVL_DEADLINE_NONE */
+    avl_service_metrics_t *metrics;
 } avl_requests_config_t;
 
 AVL_MUST_CHECK avl_status_t avl_requests_create(const avl_requests_config_t *config,
@@ -82,6 +84,8 @@ AVL_MUST_CHECK avl_status_t avl_requests_admit(avl_requests_t *requests, avl_cal
 void avl_live_request_unref(avl_live_request_t *request);
 /* False when the request has ended: preparing it on is a waste. */
 bool avl_live_request_wanted(avl_live_request_t *request);
+/* What the caller calls it, for the log; known before the rest is prepared. */
+void avl_live_request_named(avl_live_request_t *request, const char *name);
 /* The client wants progress from here on. */
 void avl_live_request_want_progress(avl_live_request_t *request);
 void avl_live_request_progress(avl_live_request_t *request, Avl__V1__Stage stage, uint32_t done,
