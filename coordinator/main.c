@@ -25,7 +25,8 @@
 #define LAME_DUCK_NS (AVL_NS_PER_S / 4)
 /* Idle workers leave within it. */
 #define PARTING_NS (5 * AVL_NS_PER_S)
-#define METHOD_COUNT (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS)
+#define METHOD_COUNT                                                                               \
+    (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS + AVL_MONITOR_METHODS)
 /* Pictures and texts that wait for a thread: every request that may wait, and calls besides. */
 #define POOL_QUEUE(options) ((size_t)(options)->queue_max + 64)
 #define ATTACH_NS (120 * AVL_NS_PER_S)
@@ -233,6 +234,7 @@ static avl_status_t create_server(service_t *service) {
     avl_api_methods(&service->api, service->methods);
     avl_health_methods(service->health, service->methods + AVL_API_METHODS);
     avl_reflection_methods(service->methods + AVL_API_METHODS + AVL_HEALTH_METHODS);
+    avl_monitor_methods(&service->monitor, service->methods + METHOD_COUNT - AVL_MONITOR_METHODS);
     avl_server_config_t config = {
         .address = options->listen,
         .methods = service->methods,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "coordinator/figures.h"
 #include "coordinator/group_metrics.h"
 #include "coordinator/process_metrics.h"
 
@@ -109,4 +110,15 @@ void avl_monitor_routes(avl_monitor_t *monitor, avl_http_route_t routes[AVL_MONI
     routes[0] = (avl_http_route_t){"/metrics", monitor, answer_metrics};
     routes[1] = (avl_http_route_t){"/healthz", monitor, answer_alive};
     routes[2] = (avl_http_route_t){"/readyz", monitor, answer_ready};
+}
+
+static void on_stats(void *context, avl_call_t *call, avl_payload_t *payload) {
+    avl_payload_free(payload); /* the request has no fields */
+    avl_status_t status = avl_figures_send(context, call);
+    avl_call_finish(call, avl_rpc_code(status), status == AVL_OK ? "" : avl_status_detail());
+}
+
+void avl_monitor_methods(avl_monitor_t *monitor, avl_method_t methods[AVL_MONITOR_METHODS]) {
+    methods[0] =
+        (avl_method_t){.path = "/avl.v1.Inference/GetStats", .context = monitor, .begin = on_stats};
 }

@@ -17,6 +17,7 @@
 #include "coordinator/worker_group.h"
 
 #define AVL_MONITOR_ROUTES 3
+#define AVL_MONITOR_METHODS 1
 
 typedef struct avl_monitor {
     const avl_service_metrics_t *metrics;
@@ -29,6 +30,7 @@ typedef struct avl_monitor {
     int64_t start_ns; /* of the service, on avl_clock */
 } avl_monitor_t;
 
+void avl_monitor_methods(avl_monitor_t *monitor, avl_method_t methods[AVL_MONITOR_METHODS]);
 void avl_monitor_routes(avl_monitor_t *monitor, avl_http_route_t routes[AVL_MONITOR_ROUTES]);
 
 #endif
