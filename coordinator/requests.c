@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -663,13 +662,15 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
             live->state = STATE_WAITING;
             live->strikes++;
             give_turn(live);
-            if (live->stopped) /* it is whole, but for the group's report */
+            if (live->stopped) { /* it is whole, but for the group's report */
                 answer_without_report_locked(live);
-            else if (live->strikes >= STRIKES_MAX)
+            } else if (live->strikes >= STRIKES_MAX) {
                 fail_locked(live, AVL_ERR_INTERNAL,
                             "the worker group died twice while it worked on this request");
-            else
-                avl_request_record_resumed(&live->record), resumed++;
+            } else {
+                avl_request_record_resumed(&live->record);
+                resumed++;
+            }
         }
         pthread_mutex_unlock(&live->lock);
     }

@@ -46,6 +46,11 @@ void avl_call_unref(avl_call_t *call) {
     pthread_mutex_unlock(&play_lock);
 }
 
+bool avl_call_late(const avl_call_t *call) {
+    (void)call;
+    return false;
+}
+
 int64_t avl_call_deadline_ns(const avl_call_t *call) {
     (void)call;
     return AVL_DEADLINE_NONE;
@@ -142,6 +147,7 @@ void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uin
 
 typedef struct stage {
     avl_tokenizer_t *tokenizer;
+    avl_service_metrics_t metrics;
     avl_requests_t *requests;
     avl_worker_group_t group;
     avl_call_t calls[CALLS];
@@ -152,7 +158,8 @@ static int setup_with_timeout(void **state, int64_t timeout_ns) {
     stage_t *stage = calloc(1, sizeof *stage);
     if (avl_tokenizer_open(AVL_SOURCE_DIR "/models/avl-tiny", &stage->tokenizer) != AVL_OK)
         return -1;
-    avl_requests_config_t config = {stage->tokenizer, 4, timeout_ns};
+    avl_service_metrics_init(&stage->metrics);
+    avl_requests_config_t config = {stage->tokenizer, 4, timeout_ns, &stage->metrics};
     if (avl_requests_create(&config, &stage->requests) != AVL_OK)
         return -1;
     stage->group.view.state = AVL_WORKER_GROUP_READY;
