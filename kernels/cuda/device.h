@@ -48,7 +48,7 @@ typedef struct avl_cuda_device {
     int *counters; /* [AVL_CUDA_COUNTERS], zero between launches */
 } avl_cuda_device_t;
 
-#define AVL_CUDA_COUNTERS (1 << 16)
+#define AVL_CUDA_COUNTERS (1 << 14)
 
 static inline avl_cuda_device_t *avl_cuda_of(avl_device_t *device) {
     return (avl_cuda_device_t *)device;

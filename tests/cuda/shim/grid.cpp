@@ -148,6 +148,13 @@ static thread_t *lane_of_warp(const thread_t *self, int lane) {
     return index < engine.thread_count ? &engine.threads[index] : nullptr;
 }
 
+static int is_on_its_way(const thread_t *self, int lane, unsigned mask) {
+    if ((mask >> lane & 1) == 0 || lane == self->lane)
+        return 0;
+    const thread_t *other = lane_of_warp(self, lane);
+    return other != nullptr && (other->state == READY || other->state == RUNNING);
+}
+
 void avl_shim_warp(const char *kind, unsigned mask, void *payload, avl_shim_finish_t *finish) {
     thread_t *self = engine.current;
     if ((mask >> self->lane & 1) == 0)
@@ -156,6 +163,12 @@ void avl_shim_warp(const char *kind, unsigned mask, void *payload, avl_shim_fini
     self->kind = kind;
     self->mask = mask;
     self->payload = payload;
+    /* Most calls end here: the lane that runs next has not arrived. */
+    if (is_on_its_way(self, (self->lane + 1) % WARP, mask) ||
+        is_on_its_way(self, (self->lane + WARP - 1) % WARP, mask)) {
+        leave(self, WARP_WAIT);
+        return;
+    }
     void *payloads[WARP] = {};
     for (int lane = 0; lane < WARP; lane++) {
         if ((mask >> lane & 1) == 0)
@@ -312,8 +325,14 @@ static void describe_hang(void) {
     char text[400];
     for (int i = 0; i < engine.thread_count; i++) {
         if (threads[i].state == WARP_WAIT) {
-            snprintf(text, sizeof text, "thread %d waits in %s with mask 0x%08x for lanes that %s",
-                     i, threads[i].kind, threads[i].mask, "never come");
+            int lane = 0;
+            while (lane < WARP - 1 && ((threads[i].mask >> lane & 1) == 0 ||
+                                       (lane_of_warp(&threads[i], lane) != nullptr &&
+                                        lane_of_warp(&threads[i], lane)->state == WARP_WAIT)))
+                lane++;
+            snprintf(text, sizeof text,
+                     "thread %d waits in %s with mask 0x%08x for lane %d, which will never come", i,
+                     threads[i].kind, threads[i].mask, lane);
             avl_shim_record(text);
             return;
         }
