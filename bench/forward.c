@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "bench/synthetic_model.h"
+#include "kernels/linear.h"
 #include "model/model.h"
 
 typedef struct settings {
@@ -192,13 +193,15 @@ static void step(avl_model_t *model, bench_cache_t *cache, int rows, float *logi
     }
     cache->new_rows = rows;
     avl_attention_hook_t hook = {.context = cache, .attend = attend};
-    check(avl_model_forward(model,
-                            &(avl_forward_batch_t){.rows = total,
-                                                   .token_ids = ids,
-                                                   .positions = positions,
-                                                   .logit_rows = logit_rows,
-                                                   .logit_count = cache->sequences},
-                            &hook, logits));
+    check(avl_model_forward(
+        model,
+        &(avl_forward_batch_t){.rows = total,
+                               .many_rows = rows >= AVL_LINEAR_MANY_ROWS ? total : 0,
+                               .token_ids = ids,
+                               .positions = positions,
+                               .logit_rows = logit_rows,
+                               .logit_count = cache->sequences},
+        &hook, logits));
     cache->filled += rows;
     free(ids);
 }

@@ -5,6 +5,20 @@
 #include "base/activation.h"
 #include "kernels/device.h"
 
+/* From so many rows on, the way for many rows is the faster one. */
+#define AVL_LINEAR_MANY_ROWS 128
+
+/* Which way a product takes. The bits of a row's result depend on the way and on the row, never on
+ * the rows beside it; between the two ways they may differ. Rows that must come out the same in any
+ * company take one and the same way in all of them. */
+typedef enum avl_linear_way {
+    AVL_LINEAR_BY_ROWS, /* whichever suits the number of rows */
+    AVL_LINEAR_FEW,
+    /* With fewer than AVL_LINEAR_MANY_ROWS rows, so many rows of the input can nevertheless be
+     * read; what they hold does not matter. */
+    AVL_LINEAR_MANY,
+} avl_linear_way_t;
+
 /* output[t, n] = act(sum over k of input[t, k] * weight[n, k] + bias[n])
  *
  *   input   read   dtype [T, K], rows input_stride elements apart
@@ -29,6 +43,7 @@ typedef struct avl_linear_args {
     avl_dtype_t dtype;
     avl_dtype_t output_dtype;
     avl_activation_t activation;
+    avl_linear_way_t way; /* a device may have one way for all */
 } avl_linear_args_t;
 
 static inline AVL_MUST_CHECK avl_status_t avl_linear(avl_device_t *device,

@@ -99,6 +99,9 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     /* The last layer's MLP and the head run over the logit rows, which may outnumber the step's
      * rows. */
     int64_t most = rows > logit_rows ? rows : logit_rows;
+    /* A product of many rows reads whole blocks of them. */
+    int64_t block = AVL_LINEAR_MANY_ROWS;
+    most = most > block ? most : block;
     decoder->token_ids = avl_arena_take(arena, rows, sizeof(int32_t));
     decoder->logit_rows = avl_arena_take(arena, logit_rows, sizeof(int32_t));
     decoder->cosines = avl_arena_take(arena, rows * (width / 2), sizeof(float));
@@ -107,7 +110,8 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     decoder->last = avl_arena_take(arena, logit_rows * hidden, sizeof(float));
     decoder->normed = avl_arena_take(arena, most * hidden, bytes);
     decoder->qkv = avl_arena_take(arena, rows * heads * width, bytes);
-    decoder->attended = avl_arena_take(arena, rows * shards->query_heads.count * width, bytes);
+    decoder->attended = avl_arena_take(
+        arena, (rows > block ? rows : block) * shards->query_heads.count * width, bytes);
     decoder->gate_up = avl_arena_take(arena, most * 2 * shards->mlp_columns.count, bytes);
     decoder->mlp = avl_arena_take(arena, most * shards->mlp_columns.count, bytes);
     decoder->partial = avl_arena_take(arena, most * hidden, sizeof(float));
@@ -137,14 +141,15 @@ void avl_decoder_release(avl_model_t *model) {
 
 static avl_status_t check_batch(const avl_model_t *model, const avl_forward_batch_t *batch) {
     const avl_model_options_t *options = &model->options;
-    if (batch->rows < 1 || batch->rows > options->rows_max || batch->logit_count < 0 ||
+    if (batch->rows < 1 || batch->rows > options->rows_max || batch->many_rows < 0 ||
+        batch->many_rows > batch->rows || batch->logit_count < 0 ||
         batch->logit_count > options->logit_rows_max || batch->embed_count < 0 ||
         batch->embed_count > batch->rows)
         return avl_fail(AVL_ERR_SHAPE,
-                        "step of %d rows (at most %d), %d with logits (at most %d), "
-                        "%d from pictures",
-                        batch->rows, options->rows_max, batch->logit_count, options->logit_rows_max,
-                        batch->embed_count);
+                        "step of %d rows (at most %d), %d of them in large blocks, %d with logits "
+                        "(at most %d), %d from pictures",
+                        batch->rows, options->rows_max, batch->many_rows, batch->logit_count,
+                        options->logit_rows_max, batch->embed_count);
     int vocab = model->config.model.text.vocab_rows, pictures = 0;
     for (int row = 0; row < batch->rows; row++) {
         if (batch->token_ids[row] < -1 || batch->token_ids[row] >= vocab)
@@ -232,19 +237,34 @@ static avl_status_t normalize(avl_model_t *model, const float *stream, const flo
                                                       .output_dtype = model->options.dtype});
 }
 
+/* One product for all rows of the step, each the way it is to go. */
+static avl_status_t multiply(const avl_model_t *model, const avl_product_t *product, int with_bias,
+                             avl_linear_args_t args) {
+    int64_t few = args.rows - model->decoder.many_rows;
+    args.way = AVL_LINEAR_MANY;
+    args.rows = model->decoder.many_rows;
+    AVL_TRY(avl_model_product(model, product, with_bias, args));
+    int64_t input = args.rows * args.input_stride, output = args.rows * args.output_stride;
+    args.input = (const char *)args.input + input * (int64_t)avl_dtype_bytes(model->options.dtype);
+    args.output = (char *)args.output + output * (int64_t)avl_dtype_bytes(args.output_dtype);
+    args.rows = few;
+    args.way = AVL_LINEAR_FEW;
+    return avl_model_product(model, product, with_bias, args);
+}
+
 /* The normed rows through one product to `columns` of rows that are `stride` apart. */
 static avl_status_t project(avl_model_t *model, const avl_product_t *product, void *output,
                             int64_t stride, int64_t rows, int64_t columns) {
     int64_t hidden = model->config.model.text.hidden_width;
-    return avl_model_product(model, product, 1,
-                             (avl_linear_args_t){.input = model->decoder.normed,
-                                                 .input_stride = hidden,
-                                                 .output = output,
-                                                 .output_stride = stride,
-                                                 .rows = rows,
-                                                 .in_width = hidden,
-                                                 .out_width = columns,
-                                                 .output_dtype = model->options.dtype});
+    return multiply(model, product, 1,
+                    (avl_linear_args_t){.input = model->decoder.normed,
+                                        .input_stride = hidden,
+                                        .output = output,
+                                        .output_stride = stride,
+                                        .rows = rows,
+                                        .in_width = hidden,
+                                        .out_width = columns,
+                                        .output_dtype = model->options.dtype});
 }
 
 /* This rank's heads: their part of the output projection, into `partial`. */
@@ -280,15 +300,15 @@ static avl_status_t attention_part(avl_model_t *model, int index, int64_t rows,
                                                                 .query_stride = stride,
                                                                 .kv_stride = stride,
                                                                 .output = decoder->attended}));
-    return avl_model_product(model, &layer->output, 0,
-                             (avl_linear_args_t){.input = decoder->attended,
-                                                 .input_stride = query_width,
-                                                 .output = decoder->partial,
-                                                 .output_stride = hidden,
-                                                 .rows = rows,
-                                                 .in_width = query_width,
-                                                 .out_width = hidden,
-                                                 .output_dtype = AVL_DTYPE_F32});
+    return multiply(model, &layer->output, 0,
+                    (avl_linear_args_t){.input = decoder->attended,
+                                        .input_stride = query_width,
+                                        .output = decoder->partial,
+                                        .output_stride = hidden,
+                                        .rows = rows,
+                                        .in_width = query_width,
+                                        .out_width = hidden,
+                                        .output_dtype = AVL_DTYPE_F32});
 }
 
 static avl_status_t mlp_part(avl_model_t *model, const avl_decoder_layer_t *layer,
@@ -308,15 +328,15 @@ static avl_status_t mlp_part(avl_model_t *model, const avl_decoder_layer_t *laye
                                               .width = columns,
                                               .dtype = model->options.dtype,
                                               .activation = model->config.model.text.activation}));
-    return avl_model_product(model, &layer->down, 0,
-                             (avl_linear_args_t){.input = decoder->mlp,
-                                                 .input_stride = columns,
-                                                 .output = decoder->partial,
-                                                 .output_stride = hidden,
-                                                 .rows = rows,
-                                                 .in_width = columns,
-                                                 .out_width = hidden,
-                                                 .output_dtype = AVL_DTYPE_F32});
+    return multiply(model, &layer->down, 0,
+                    (avl_linear_args_t){.input = decoder->mlp,
+                                        .input_stride = columns,
+                                        .output = decoder->partial,
+                                        .output_stride = hidden,
+                                        .rows = rows,
+                                        .in_width = columns,
+                                        .out_width = hidden,
+                                        .output_dtype = AVL_DTYPE_F32});
 }
 
 static avl_status_t head_part(avl_model_t *model, int64_t rows) {
@@ -325,15 +345,15 @@ static avl_status_t head_part(avl_model_t *model, int64_t rows) {
     int64_t vocab = model->shards.vocab_rows.count;
     AVL_TRY(normalize(model, decoder->last, decoder->final_norm, rows));
     avl_product_t head = {.weight = decoder->head};
-    return avl_model_product(model, &head, 0,
-                             (avl_linear_args_t){.input = decoder->normed,
-                                                 .input_stride = hidden,
-                                                 .output = decoder->logits,
-                                                 .output_stride = vocab,
-                                                 .rows = rows,
-                                                 .in_width = hidden,
-                                                 .out_width = vocab,
-                                                 .output_dtype = AVL_DTYPE_F32});
+    return multiply(model, &head, 0,
+                    (avl_linear_args_t){.input = decoder->normed,
+                                        .input_stride = hidden,
+                                        .output = decoder->logits,
+                                        .output_stride = vocab,
+                                        .rows = rows,
+                                        .in_width = hidden,
+                                        .out_width = vocab,
+                                        .output_dtype = AVL_DTYPE_F32});
 }
 
 /* Blocks [rank][row][rows of that rank's vocabulary] to [row][vocabulary]. */
@@ -395,6 +415,7 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     int64_t hidden = model->config.model.text.hidden_width, rows = batch->rows;
     float *stream = decoder->stream;
     avl_status_t status;
+    decoder->many_rows = batch->many_rows;
     AVL_TRY(begin_stream(model, batch, &status));
     for (int index = 0; index < layer_count; index++) {
         const avl_decoder_layer_t *layer = &decoder->layers[index];
@@ -407,6 +428,7 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
             if (rows == 0)
                 return status;
             stream = decoder->last;
+            decoder->many_rows = 0; /* single rows of many sequences */
             if (status == AVL_OK)
                 status = avl_copy_rows(model->device,
                                        &(avl_copy_rows_args_t){.input = decoder->stream,

@@ -98,9 +98,15 @@ typedef struct avl_attention_hook {
 } avl_attention_hook_t;
 
 /* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after
- * the other. HOST arrays. */
+ * the other. HOST arrays.
+ *
+ * A row's numbers depend, to the bit, on its sequence and on whether it is among the first
+ * `many_rows`, and on nothing else in the step (on the CPU): those are multiplied in large blocks
+ * (kernels/linear.h: AVL_LINEAR_MANY), the others in small ones. Who wants a sequence to be
+ * repeatable decides that by what never changes about it. */
 typedef struct avl_forward_batch {
     int rows;                 /* T <= rows_max */
+    int many_rows;            /* 0..rows */
     const int32_t *token_ids; /* [T]; -1 for a row that comes from a picture */
     const int32_t *positions; /* [T] */
     /* [T] or NULL: length of the row's sequence after this step, for dynamic rope scaling (HF: max

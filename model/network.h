@@ -80,6 +80,7 @@ typedef struct avl_decoder {
     void *mlp;           /* dtype [T, columns] */
     float *partial;      /* [T, hidden] */
     float *logits;       /* [L, vocabulary rows of this rank] */
+    int64_t many_rows;   /* of the rows at hand, how many go the way of many rows */
     /* Host memory */
     float *frequencies;   /* [D/2] */
     float *rope_host;     /* [2, T, D/2] */

@@ -505,9 +505,34 @@ static void add_rows(avl_engine_t *engine, const avl_plan_run_t *planned, const 
         engine->embed_features[batch->embed_count++] =
             engine->features + sequence->feature_rows[visual++] * hidden;
     }
-    if (planned->logits)
-        engine->logit_rows[batch->logit_count++] = run->first_row + run->row_count - 1;
     batch->rows += run->row_count;
+}
+
+static bool goes_with_many(const avl_engine_t *engine, const avl_plan_run_t *planned) {
+    const avl_sequence_t *sequence = engine->sequences[planned->sequence];
+    return sequence != NULL && planned->row_count > 0 && sequence->shape.long_prompt;
+}
+
+/* Lays out the rows of the step: those of long prompts first, then the others. The logits are in
+ * the order of the plan's runs. */
+static avl_status_t lay_out_rows(avl_engine_t *engine, const avl_plan_t *plan,
+                                 avl_forward_batch_t *batch) {
+    for (int many = 1; many >= 0; many--) {
+        for (int32_t i = 0; i < plan->run_count; i++) {
+            if (goes_with_many(engine, &plan->runs[i]) != many)
+                continue;
+            AVL_TRY(make_run(engine, plan, &plan->runs[i], batch->rows, &engine->runs[i]));
+            add_rows(engine, &plan->runs[i], &engine->runs[i], batch);
+        }
+        if (many)
+            batch->many_rows = batch->rows;
+    }
+    for (int32_t i = 0; i < plan->run_count; i++) {
+        const avl_run_t *run = &engine->runs[i];
+        if (plan->runs[i].logits)
+            engine->logit_rows[batch->logit_count++] = run->first_row + run->row_count - 1;
+    }
+    return AVL_OK;
 }
 
 static void advance(const avl_run_t *run) {
@@ -529,10 +554,7 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
         .embed_rows = engine->embed_rows,
         .logit_rows = engine->logit_rows,
     };
-    for (int32_t i = 0; i < plan->run_count; i++) {
-        AVL_TRY(make_run(engine, plan, &plan->runs[i], batch.rows, &engine->runs[i]));
-        add_rows(engine, &plan->runs[i], &engine->runs[i], &batch);
-    }
+    AVL_TRY(lay_out_rows(engine, plan, &batch));
     avl_attend_begin(engine->attend, engine->runs, plan->run_count, batch.rows);
     avl_attention_hook_t hook = {.context = engine->attend, .attend = avl_attend_layer};
     AVL_TRY(avl_model_forward(engine->options.model, &batch, &hook, engine->logits));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/linear.h"
 
 static int32_t pages_of(int32_t rows) {
     return (rows + AVL_PAGE_ROWS - 1) / AVL_PAGE_ROWS;
@@ -29,6 +30,7 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.store_rows = avl_ratio_rows(attention->visual_store_ratio, shape.visual_rows);
     shape.core_rows = avl_ratio_rows(attention->visual_compute_ratio, shape.visual_rows);
     shape.update_interval = attention->visual_update_interval;
+    shape.long_prompt = prompt_rows >= AVL_LINEAR_MANY_ROWS;
     shape.selects = shape.core_rows < shape.visual_rows;
     return shape;
 }

@@ -27,6 +27,9 @@ typedef struct avl_sequence_shape {
     int32_t store_rows;  /* m */
     int32_t core_rows;   /* k */
     int32_t update_interval;
+    /* Its prompt rows go the way of many rows through products, however they are cut into chunks
+     * and whatever else is in the step: so a replay repeats their bits. */
+    bool long_prompt;
     bool selects; /* something is evicted or skipped; false: dense attention */
 } avl_sequence_shape_t;
 

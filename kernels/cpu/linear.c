@@ -1,4 +1,5 @@
-/* kernels/cpu/linear.c: two ways to a product, chosen by its shape alone.
+/* kernels/cpu/linear.c: two ways to a product, chosen by its shape and what the caller says of its
+ * rows.
  *
  * Our own dot products read the weights where they lie, once for AVL_LINEAR_ROW_BLOCK rows; they
  * are best while reading is what costs. oneDNN packs blocks of weights first and wins by a little
@@ -45,13 +46,13 @@ static void keep_failure(linear_run_t *run, avl_status_t status) {
 }
 
 /* The last blocks are moved back to end with the matrix: they compute some outputs again, but write
- * only their own. */
+ * only their own. A single block of too few rows computes what lies behind them, and drops it. */
 static void matmul_item(void *context, int64_t item, int thread) {
     linear_run_t *run = context;
     const avl_linear_args_t *args = run->args;
     int64_t row = item % run->row_blocks * AVL_MATMUL_ROWS;
     int64_t column = item / run->row_blocks * AVL_MATMUL_COLUMNS;
-    int64_t first_row = avl_min64(row, args->rows - AVL_MATMUL_ROWS);
+    int64_t first_row = avl_max64(0, avl_min64(row, args->rows - AVL_MATMUL_ROWS));
     int64_t first_column = avl_min64(column, args->out_width - AVL_MATMUL_COLUMNS);
     float *sums = run->cpu->thread_scratch[thread].memory;
     avl_status_t status =
@@ -60,11 +61,11 @@ static void matmul_item(void *context, int64_t item, int thread) {
         keep_failure(run, status);
         return;
     }
-    run->cpu->kernels->linear_finish(args, row, first_row + AVL_MATMUL_ROWS - row, column,
-                                     first_column + AVL_MATMUL_COLUMNS - column,
-                                     sums + (row - first_row) * AVL_MATMUL_COLUMNS +
-                                         (column - first_column),
-                                     AVL_MATMUL_COLUMNS);
+    int64_t end_row = avl_min64(first_row + AVL_MATMUL_ROWS, args->rows);
+    run->cpu->kernels->linear_finish(
+        args, row, end_row - row, column, first_column + AVL_MATMUL_COLUMNS - column,
+        sums + (row - first_row) * AVL_MATMUL_COLUMNS + (column - first_column),
+        AVL_MATMUL_COLUMNS);
 }
 
 static avl_status_t run_matmul(linear_run_t *run) {
@@ -83,7 +84,9 @@ static avl_status_t run_matmul(linear_run_t *run) {
 static int suits_matmul(const avl_cpu_kernels_t *kernels, const avl_linear_args_t *args) {
     int has_format =
         args->dtype == AVL_DTYPE_F32 ? kernels->matmul_library_f32 : kernels->matmul_library_bf16;
-    return has_format && args->rows >= AVL_MATMUL_ROWS && args->out_width >= AVL_MATMUL_COLUMNS &&
+    int many = args->way == AVL_LINEAR_BY_ROWS ? args->rows >= AVL_MATMUL_ROWS
+                                               : args->way == AVL_LINEAR_MANY;
+    return has_format && many && args->out_width >= AVL_MATMUL_COLUMNS &&
            args->in_width >= AVL_MATMUL_DEPTH_MIN;
 }
 

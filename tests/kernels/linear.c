@@ -124,11 +124,11 @@ static void is_independent_of_threads(void **unused) {
     }
 }
 
-/* Every part of a batch gives the same bits as the whole, while both are on one side of the
- * library's threshold. */
+/* Every part of a batch gives the same bits as the whole, when both go the same way. */
 typedef struct split {
     shape_t shape;
     int64_t part_rows;
+    avl_linear_way_t way;
 } split_t;
 
 static void check_parts(avl_device_t *device, void *context) {
@@ -137,9 +137,12 @@ static void check_parts(avl_device_t *device, void *context) {
         avl_dtype_t dtype = f == 0 ? AVL_DTYPE_F32 : AVL_DTYPE_BF16;
         problem_t problem =
             create_problem(&split->shape, dtype, AVL_DTYPE_F32, AVL_ACTIVATION_GELU, 1);
+        problem.args.way = split->way;
         expect_status(avl_linear(device, &problem.args), AVL_OK, NULL);
         tensor_t whole = tensor_copy(&problem.output);
-        for (int64_t row = 0; row + split->part_rows <= split->shape.rows;
+        int64_t readable = split->way == AVL_LINEAR_MANY ? AVL_LINEAR_MANY_ROWS : split->part_rows;
+        for (int64_t row = 0;
+             row + split->part_rows <= split->shape.rows && row + readable <= split->shape.rows;
              row += split->part_rows) {
             avl_linear_args_t part = problem.args;
             part.rows = split->part_rows;
@@ -156,7 +159,11 @@ static void check_parts(avl_device_t *device, void *context) {
 
 static void rows_do_not_know_each_other(void **unused) {
     (void)unused;
-    split_t splits[] = {{{15, 200, 77}, 1}, {{111, 200, 77}, 37}, {{290, 256, 300}, 145}};
+    split_t splits[] = {
+        {{15, 200, 77}, 1, AVL_LINEAR_BY_ROWS},     {{111, 200, 77}, 37, AVL_LINEAR_BY_ROWS},
+        {{290, 256, 300}, 145, AVL_LINEAR_BY_ROWS}, {{200, 256, 300}, 7, AVL_LINEAR_FEW},
+        {{291, 256, 300}, 1, AVL_LINEAR_MANY},      {{300, 300, 257}, 50, AVL_LINEAR_MANY},
+        {{150, 100, 60}, 9, AVL_LINEAR_MANY}};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
         for_each_device(check_parts, &splits[i]);
 }
