@@ -1,7 +1,11 @@
-"""What watchers read: /metrics, /healthz, /readyz and the log, from a service under load and under hostile clients."""
+"""What watchers read: /metrics, /healthz, /readyz, avl top and the log, from a service under load and under hostile clients."""
 import collections
+import fcntl
 import json
+import pty
 import socket
+import struct
+import termios
 import threading
 import unittest
 import urllib.error
@@ -368,6 +372,68 @@ class Logs(unittest.TestCase):
         self.assertGreaterEqual(answered["visual_tokens"], answered["visual_stored"])
         self.assertEqual((refused["name"], refused["code"]), ("bad", "INVALID_ARGUMENT"))
         self.assertEqual((cancelled["name"], cancelled["code"]), ("gone", "CANCELLED"))
+
+
+class Top(unittest.TestCase):
+    """avl top, as a script and as a person run it."""
+
+    program = os.path.join(BINARIES, "bin", "avl")
+
+    def test_once(self):
+        with Service(fake="", environment={"AVL_FAKE_STEP_MS": "10"}) as service:
+            stats = service.inference.GetStats(pb.GetStatsRequest(), timeout=10)
+            self.assertEqual((stats.model, stats.ready, len(stats.groups)), ("avl-tiny", True, 1))
+            streams = [service.inference.Generate(raw(max_tokens=2000), timeout=60) for _ in range(3)]
+            threads = [threading.Thread(target=Answer, args=(stream,)) for stream in streams]
+            for thread in threads:
+                thread.start()
+            result = subprocess.run([self.program, "top", "--once", "--interval", "0.5", "-s", service.address],
+                                    capture_output=True, text=True, timeout=30)
+            for thread in threads:
+                thread.join()
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("avl-tiny at " + service.address, result.stdout)
+            self.assertIn("group 0    ready   1 rank, fake, f32", result.stdout)
+            self.assertNotIn("\033", result.stdout)
+            self.assertRegex(result.stdout, r"answered \d+ \(")
+            stats = service.inference.GetStats(pb.GetStatsRequest(), timeout=10)
+            self.assertGreater(stats.generation_tokens, 0)
+            self.assertEqual(sum(stats.first_token_seconds.counts), 3)
+            self.assertEqual(len(stats.first_token_seconds.counts), len(stats.first_token_seconds.bounds) + 1)
+
+    def test_nobody_there(self):
+        result = subprocess.run([self.program, "top", "--once", "-s", "127.0.0.1:1"], capture_output=True, text=True,
+                                timeout=30)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("UNAVAILABLE", result.stderr)
+
+    def watch(self, service, leave):
+        """A terminal session: reads until the second drawing, leaves by `leave`, returns what was shown."""
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+        before = termios.tcgetattr(follower)
+        process = subprocess.Popen([self.program, "top", "-i", "0.1", "-s", service.address], stdin=follower,
+                                   stdout=follower, stderr=follower, env=dict(os.environ, TERM="xterm"))
+        shown = b""
+        while shown.count(b"\033[J") < 3:
+            shown += os.read(leader, 65536)
+        leave(leader, process)
+        while b"\033[?1049l" not in shown:
+            shown += os.read(leader, 65536)
+        self.assertEqual(process.wait(10), 0)
+        self.assertEqual(termios.tcgetattr(follower)[3], before[3])  # echo is back
+        os.close(leader)
+        os.close(follower)
+        return shown.decode()
+
+    def test_terminal(self):
+        with Service(fake="") as service:
+            for leave in (lambda leader, _: os.write(leader, b"q"), lambda _, process: process.terminate()):
+                shown = self.watch(service, leave)
+                self.assertTrue(shown.startswith("\033[?1049h"), repr(shown[:40]))
+                frame = shown.split("\033[H")[2].split("\033[J")[0].split("\033[K\r\n")
+                self.assertLessEqual(len(frame), 12)
+                self.assertTrue(all(len(line) <= 60 for line in frame), frame)
 
 
 if __name__ == "__main__":
