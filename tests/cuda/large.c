@@ -227,19 +227,21 @@ static void check_tall(avl_device_t *device, void *context) {
     tensor_t weight = tensor_random(AVL_DTYPE_BF16, OUT * IN, 1.0);
     tensor_t bias = tensor_random(AVL_DTYPE_F32, OUT, 1.0);
     tensor_t output = tensor_create(AVL_DTYPE_BF16, (int64_t)ROWS * OUT);
-    avl_linear_args_t args = {input.data,
-                              IN,
-                              weight.data,
-                              IN,
-                              bias.data,
-                              output.data,
-                              OUT,
-                              ROWS,
-                              IN,
-                              OUT,
-                              AVL_DTYPE_BF16,
-                              AVL_DTYPE_BF16,
-                              AVL_ACTIVATION_QUICK_GELU};
+    avl_linear_args_t args = {
+        .input = input.data,
+        .input_stride = IN,
+        .weight = weight.data,
+        .weight_stride = IN,
+        .bias = bias.data,
+        .output = output.data,
+        .output_stride = OUT,
+        .rows = ROWS,
+        .in_width = IN,
+        .out_width = OUT,
+        .dtype = AVL_DTYPE_BF16,
+        .output_dtype = AVL_DTYPE_BF16,
+        .activation = AVL_ACTIVATION_QUICK_GELU,
+    };
     expect_status(avl_linear(device, &args), AVL_OK, NULL);
     for (int64_t i = 0; i < output.count; i += 997) {
         int64_t t = i / OUT, n = i % OUT;
