@@ -124,11 +124,12 @@ void avl_conversation_free(avl_conversation_t *conversation) {
     memset(conversation, 0, sizeof *conversation);
 }
 
+/* 53 bits: a seed that the answer reports survives a client that keeps numbers as doubles. */
 static avl_status_t seed_draw(uint64_t *seed_p) {
     uint64_t seed;
     if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
         return avl_fail(AVL_ERR_IO, "no random seed: %s", strerror(errno));
-    *seed_p = seed;
+    *seed_p = seed >> 11;
     return AVL_OK;
 }
 
