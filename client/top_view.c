@@ -184,6 +184,22 @@ static void write_cache(FILE *stream, const char *label, const cache_t *before,
     fputc('\n', stream);
 }
 
+/* Ranks fit on a line up to here. */
+#define RANKS_SHOWN_MAX 8
+
+static void write_collectives(FILE *stream, const group_t *before, const group_t *after,
+                              double seconds) {
+    if (before == NULL || seconds <= 0 || after->n_collective_seconds == 0 ||
+        before->n_collective_seconds != after->n_collective_seconds)
+        return;
+    fputs("           in collectives, rank by rank:", stream);
+    for (size_t i = 0; i < after->n_collective_seconds && i < RANKS_SHOWN_MAX; i++) {
+        double spent = after->collective_seconds[i] - before->collective_seconds[i];
+        fprintf(stream, " %.1f %%", spent > 0 ? 100 * spent / seconds : 0);
+    }
+    fputs(after->n_collective_seconds > RANKS_SHOWN_MAX ? " ...\n" : "\n", stream);
+}
+
 static void write_group(FILE *stream, size_t index, const group_t *before, const group_t *after,
                         double seconds) {
     char state[TEXT_BYTES], device[TEXT_BYTES], dtype[TEXT_BYTES];
@@ -213,6 +229,7 @@ static void write_group(FILE *stream, size_t index, const group_t *before, const
     write_cache(stream, "encoder cache ", known ? before->encoder_cache : NULL,
                 after->encoder_cache);
     write_cache(stream, "prompt cache  ", known ? before->prompt_cache : NULL, after->prompt_cache);
+    write_collectives(stream, known ? before : NULL, after, seconds);
 }
 
 void avl_top_view_write(FILE *stream, const char *server, const stats_t *before,

@@ -26,7 +26,8 @@ struct avl_group { /* the head of every backend's own struct */
     int rank, ranks;
     int local_rank, local_ranks;
     int64_t timeout_ns;
-    int64_t memory_bytes;  /* of buffers that the backend holds */
+    int64_t memory_bytes; /* of buffers that the backend holds */
+    avl_group_times_t times;
     avl_status_t broken; /* the failure that made the group unusable; AVL_OK while it works */
 };
 

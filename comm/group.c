@@ -73,39 +73,60 @@ static avl_status_t settle(avl_group_t *group, avl_status_t status) {
     return status;
 }
 
+/* The end of a collective that began at `begin_ns`. */
+static avl_status_t account(avl_group_t *group, avl_group_operation_t operation, int64_t begin_ns,
+                            avl_status_t status) {
+    group->times.ns[operation] += avl_clock_now_ns() - begin_ns;
+    group->times.calls[operation]++;
+    return settle(group, status);
+}
+
+avl_group_times_t avl_group_times(const avl_group_t *group) {
+    return group->times;
+}
+
 avl_status_t avl_group_broadcast(avl_group_t *group, void *data, size_t bytes) {
     AVL_TRY(check_usable(group, "broadcast"));
     if (group->ranks == 1 || bytes == 0)
         return AVL_OK;
-    return settle(group, group->ops->broadcast(group, data, bytes));
+    int64_t begin_ns = avl_clock_now_ns();
+    return account(group, AVL_GROUP_BROADCAST, begin_ns, group->ops->broadcast(group, data, bytes));
 }
 
 avl_status_t avl_group_all_reduce(avl_group_t *group, float *data, int64_t count) {
     AVL_TRY(check_usable(group, "all-reduce"));
     if (group->ranks == 1 || count <= 0)
         return AVL_OK;
-    return settle(group, group->ops->all_reduce(group, data, count));
+    int64_t begin_ns = avl_clock_now_ns();
+    return account(group, AVL_GROUP_ALL_REDUCE, begin_ns,
+                   group->ops->all_reduce(group, data, count));
 }
 
 avl_status_t avl_group_reduce_scatter(avl_group_t *group, float *data, int64_t count) {
     AVL_TRY(check_usable(group, "reduce-scatter"));
     if (group->ranks == 1 || count <= 0)
         return AVL_OK;
-    return settle(group, group->ops->reduce_scatter(group, data, count));
+    int64_t begin_ns = avl_clock_now_ns();
+    return account(group, AVL_GROUP_REDUCE_SCATTER, begin_ns,
+                   group->ops->reduce_scatter(group, data, count));
 }
 
 avl_status_t avl_group_all_gather(avl_group_t *group, void *data, size_t item_bytes) {
     AVL_TRY(check_usable(group, "all-gather"));
     if (group->ranks == 1 || item_bytes == 0)
         return AVL_OK;
-    return settle(group, group->ops->all_gather(group, data, item_bytes));
+    int64_t begin_ns = avl_clock_now_ns();
+    return account(group, AVL_GROUP_ALL_GATHER, begin_ns,
+                   group->ops->all_gather(group, data, item_bytes));
 }
 
 avl_status_t avl_group_gather(avl_group_t *group, const void *source, const size_t *bytes_by_rank,
                               void *target) {
     AVL_TRY(check_usable(group, "gather"));
+    int64_t begin_ns = avl_clock_now_ns();
     if (group->ranks > 1)
-        return settle(group, group->ops->gather(group, source, bytes_by_rank, target));
+        return account(group, AVL_GROUP_GATHER, begin_ns,
+                       group->ops->gather(group, source, bytes_by_rank, target));
     if (bytes_by_rank[0] && source != target)
         memcpy(target, source, bytes_by_rank[0]);
     return AVL_OK;
@@ -120,7 +141,9 @@ avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own) {
      * cannot be cast, which the others learn by their time-out. */
     AVL_TRY(avl_alloc((size_t)group->ranks, sizeof *votes, "votes", &votes));
     votes[group->rank] = (int32_t)own;
-    avl_status_t status = settle(group, group->ops->all_gather(group, votes, sizeof *votes));
+    int64_t begin_ns = avl_clock_now_ns();
+    avl_status_t status = account(group, AVL_GROUP_AGREE, begin_ns,
+                                  group->ops->all_gather(group, votes, sizeof *votes));
     if (status == AVL_OK)
         status = own;
     for (int rank = 0; status == AVL_OK && rank < group->ranks; rank++)

@@ -35,6 +35,27 @@ int avl_group_local_ranks(const avl_group_t *group);
 int avl_group_local_rank(const avl_group_t *group);
 /* Memory that the group holds for its buffers. Local. */
 int64_t avl_group_memory_bytes(const avl_group_t *group);
+/* Time that this rank has spent in collectives since the group was opened, waiting for peers
+ * included; wake and wait are none. Groups of one rank spend none. Local. */
+typedef enum avl_group_operation {
+    AVL_GROUP_BROADCAST,
+    AVL_GROUP_ALL_REDUCE,
+    AVL_GROUP_REDUCE_SCATTER,
+    AVL_GROUP_ALL_GATHER,
+    AVL_GROUP_GATHER,
+    AVL_GROUP_AGREE,
+    AVL_GROUP_OPERATIONS,
+} avl_group_operation_t;
+typedef struct avl_group_times {
+    int64_t ns[AVL_GROUP_OPERATIONS];
+    int64_t calls[AVL_GROUP_OPERATIONS];
+} avl_group_times_t;
+avl_group_times_t avl_group_times(const avl_group_t *group);
+static inline const char *avl_group_operation_name(avl_group_operation_t operation) {
+    static const char *const names[AVL_GROUP_OPERATIONS] = {
+        "broadcast", "all_reduce", "reduce_scatter", "all_gather", "gather", "agree"};
+    return operation < AVL_GROUP_OPERATIONS ? names[operation] : "unknown";
+}
 /* Bound of every wait; default 60 s. Local. */
 void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns);
 

@@ -48,11 +48,26 @@ static void fill_cache(const Avl__Worker__V1__CacheStats *from, Avl__V1__CacheSt
     to->hits = natural(from->hits);
 }
 
+#define RANKS_SHOWN_MAX 64
+
 typedef struct group {
     Avl__V1__WorkerGroupStats message;
     Avl__V1__CacheStats encoder_cache, prompt_cache;
     avl_worker_group_view_t view;
+    double collective_seconds[RANKS_SHOWN_MAX];
 } group_t;
+
+static void fill_collectives(const Avl__Worker__V1__Stats *stats, group_t *to) {
+    size_t ranks = stats->n_collectives < RANKS_SHOWN_MAX ? stats->n_collectives : RANKS_SHOWN_MAX;
+    for (size_t r = 0; r < ranks; r++) {
+        const Avl__Worker__V1__RankCollectives *times = stats->collectives[r];
+        to->collective_seconds[r] = 0;
+        for (size_t i = 0; i < times->n_operations; i++)
+            to->collective_seconds[r] += (double)times->operations[i]->ns / 1e9;
+    }
+    to->message.n_collective_seconds = ranks;
+    to->message.collective_seconds = to->collective_seconds;
+}
 
 static Avl__V1__WorkerGroupStats *fill_group(avl_worker_group_t *from, group_t *to) {
     Avl__V1__WorkerGroupStats *message = &to->message;
@@ -83,6 +98,7 @@ static Avl__V1__WorkerGroupStats *fill_group(avl_worker_group_t *from, group_t *
     message->prompt_cache = &to->prompt_cache;
     message->prompt_tokens = natural(stats->prompt_rows);
     message->prompt_tokens_reused = natural(stats->prompt_rows_reused);
+    fill_collectives(stats, to);
     avl__worker__v1__stats__free_unpacked(stats, NULL);
     return message;
 }

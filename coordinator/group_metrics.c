@@ -73,6 +73,9 @@ static void write_pages(const stats_t *stats, avl_exposition_t *exposition) {
                          "Requests that take part in steps.", stats->active);
     avl_exposition_counter(exposition, "avl_group_steps_total", "Steps of the group.",
                            (uint64_t)stats->steps);
+    avl_exposition_counter(exposition, "avl_preemptions_total",
+                           "Requests that gave way to others for want of pages, and began again.",
+                           (uint64_t)stats->preemptions);
 }
 
 static void write_gauge(avl_exposition_t *exposition, const char *cache, const char *what,
@@ -130,6 +133,35 @@ static void write_memory(const stats_t *stats, avl_exposition_t *exposition) {
     }
 }
 
+typedef Avl__Worker__V1__CollectiveTime collective_t;
+
+static void write_collectives_of(const stats_t *stats, avl_exposition_t *exposition, bool calls) {
+    char rank[16];
+    for (size_t r = 0; r < stats->n_collectives; r++) {
+        const Avl__Worker__V1__RankCollectives *times = stats->collectives[r];
+        snprintf(rank, sizeof rank, "%d", times->rank);
+        for (size_t i = 0; i < times->n_operations; i++) {
+            const collective_t *operation = times->operations[i];
+            const avl_label_t labels[] = {{"rank", rank}, {"operation", operation->name}};
+            if (calls)
+                avl_exposition_integer(exposition, labels, 2, operation->calls);
+            else
+                avl_exposition_number(exposition, labels, 2, (double)operation->ns / 1e9);
+        }
+    }
+}
+
+static void write_collectives(const stats_t *stats, avl_exposition_t *exposition) {
+    if (stats->n_collectives == 0)
+        return;
+    avl_exposition_family(exposition, AVL_FAMILY_COUNTER, "avl_collective_seconds_total",
+                          "Time that a rank spent in collectives, waiting for others included.");
+    write_collectives_of(stats, exposition, false);
+    avl_exposition_family(exposition, AVL_FAMILY_COUNTER, "avl_collective_calls_total",
+                          "Collectives of a rank.");
+    write_collectives_of(stats, exposition, true);
+}
+
 void avl_group_metrics_write(avl_worker_group_t *group, avl_exposition_t *exposition) {
     avl_worker_group_view_t view;
     avl_worker_group_view(group, &view);
@@ -142,5 +174,6 @@ void avl_group_metrics_write(avl_worker_group_t *group, avl_exposition_t *exposi
     write_cache(stats->prompt_cache, "prefix", exposition);
     write_reuse(stats, exposition);
     write_memory(stats, exposition);
+    write_collectives(stats, exposition);
     avl__worker__v1__stats__free_unpacked(stats, NULL);
 }

@@ -243,8 +243,16 @@ static void command_line(const avl_worker_group_t *group, const char *ranks, con
     const avl_worker_group_config_t *config = &group->config;
     size_t count = 0;
     if (config->ranks > 1) {
-        const char *const launch[] = {config->launcher, "-n",   ranks, "--oversubscribe",
-                                      "--bind-to",      "none", "-x",  "AVL_GROUP_TOKEN"};
+        const char *const launch[] = {config->launcher,
+                                      "-n",
+                                      ranks,
+                                      "--oversubscribe",
+                                      "--bind-to",
+                                      "none",
+                                      "-x",
+                                      "AVL_GROUP_TOKEN",
+                                      "-x",
+                                      "AVL_GROUP_NUMBER"};
         for (size_t i = 0; i < sizeof launch / sizeof launch[0]; i++)
             argv[count++] = launch[i];
     }
@@ -259,14 +267,15 @@ static void command_line(const avl_worker_group_t *group, const char *ranks, con
 /* mpirun passes a SIGTERM on to its ranks, a SIGKILL would leave them. */
 static avl_status_t start_process(avl_worker_group_t *group, uint64_t generation,
                                   avl_process_t *process_p) {
-    char token[40] = "", variable[64], ranks[16];
+    char token[40] = "", variable[64], number[48], ranks[16];
     AVL_TRY(make_token(token, sizeof token));
     snprintf(variable, sizeof variable, "AVL_GROUP_TOKEN=%s", token);
+    snprintf(number, sizeof number, "AVL_GROUP_NUMBER=%llu", (unsigned long long)generation);
     snprintf(ranks, sizeof ranks, "%d", group->config.ranks);
     const char *argv[ARGUMENTS_MAX];
     command_line(group, ranks, argv);
     bool root = group->config.ranks > 1 && geteuid() == 0;
-    const char *const environment[] = {variable, root ? "OMPI_ALLOW_RUN_AS_ROOT=1" : NULL,
+    const char *const environment[] = {variable, number, root ? "OMPI_ALLOW_RUN_AS_ROOT=1" : NULL,
                                        root ? "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1" : NULL, NULL};
     avl_link_server_expect(group->links, generation, token);
     return avl_process_start(argv, environment, group->config.ranks > 1 ? SIGTERM : SIGKILL,

@@ -68,6 +68,26 @@ static void memory_fill(const avl_ledger_t *ledger, int rank, avl_link_memory_me
     }
 }
 
+static void times_fill(const avl_group_times_t *times, int rank, avl_link_times_message_t *to) {
+    avl__worker__v1__rank_collectives__init(&to->collectives);
+    to->collectives.rank = rank;
+    to->collectives.operations = to->list;
+    for (int i = 0; i < AVL_GROUP_OPERATIONS; i++) {
+        if (times->calls[i] == 0)
+            continue;
+        union {
+            const char *constant;
+            char *variable;
+        } name = {.constant = avl_group_operation_name((avl_group_operation_t)i)}; /* as above */
+        Avl__Worker__V1__CollectiveTime *operation = &to->operations[i];
+        avl__worker__v1__collective_time__init(operation);
+        operation->name = name.variable;
+        operation->ns = times->ns[i];
+        operation->calls = times->calls[i];
+        to->list[to->collectives.n_operations++] = operation;
+    }
+}
+
 void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to) {
     const avl_request_totals_t *totals = &stats->scheduler.totals;
     Avl__Worker__V1__Stats *message = &to->stats;
@@ -91,12 +111,19 @@ void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to)
     message->visual_rows_stored = totals->visual_rows_stored;
     message->visual_rows_computed = totals->visual_rows_computed;
     message->decode_rows = totals->decode_rows;
+    message->preemptions = stats->scheduler.preemptions;
     int ranks = stats->rank_count < AVL_LINK_RANKS_MAX ? stats->rank_count : AVL_LINK_RANKS_MAX;
     message->n_memory = (size_t)ranks;
     message->memory = to->list;
     for (int rank = 0; rank < ranks; rank++) {
         memory_fill(&stats->ledgers[rank], rank, &to->memories[rank]);
         to->list[rank] = &to->memories[rank].memory;
+    }
+    message->n_collectives = stats->times != NULL ? (size_t)ranks : 0;
+    message->collectives = to->times_list;
+    for (int rank = 0; rank < (int)message->n_collectives; rank++) {
+        times_fill(&stats->times[rank], rank, &to->times[rank]);
+        to->times_list[rank] = &to->times[rank].collectives;
     }
 }
 

@@ -17,11 +17,19 @@ typedef struct avl_link_memory_message {
     Avl__Worker__V1__MemoryLine *list[AVL_LEDGER_LINES_MAX];
 } avl_link_memory_message_t;
 
+typedef struct avl_link_times_message {
+    Avl__Worker__V1__RankCollectives collectives;
+    Avl__Worker__V1__CollectiveTime operations[AVL_GROUP_OPERATIONS];
+    Avl__Worker__V1__CollectiveTime *list[AVL_GROUP_OPERATIONS];
+} avl_link_times_message_t;
+
 typedef struct avl_link_stats_message {
     Avl__Worker__V1__Stats stats;
     Avl__Worker__V1__CacheStats encoder_cache, prompt_cache;
     avl_link_memory_message_t memories[AVL_LINK_RANKS_MAX];
     Avl__Worker__V1__RankMemory *list[AVL_LINK_RANKS_MAX];
+    avl_link_times_message_t times[AVL_LINK_RANKS_MAX];
+    Avl__Worker__V1__RankCollectives *times_list[AVL_LINK_RANKS_MAX];
 } avl_link_stats_message_t;
 
 typedef struct avl_link_logprobs {

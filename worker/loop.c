@@ -10,7 +10,9 @@ struct avl_loop {
     avl_group_t *group;
     const avl_plan_limits_t *limits;
     avl_plan_t plan;
-    uint8_t *buffer; /* [limits->bytes_max] */
+    uint8_t *buffer;          /* [limits->bytes_max] */
+    avl_group_times_t *times; /* [ranks] */
+    size_t *times_bytes;      /* [ranks] */
 };
 
 avl_status_t avl_loop_create(avl_engine_t *engine, avl_loop_t **loop_p) {
@@ -25,6 +27,13 @@ avl_status_t avl_loop_create(avl_engine_t *engine, avl_loop_t **loop_p) {
     }
     if (status == AVL_OK)
         status = avl_alloc_aligned(loop->limits->bytes_max, 1, "step plans", &loop->buffer);
+    size_t ranks = (size_t)avl_group_ranks(group);
+    if (status == AVL_OK)
+        status = avl_alloc(ranks, sizeof *loop->times, "times of ranks", &loop->times);
+    if (status == AVL_OK)
+        status = avl_alloc(ranks, sizeof *loop->times_bytes, "sizes of times", &loop->times_bytes);
+    for (size_t rank = 0; status == AVL_OK && rank < ranks; rank++)
+        loop->times_bytes[rank] = sizeof *loop->times;
     status = avl_group_agree(group, status);
     if (status != AVL_OK) {
         avl_loop_destroy(loop);
@@ -39,6 +48,8 @@ void avl_loop_destroy(avl_loop_t *loop) {
         return;
     avl_plan_destroy(&loop->plan);
     free(loop->buffer);
+    free(loop->times);
+    free(loop->times_bytes);
     free(loop);
 }
 
@@ -76,6 +87,19 @@ avl_status_t avl_loop_lead(avl_loop_t *loop, avl_scheduler_t *scheduler, bool *w
     return AVL_OK;
 }
 
+static avl_status_t gather_times(avl_loop_t *loop) {
+    const avl_group_times_t own = avl_group_times(loop->group);
+    return avl_group_gather(loop->group, &own, loop->times_bytes, loop->times);
+}
+
+avl_status_t avl_loop_tell(avl_loop_t *loop, const avl_group_times_t **times_p) {
+    avl_plan_begin(&loop->plan, AVL_PLAN_TELL, 0);
+    AVL_TRY(send_plan(loop, &loop->plan));
+    AVL_TRY(gather_times(loop));
+    *times_p = loop->times;
+    return AVL_OK;
+}
+
 avl_status_t avl_loop_stop(avl_loop_t *loop) {
     avl_plan_begin(&loop->plan, AVL_PLAN_STOP, 0);
     return send_plan(loop, &loop->plan);
@@ -87,6 +111,9 @@ avl_status_t avl_loop_follow(avl_loop_t *loop) {
         AVL_TRY(receive_plan(loop));
         if (loop->plan.kind == AVL_PLAN_STOP)
             return AVL_OK;
-        AVL_TRY(avl_engine_execute(loop->engine, &loop->plan, &result));
+        if (loop->plan.kind == AVL_PLAN_TELL)
+            AVL_TRY(gather_times(loop));
+        else
+            AVL_TRY(avl_engine_execute(loop->engine, &loop->plan, &result));
     }
 }

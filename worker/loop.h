@@ -18,6 +18,9 @@ void avl_loop_destroy(avl_loop_t *loop);
 /* Leader: one step, if there is anything to do. *worked_p: there was. Errors end the group. */
 AVL_MUST_CHECK avl_status_t avl_loop_lead(avl_loop_t *loop, avl_scheduler_t *scheduler,
                                           bool *worked_p);
+/* Leader: asks every rank for its time in collectives; *times_p: [ranks], until the next call. Once
+ * a second or so: it costs three small collectives of its own. */
+AVL_MUST_CHECK avl_status_t avl_loop_tell(avl_loop_t *loop, const avl_group_times_t **times_p);
 /* Leader: lets the others leave. */
 AVL_MUST_CHECK avl_status_t avl_loop_stop(avl_loop_t *loop);
 /* Everyone else: executes plans until the leader stops. Errors end the group. */

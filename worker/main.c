@@ -156,7 +156,7 @@ static avl_status_t make_engine(worker_t *worker) {
 static avl_status_t load(worker_t *worker) {
     avl_status_t status = open_files(worker);
     if (status != AVL_OK)
-        avl_log_error("rank %d: %s", avl_group_rank(worker->group), avl_status_detail());
+        avl_log_error("cannot load: %s", avl_status_detail());
     AVL_TRY(avl_group_agree(worker->group, status));
     AVL_TRY(load_model(worker));
     return make_engine(worker);
@@ -221,19 +221,23 @@ static avl_status_t take_commands(worker_t *worker, int64_t wait_ns) {
     return AVL_OK;
 }
 
-static void report_stats(worker_t *worker) {
+static avl_status_t report_stats(worker_t *worker) {
     bool busy = !avl_scheduler_is_idle(worker->scheduler);
-    if (!avl_stats_due(&worker->stats_clock, busy, avl_clock_now_ns()))
-        return;
     avl_stats_t stats;
+    if (!avl_stats_due(&worker->stats_clock, busy, avl_scheduler_counts(worker->scheduler).steps,
+                       avl_clock_now_ns()))
+        return AVL_OK;
     avl_stats_read(worker->engine, worker->scheduler, &stats);
+    if (avl_group_ranks(worker->group) > 1)
+        AVL_TRY(avl_loop_tell(worker->loop, &stats.times));
     avl_link_stats(worker->link, &stats);
+    return AVL_OK;
 }
 
 static avl_status_t lead(worker_t *worker) {
     bool worked = false;
     for (;;) {
-        report_stats(worker);
+        AVL_TRY(report_stats(worker));
         AVL_TRY(take_commands(worker, worked ? 0 : IDLE_POLL_NS));
         if (asked_to_end)
             begin_drain(worker, "signal");
@@ -259,6 +263,7 @@ static avl_status_t serve(worker_t *worker) {
 static avl_status_t work(worker_t *worker) {
     AVL_TRY(avl_worker_has_launcher() ? avl_group_open_mpi(&worker->group)
                                       : avl_group_open_single(&worker->group));
+    avl_log_tag("rank", avl_group_rank(worker->group));
     watch_signals(leads(worker));
     avl_group_set_timeout(worker->group, LOAD_TIMEOUT_NS);
     AVL_TRY(open_link(worker));
@@ -285,12 +290,13 @@ int main(int argc, char **argv) {
     worker_t worker = {.start_ns = avl_clock_now_ns()};
     avl_worker_settings_parse(argc, argv, &worker.settings);
     avl_log_begin("worker", worker.settings.log_level, worker.settings.log_json);
+    const char *group = getenv("AVL_GROUP_NUMBER");
+    if (group != NULL)
+        avl_log_tag("group", strtoll(group, NULL, 10));
     set_openmp_environment(argv);
     avl_status_t status = work(&worker);
     if (status != AVL_OK) {
-        avl_log_error("rank %d ends: %s: %s",
-                      worker.group != NULL ? avl_group_rank(worker.group) : 0,
-                      avl_status_name(status), avl_status_detail());
+        avl_log_error("rank ends: %s: %s", avl_status_name(status), avl_status_detail());
         if (worker.link != NULL)
             avl_link_failed(worker.link, status, avl_status_detail());
     }

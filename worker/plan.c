@@ -212,7 +212,7 @@ static avl_status_t read_header(reader_t *reader, const avl_plan_limits_t *limit
     memcpy(&header, part, sizeof header);
     if (header.magic != PLAN_MAGIC || header.version != PLAN_VERSION)
         return bad("unknown magic number or version", header.version);
-    if (header.kind != AVL_PLAN_STEP && header.kind != AVL_PLAN_STOP)
+    if (!in_range(header.kind, AVL_PLAN_STEP, AVL_PLAN_TELL))
         return bad("unknown kind", header.kind);
     if (!in_range(header.release_count, 0, limits->sequences_max))
         return bad("number of releases", header.release_count);

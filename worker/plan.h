@@ -15,6 +15,7 @@
 typedef enum avl_plan_kind {
     AVL_PLAN_STEP = 1,
     AVL_PLAN_STOP = 2, /* the group ends in good order */
+    AVL_PLAN_TELL = 3, /* no step: ranks tell their times (loop.h) */
 } avl_plan_kind_t;
 
 /* Where the features of one picture are: rows of the encoder cache (worker/encoder_cache.h). */

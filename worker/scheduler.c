@@ -319,8 +319,9 @@ static bool has_pages_for(const avl_scheduler_t *scheduler, const avl_job_t *job
 
 /* Takes the job's pages away; it starts again when its turn comes. */
 static void preempt(avl_scheduler_t *scheduler, avl_job_t *job) {
-    avl_log_debug("request %llu gives way after %d of %d tokens",
-                  (unsigned long long)job->request->id, job->tokens_done, job->tokens_max);
+    const avl_log_field_t field = AVL_LOG_INTEGER("request", job->request->id);
+    avl_log_with(AVL_LOG_DEBUG, &field, 1, "request gives way after %d of %d tokens",
+                 job->tokens_done, job->tokens_max);
     scheduler->preemptions++;
     scheduler->rows_recomputed += job->rows_done + job->tokens_done;
     leave_active(scheduler, job);
@@ -619,8 +620,8 @@ static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *
     if (logits != NULL) {
         avl_status_t status = draw_token(scheduler, job, logits);
         if (status != AVL_OK) {
-            avl_log_error("request %llu: %s", (unsigned long long)job->request->id,
-                          avl_status_detail());
+            const avl_log_field_t field = AVL_LOG_INTEGER("request", job->request->id);
+            avl_log_with(AVL_LOG_ERROR, &field, 1, "no token: %s", avl_status_detail());
             finish(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
             return;
         }

@@ -16,12 +16,15 @@ void avl_stats_read(const avl_engine_t *engine, const avl_scheduler_t *scheduler
     };
 }
 
-bool avl_stats_due(avl_stats_clock_t *clock, bool busy, int64_t now_ns) {
+bool avl_stats_due(avl_stats_clock_t *clock, bool busy, int64_t steps, int64_t now_ns) {
     int64_t silent_ns = now_ns - clock->told_ns;
-    bool changed = busy != clock->told_busy && silent_ns >= CHANGE_NS;
+    /* Work that began and ended since the last time leaves its steps behind. */
+    bool news = busy != clock->told_busy || (!busy && steps != clock->told_steps);
+    bool changed = news && silent_ns >= CHANGE_NS;
     if (clock->told_ns != 0 && !changed && !(busy && silent_ns >= INTERVAL_NS))
         return false;
     clock->told_ns = now_ns;
     clock->told_busy = busy;
+    clock->told_steps = steps;
     return true;
 }

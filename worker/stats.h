@@ -11,11 +11,12 @@ typedef struct avl_stats {
     avl_pages_counts_t pages;
     int64_t page_bytes; /* one page, over all ranks */
     avl_scheduler_counts_t scheduler;
-    const avl_ledger_t *ledgers; /* [rank_count] */
+    const avl_ledger_t *ledgers;    /* [rank_count] */
+    const avl_group_times_t *times; /* [rank_count]; NULL: not known */
     int rank_count;
 } avl_stats_t;
 
-/* `stats_p` points into the engine. */
+/* `stats_p` points into the engine; times are the caller's to add. */
 void avl_stats_read(const avl_engine_t *engine, const avl_scheduler_t *scheduler,
                     avl_stats_t *stats_p);
 
@@ -23,9 +24,10 @@ void avl_stats_read(const avl_engine_t *engine, const avl_scheduler_t *scheduler
 typedef struct avl_stats_clock {
     int64_t told_ns;
     bool told_busy;
+    int64_t told_steps;
 } avl_stats_clock_t;
 
 /* Whether it is time; takes note that it was told. */
-bool avl_stats_due(avl_stats_clock_t *clock, bool busy, int64_t now_ns);
+bool avl_stats_due(avl_stats_clock_t *clock, bool busy, int64_t steps, int64_t now_ns);
 
 #endif

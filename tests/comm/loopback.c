@@ -48,6 +48,37 @@ static avl_status_t all_operations(avl_group_t *group) {
     return avl_operations_check(group, 200001);
 }
 
+static avl_status_t counted_operations(avl_group_t *group) {
+    float data[8] = {0};
+    AVL_TRY(avl_group_all_reduce(group, data, 8));
+    AVL_TRY(avl_group_all_reduce(group, data, 8));
+    AVL_TRY(avl_group_broadcast(group, data, sizeof data));
+    AVL_TRY(avl_group_broadcast(group, data, 0)); /* nothing to do: none */
+    AVL_TRY(avl_group_agree(group, AVL_OK));
+    avl_group_times_t times = avl_group_times(group);
+    int several = avl_group_ranks(group) > 1;
+    const int64_t expected[AVL_GROUP_OPERATIONS] = {[AVL_GROUP_BROADCAST] = several,
+                                                    [AVL_GROUP_ALL_REDUCE] = 2 * several,
+                                                    [AVL_GROUP_AGREE] = several};
+    for (int i = 0; i < AVL_GROUP_OPERATIONS; i++)
+        if (times.calls[i] != expected[i] || times.ns[i] < 0 || (times.ns[i] > 0) > times.calls[i])
+            return avl_fail(AVL_ERR_INTERNAL, "%s: %d calls, %d ns",
+                            avl_group_operation_name((avl_group_operation_t)i), (int)times.calls[i],
+                            (int)times.ns[i]);
+    return AVL_OK;
+}
+
+static void test_times(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        rank_thread_t results[RANKS_MAX];
+        run_ranks(ranks, counted_operations, results);
+        for (int rank = 0; rank < ranks; rank++)
+            if (results[rank].status != AVL_OK)
+                fail_msg("%d ranks: %s", ranks, results[rank].detail);
+    }
+}
+
 static void test_operations(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= 4; ranks++) {
@@ -179,13 +210,10 @@ static void test_slices(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_operations),
-        cmocka_unit_test(test_single),
-        cmocka_unit_test(test_late_rank),
-        cmocka_unit_test(test_leaving_rank),
-        cmocka_unit_test(test_leader_leaves_waiting_ranks),
-        cmocka_unit_test(test_out_of_step),
-        cmocka_unit_test(test_bad_rank_counts),
+        cmocka_unit_test(test_times),        cmocka_unit_test(test_operations),
+        cmocka_unit_test(test_single),       cmocka_unit_test(test_late_rank),
+        cmocka_unit_test(test_leaving_rank), cmocka_unit_test(test_leader_leaves_waiting_ranks),
+        cmocka_unit_test(test_out_of_step),  cmocka_unit_test(test_bad_rank_counts),
         cmocka_unit_test(test_slices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -215,6 +215,27 @@ class Counts(unittest.TestCase):
             self.assertGreater(total(samples, "avl_kv_cache_pages", state="total"), 0)
             self.assertGreater(total(samples, "avl_rank_memory_bytes", rank="0", part="KV pages"), 0)
 
+    def test_ranks(self):
+        """What ranks tell of their collectives; and whose lines are whose."""
+        with Watched("--tp", "2", "--log-json") as service:
+            for index in range(3):
+                Answer(service.inference.Generate(talk(PICTURE, "?", max_tokens=8, ignore_eos=True), timeout=60))
+            limit = time.monotonic() + 20
+            while total(service.metrics(), "avl_group_steps_total") < 24 and time.monotonic() < limit:
+                time.sleep(0.1)
+            samples = service.metrics()
+            for rank in ("0", "1"):
+                reduced = {"rank": rank, "operation": "all_reduce"}
+                self.assertGreater(total(samples, "avl_collective_calls_total", **reduced), 24)
+                self.assertGreater(total(samples, "avl_collective_seconds_total", **reduced), 0)
+                self.assertGreater(total(samples, "avl_rank_memory_bytes", rank=rank), 0)
+            self.assertEqual(len(service.inference.GetStats(pb.GetStatsRequest(), timeout=10)
+                                 .groups[0].collective_seconds), 2)
+            lines = [json.loads(line) for line in service.log.splitlines()]
+            workers = [line for line in lines if line["program"] == "worker"]
+            self.assertTrue(workers)
+            self.assertEqual({(line["group"], line["rank"]) for line in workers}, {(1, 0)})
+
     def test_deadline_and_refusal(self):
         with Watched("--queue-max", "2", fake="", environment={"AVL_FAKE_STEP_MS": "50"}) as service:
             held = [service.inference.Generate(raw(), timeout=30) for _ in range(2)]
