@@ -9,9 +9,12 @@
 /* Rows of logits are read in blocks of this many, so that compilers use vector registers without
  * being asked to reorder sums. */
 #define LANES 16
-#define TEMPERATURE_LEAST                                                                          \
-    1e-6                 /* below it is greedy: the division would leave the range of floats */
+/* Below it is greedy: the division would leave the range of floats. */
+#define TEMPERATURE_LEAST 1e-6
 #define NUCLEUS_FIRST 64 /* tokens that are sorted before more are looked at */
+#define HEAP_MOST 1024   /* a larger top-k is cheaper by partitioning */
+#define LIGHT 0x1p-16f
+#define EXPONENTS 128 /* of weights: 1 down to 2^-127 */
 
 typedef struct choice {
     float logit;
@@ -23,6 +26,7 @@ struct avl_sampler {
     int32_t vocab_rows;
     choice_t *choices; /* [vocab_rows] */
     float *logits;     /* [vocab_rows] changed by penalties and bans */
+    float *weights;    /* [vocab_rows] */
     uint32_t *marks;   /* [vocab_rows] == mark: penalised already in this draw */
     uint32_t mark;
     avl_token_logprob_t logprobs[AVL_LOGPROBS_MAX];
@@ -36,6 +40,8 @@ avl_status_t avl_sampler_create(int32_t vocab_rows, avl_sampler_t **sampler_p) {
     avl_status_t status = avl_alloc(rows, sizeof *sampler->choices, "sampler", &sampler->choices);
     if (status == AVL_OK)
         status = avl_alloc_aligned(rows, sizeof *sampler->logits, "sampler", &sampler->logits);
+    if (status == AVL_OK)
+        status = avl_alloc_aligned(rows, sizeof *sampler->weights, "sampler", &sampler->weights);
     if (status == AVL_OK)
         status = avl_alloc(rows, sizeof *sampler->marks, "sampler", &sampler->marks);
     if (status != AVL_OK) {
@@ -51,6 +57,7 @@ void avl_sampler_destroy(avl_sampler_t *sampler) {
         return;
     free(sampler->choices);
     free(sampler->logits);
+    free(sampler->weights);
     free(sampler->marks);
     free(sampler);
 }
@@ -129,34 +136,41 @@ static avl_status_t refuse(const float *logits, int32_t count) {
 
 /* The largest logit; refuses what is no number. */
 static avl_status_t largest(const float *logits, int32_t count, float *best_p) {
-    float best[LANES];
-    int32_t bad[LANES] = {0};
+    float best[LANES], strange[LANES] = {0};
     for (int j = 0; j < LANES; j++)
         best[j] = -INFINITY;
     int32_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         for (int j = 0; j < LANES; j++) {
             float logit = logits[i + j];
-            bad[j] |= !(logit < INFINITY);
+            /* NaN and the infinities leave NaN behind, every number 0. */
+            strange[j] += (logit < -3e38f ? 0.0f : logit) * 0.0f;
             best[j] = logit > best[j] ? logit : best[j];
         }
     }
     for (; i < count; i++) {
-        bad[0] |= !(logits[i] < INFINITY);
+        strange[0] += (logits[i] < -3e38f ? 0.0f : logits[i]) * 0.0f;
         best[0] = logits[i] > best[0] ? logits[i] : best[0];
     }
     for (int j = 1; j < LANES; j++) {
-        bad[0] |= bad[j];
+        strange[0] += strange[j];
         best[0] = best[j] > best[0] ? best[j] : best[0];
     }
-    if (bad[0] || best[0] == -INFINITY)
+    if (strange[0] != 0 || best[0] == -INFINITY) /* also true of NaN */
         return refuse(logits, count);
     *best_p = best[0];
     return AVL_OK;
 }
 
-static int32_t first_of(const float *logits, float value) {
+static int32_t first_of(const float *logits, int32_t count, float value) {
     int32_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        int32_t here = 0;
+        for (int j = 0; j < LANES; j++)
+            here |= logits[i + j] == value;
+        if (here)
+            break;
+    }
     while (logits[i] != value)
         i++;
     return i;
@@ -294,33 +308,97 @@ static inline float exponential(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    union {
-        int32_t bits;
-        float value;
-    } power = {.bits = ((int32_t)whole + 127) * (1 << 23)};
-    return x > -87.0f ? p * power.value : 0.0f;
+    int32_t bits = ((int32_t)whole + 127) * (1 << 23);
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x > -87.0f ? p * power : 0.0f;
 }
 
-/* Weights of all choices; returns their sum. */
-static double weigh(choice_t *choices, int32_t count, float best, float temperature) {
+/* Weights of `count` logits; returns their sum. */
+static double weigh(const float *restrict logits, int32_t count, float best, float temperature,
+                    float *restrict weights) {
     double sums[LANES] = {0};
+    float scale = 1 / temperature;
     int32_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        float weights[LANES];
+    for (; i < count; i++)
+        weights[i] = exponential((logits[i] - best) * scale);
+    for (i = 0; i + LANES <= count; i += LANES) {
         for (int j = 0; j < LANES; j++)
-            weights[j] = exponential((choices[i + j].logit - best) / temperature);
-        for (int j = 0; j < LANES; j++) {
-            choices[i + j].weight = weights[j];
-            sums[j] += (double)weights[j];
-        }
+            sums[j] += (double)weights[i + j];
     }
-    for (; i < count; i++) {
-        choices[i].weight = exponential((choices[i].logit - best) / temperature);
-        sums[0] += (double)choices[i].weight;
-    }
+    for (; i < count; i++)
+        sums[0] += (double)weights[i];
     for (int j = 1; j < LANES; j++)
         sums[0] += sums[j];
     return sums[0];
+}
+
+/* Puts the choice at `place` of a heap whose root comes last, and lets it sink. */
+static void sink(choice_t *heap, int32_t count, int32_t place, choice_t choice) {
+    for (int32_t child; (child = 2 * place + 1) < count; place = child) {
+        if (child + 1 < count && before(&heap[child], &heap[child + 1]))
+            child++;
+        if (!before(&choice, &heap[child]))
+            break;
+        heap[place] = heap[child];
+    }
+    heap[place] = choice;
+}
+
+/* The `keep` best as choices, sorted; without weights. */
+static void best_choices(const float *logits, int32_t count, int32_t keep, choice_t *choices) {
+    int32_t filled = keep > HEAP_MOST ? count : keep;
+    for (int32_t i = 0; i < filled; i++)
+        choices[i] = (choice_t){.logit = logits[i], .token_id = i};
+    if (filled < count) {
+        for (int32_t i = keep / 2; i-- > 0;) /* a heap, from the leaves up */
+            sink(choices, keep, i, choices[i]);
+        for (int32_t i = keep; i < count; i++) { /* of equals the first stay */
+            if (logits[i] > choices[0].logit)
+                sink(choices, keep, 0, (choice_t){.logit = logits[i], .token_id = i});
+        }
+    }
+    front(choices, filled, keep);
+}
+
+static int exponent_of(float weight) {
+    union {
+        float value;
+        uint32_t bits;
+    } number = {.value = weight}; /* 0 < weight <= 1: exponents 127 down */
+    int below = 127 - (int)(number.bits >> 23);
+    return below < EXPONENTS ? below : EXPONENTS - 1;
+}
+
+/* Choices of all weights down to a power of two, so many that they reach top_p of the sum; not
+ * sorted. */
+static int32_t heavy_choices(const float *logits, const float *weights, int32_t count, double sum,
+                             double top_p, choice_t *choices) {
+    double by_exponent[EXPONENTS] = {0}, reached = 0;
+    /* Most tokens are light and seldom needed: they are looked at only when the others do not do.
+     */
+    float light = LIGHT;
+    int last = 0;
+    for (int pass = 0; pass < 2; pass++, light = 0) {
+        memset(by_exponent, 0, sizeof by_exponent);
+        for (int32_t i = 0; i < count; i++) {
+            if (weights[i] >= light && weights[i] > 0)
+                by_exponent[exponent_of(weights[i])] += (double)weights[i];
+        }
+        reached = by_exponent[0];
+        for (last = 0; last < EXPONENTS - 1 && reached < top_p * sum;)
+            reached += by_exponent[++last];
+        if (last < EXPONENTS - 1)
+            break;
+    }
+    /* One more, because sums in another order may fall short of it by a rounding. */
+    float least = last + 1 < EXPONENTS - 1 ? ldexpf(1, -last - 1) : 0;
+    int32_t kept = 0;
+    for (int32_t i = 0; i < count; i++) {
+        if (weights[i] >= least && weights[i] > 0)
+            choices[kept++] = (choice_t){.logit = logits[i], .weight = weights[i], .token_id = i};
+    }
+    return kept;
 }
 
 /* Brings the smallest set whose weight reaches top_p of `sum` to the front; returns its size. Sorts
@@ -352,37 +430,61 @@ static int32_t drop_light(choice_t *choices, int32_t count, double least) {
     return kept;
 }
 
-static int32_t draw(avl_sampler_t *sampler, const float *logits, float best,
-                    const avl_sampling_params_t *params, uint64_t token_index) {
+/* What the filters leave, in choices; returns how many. */
+static int32_t filter(avl_sampler_t *sampler, const float *logits, float best,
+                      const avl_sampling_params_t *params) {
     choice_t *choices = sampler->choices;
     int32_t count = sampler->vocab_rows;
-    for (int32_t i = 0; i < count; i++)
-        choices[i] = (choice_t){.logit = logits[i], .token_id = i};
+    float temperature = (float)params->temperature;
     bool cut = params->top_k > 0 && params->top_k < count;
+    double sum = 0;
     if (cut) {
-        front(choices, count, params->top_k);
         count = params->top_k;
+        best_choices(logits, sampler->vocab_rows, count, choices);
+        for (int32_t i = 0; i < count; i++) {
+            choices[i].weight = exponential((choices[i].logit - best) * (1 / temperature));
+            sum += (double)choices[i].weight;
+        }
+    } else {
+        sum = weigh(logits, count, best, temperature, sampler->weights);
+        count = heavy_choices(logits, sampler->weights, count, sum, params->top_p, choices);
     }
-    double sum = weigh(choices, count, best, (float)params->temperature);
     if (params->top_p < 1)
         count = nucleus(choices, count, sum, params->top_p, cut);
     if (params->min_p > 0)
         count = drop_light(choices, count, params->min_p); /* the best weighs 1 */
-    if (params->top_p < 1 || params->min_p > 0) {
-        sum = 0;
-        for (int32_t i = 0; i < count; i++)
-            sum += (double)choices[i].weight;
+    return count;
+}
+
+/* Draws from weights that lie `stride` bytes apart; returns the place. */
+static int32_t draw_from(const float *weights, size_t stride, int32_t count, double sum,
+                         double share) {
+    double target = share * sum, reached = 0;
+    int32_t last = 0; /* one with weight even when rounding leaves the sum behind the target */
+    for (int32_t i = 0; i < count && target >= reached; i++) {
+        reached += (double)weights[(size_t)i * stride];
+        if (weights[(size_t)i * stride] > 0)
+            last = i;
     }
-    double target = uniform(params->seed, token_index) * sum, reached = 0;
-    int32_t last = -1;
-    for (int32_t i = 0; i < count; i++) {
-        reached += (double)choices[i].weight;
-        if (choices[i].weight > 0)
-            last = choices[i].token_id;
-        if (target < reached)
-            break;
+    return last;
+}
+
+static int32_t draw(avl_sampler_t *sampler, const float *logits, float best,
+                    const avl_sampling_params_t *params, uint64_t token_index) {
+    double share = uniform(params->seed, token_index);
+    bool cut = params->top_k > 0 && params->top_k < sampler->vocab_rows;
+    if (!cut && params->top_p >= 1 && params->min_p <= 0) {
+        double sum =
+            weigh(logits, sampler->vocab_rows, best, (float)params->temperature, sampler->weights);
+        return draw_from(sampler->weights, 1, sampler->vocab_rows, sum, share);
     }
-    return last; /* one with weight even when rounding leaves the sum behind the target */
+    int32_t count = filter(sampler, logits, best, params);
+    double sum = 0;
+    for (int32_t i = 0; i < count; i++)
+        sum += (double)sampler->choices[i].weight;
+    int32_t place =
+        draw_from(&sampler->choices[0].weight, sizeof(choice_t) / sizeof(float), count, sum, share);
+    return sampler->choices[place].token_id;
 }
 
 /* ---- logprobs ---- */
@@ -394,11 +496,9 @@ static avl_status_t tell_logprobs(avl_sampler_t *sampler, const float *logits, i
     int32_t count = sampler->vocab_rows, others = wanted - 1 < count ? wanted - 1 : count;
     float best;
     AVL_TRY(largest(logits, count, &best));
-    for (int32_t i = 0; i < count; i++)
-        choices[i] = (choice_t){.logit = logits[i], .token_id = i};
-    double base = (double)best + log(weigh(choices, count, best, 1));
+    double base = (double)best + log(weigh(logits, count, best, 1, sampler->weights));
     if (others > 0)
-        front(choices, count, others);
+        best_choices(logits, count, others, choices);
     sampler->logprobs[0] = (avl_token_logprob_t){
         .token_id = token_id, .logprob = (float)((double)logits[token_id] - base)};
     for (int32_t i = 0; i < others; i++)
@@ -415,7 +515,7 @@ avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
     float best;
     AVL_TRY(largest(adjusted, sampler->vocab_rows, &best));
     if (params->temperature < TEMPERATURE_LEAST)
-        token.token_id = first_of(adjusted, best);
+        token.token_id = first_of(adjusted, sampler->vocab_rows, best);
     else
         token.token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
     if (params->logprob_count > 0) {
