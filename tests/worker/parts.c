@@ -160,14 +160,17 @@ static void test_stats_clock(void **state) {
     (void)state;
     avl_stats_clock_t clock = {0};
     int64_t now = 5 * AVL_NS_PER_S;
-    assert_true(avl_stats_due(&clock, false, now));
-    assert_false(avl_stats_due(&clock, false, now + 10 * AVL_NS_PER_S));
+    assert_true(avl_stats_due(&clock, false, 0, now));
+    assert_false(avl_stats_due(&clock, false, 0, now + 10 * AVL_NS_PER_S));
     now += 20 * AVL_NS_PER_S;
-    assert_true(avl_stats_due(&clock, true, now));
-    assert_false(avl_stats_due(&clock, true, now + AVL_NS_PER_S - 1));
-    assert_false(avl_stats_due(&clock, false, now + AVL_NS_PER_MS));
-    assert_true(avl_stats_due(&clock, true, now + AVL_NS_PER_S));
-    assert_true(avl_stats_due(&clock, false, now + 2 * AVL_NS_PER_S));
+    assert_true(avl_stats_due(&clock, true, 0, now));
+    assert_false(avl_stats_due(&clock, true, 0, now + AVL_NS_PER_S - 1));
+    assert_false(avl_stats_due(&clock, false, 0, now + AVL_NS_PER_MS));
+    assert_true(avl_stats_due(&clock, true, 0, now + AVL_NS_PER_S));
+    assert_true(avl_stats_due(&clock, false, 0, now + 2 * AVL_NS_PER_S));
+    /* Work that came and went unseen leaves its steps behind. */
+    assert_false(avl_stats_due(&clock, false, 0, now + 9 * AVL_NS_PER_S));
+    assert_true(avl_stats_due(&clock, false, 3, now + 9 * AVL_NS_PER_S));
 }
 
 int main(void) {
