@@ -3,6 +3,7 @@ import collections
 import fcntl
 import json
 import pty
+import re
 import socket
 import struct
 import termios
@@ -393,6 +394,32 @@ class Logs(unittest.TestCase):
         self.assertGreaterEqual(answered["visual_tokens"], answered["visual_stored"])
         self.assertEqual((refused["name"], refused["code"]), ("bad", "INVALID_ARGUMENT"))
         self.assertEqual((cancelled["name"], cancelled["code"]), ("gone", "CANCELLED"))
+
+
+class Documents(unittest.TestCase):
+    """The manual names every metric there is, and dashboard and alerts ask for none that there is not."""
+
+    def test_names(self):
+        with Watched("--tp", "2") as service:
+            Answer(service.inference.Generate(talk(PICTURE, "?", max_tokens=4), timeout=60))
+            limit = time.monotonic() + 20
+            while total(service.metrics(), "avl_group_steps_total") == 0 and time.monotonic() < limit:
+                time.sleep(0.1)
+            failure(service.inference.Generate(raw(""), timeout=10))
+            _, _, text = service.get("/metrics")
+        families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+        with open(os.path.join(SOURCES, "docs", "OPERATIONS.md")) as file:
+            manual = file.read()
+        for family in families:
+            if not family.startswith(("process_", "avl_prefix_cache_")):
+                self.assertIn(f"`{family}`", manual)
+        for name in ("grafana.json", "alerts.yaml"):
+            with open(os.path.join(SOURCES, "deploy", "dashboards", name)) as file:
+                asked = set(re.findall(r"\b(?:avl|grpc|process)_[a-z0-9_]+", file.read()))
+            asked = {re.sub("_(bucket|sum|count)$", "", metric) for metric in asked} - {"grpc_method", "grpc_code"}
+            self.assertLessEqual(asked, families, name)
+        with open(os.path.join(SOURCES, "deploy", "dashboards", "grafana.json")) as file:
+            self.assertGreater(len(json.load(file)["panels"]), 10)
 
 
 class Top(unittest.TestCase):
