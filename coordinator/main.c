@@ -27,8 +27,6 @@
 #define PARTING_NS (5 * AVL_NS_PER_S)
 #define METHOD_COUNT                                                                               \
     (AVL_API_METHODS + AVL_HEALTH_METHODS + AVL_REFLECTION_METHODS + AVL_MONITOR_METHODS)
-/* Pictures and texts that wait for a thread: every request that may wait, and calls besides. */
-#define POOL_QUEUE(options) ((size_t)(options)->queue_max + 64)
 #define ATTACH_NS (120 * AVL_NS_PER_S)
 #define WORKER_ARGUMENTS_MAX 32
 
@@ -202,6 +200,12 @@ static avl_status_t create_group(service_t *service) {
     return avl_worker_group_create(&config, &observer, &service->group);
 }
 
+/* Pictures and texts that wait for a thread: every request that may wait, and calls besides. */
+static size_t pool_queue(const avl_options_t *options) {
+    return options->preprocess_queue > 0 ? (size_t)options->preprocess_queue
+                                         : (size_t)options->queue_max + 64;
+}
+
 static avl_status_t create_server(service_t *service) {
     const avl_options_t *options = &service->options;
     const char *slash = strrchr(service->model_path, '/');
@@ -228,7 +232,7 @@ static avl_status_t create_server(service_t *service) {
         .model_name = service->api.model_name,
         .pool = service->pool,
         .pool_threads = options->preprocess_threads,
-        .pool_capacity = POOL_QUEUE(options),
+        .pool_capacity = pool_queue(options),
         .start_ns = avl_clock_now_ns(),
     };
     avl_api_methods(&service->api, service->methods);
@@ -270,7 +274,7 @@ static avl_status_t start(service_t *service) {
                                       service->options.request_timeout_ns, &service->metrics};
     AVL_TRY(avl_requests_create(&requests, &service->requests));
     AVL_TRY(avl_thread_pool_create("inputs", service->options.preprocess_threads,
-                                   POOL_QUEUE(&service->options), &service->pool));
+                                   pool_queue(&service->options), &service->pool));
     AVL_TRY(avl_health_create(&service->health));
     AVL_TRY(create_group(service));
     avl_requests_set_group(service->requests, service->group);

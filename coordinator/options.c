@@ -25,6 +25,7 @@ enum key {
     KEY_WORKER_PROGRAM,
     KEY_LAUNCHER,
     KEY_PREPROCESS_THREADS,
+    KEY_PREPROCESS_QUEUE,
     KEY_REQUEST_TIMEOUT,
     KEY_DRAIN_TIMEOUT,
     KEY_WORKER_TIMEOUT,
@@ -76,6 +77,8 @@ static const struct argp_option option_table[] = {
     {"image-pixels-max", KEY_IMAGE_PIXELS_MAX, "N", 0, "pixels of an image; default 64M", 3},
     {"preprocess-threads", KEY_PREPROCESS_THREADS, "N", 0,
      "threads that decode images and tokenize; default: one per processor", 3},
+    {"preprocess-queue", KEY_PREPROCESS_QUEUE, "N", 0,
+     "requests that wait for one of these at most; default: --queue-max and 64 more", 3},
     HEADING("Attention, where a request does not say", 4),
     {"visual-store", KEY_VISUAL_STORE, "RATIO", 0,
      "share of the visual rows kept after prefill; default 0.5", 4},
@@ -207,6 +210,9 @@ static bool parse_request(int key, char *text, struct argp_state *state, avl_opt
         return true;
     case KEY_IMAGE_PIXELS_MAX:
         options->image_pixels_max = integer(state, "image-pixels-max", text, 1, INT32_MAX, true);
+        return true;
+    case KEY_PREPROCESS_QUEUE:
+        options->preprocess_queue = (int)integer(state, "preprocess-queue", text, 1, 100000, false);
         return true;
     case KEY_PREPROCESS_THREADS:
         options->preprocess_threads =

@@ -24,6 +24,7 @@ typedef struct avl_options {
     const char *worker_program; /* NULL: avl-worker beside this program */
     const char *launcher;
     int preprocess_threads;
+    int preprocess_queue;       /* 0: as many as requests may wait, and some calls besides */
     int64_t request_timeout_ns; /* AVL_DEADLINE_NONE: none */
     int64_t drain_timeout_ns;
     int64_t worker_timeout_ns;

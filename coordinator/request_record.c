@@ -39,8 +39,15 @@ void avl_request_record_phase(avl_request_record_t *record, avl_request_phase_t 
         avl_gauge_add(from, -1);
 }
 
-void avl_request_record_resumed(avl_request_record_t *record) {
+void avl_request_record_resumed(avl_request_record_t *record, const char *name) {
     record->resumptions++;
+    const avl_log_field_t fields[] = {
+        AVL_LOG_INTEGER("request", record->id),
+        AVL_LOG_TEXT("name", name[0] != '\0' ? name : NULL),
+        AVL_LOG_INTEGER("tokens", record->token_count),
+        AVL_LOG_INTEGER("resumed", record->resumptions),
+    };
+    avl_log_with(AVL_LOG_INFO, fields, 4, "request has lost its group and waits for another");
     avl_counter_add(&record->metrics->requests_resumed, 1);
     avl_request_record_phase(record, AVL_REQUEST_WAITING);
 }

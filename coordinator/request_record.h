@@ -33,7 +33,7 @@ void avl_request_record_begin(avl_request_record_t *record, avl_service_metrics_
                               uint64_t id, int64_t arrival_ns);
 void avl_request_record_phase(avl_request_record_t *record, avl_request_phase_t phase);
 /* Its group is lost, and it goes to another. */
-void avl_request_record_resumed(avl_request_record_t *record);
+void avl_request_record_resumed(avl_request_record_t *record, const char *name);
 /* A new token (not one that is replayed). */
 void avl_request_record_token(avl_request_record_t *record);
 

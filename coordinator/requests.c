@@ -616,8 +616,8 @@ static bool on_event(avl_requests_t *requests, uint64_t generation,
                      const Avl__Worker__V1__Event *event) {
     avl_live_request_t *live = table_find(requests, event->request_id);
     if (live == NULL) { /* cancelled a moment ago; or never ours */
-        avl_log_debug("an event for request %llu, which is not known",
-                      (unsigned long long)event->request_id);
+        const avl_log_field_t field = AVL_LOG_INTEGER("request", event->request_id);
+        avl_log_with(AVL_LOG_DEBUG, &field, 1, "an event for a request that is not known");
         return false;
     }
     pthread_mutex_lock(&live->lock);
@@ -668,7 +668,7 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
                 fail_locked(live, AVL_ERR_INTERNAL,
                             "the worker group died twice while it worked on this request");
             } else {
-                avl_request_record_resumed(&live->record);
+                avl_request_record_resumed(&live->record, live->prepared.name);
                 resumed++;
             }
         }

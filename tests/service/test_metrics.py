@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 
 from harness import *  # noqa: F403
+from test_requests import png
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -253,6 +254,36 @@ class Counts(unittest.TestCase):
                 self.assertEqual(total(samples, "avl_request_failure_total", code=code), count, code)
                 self.assertEqual(total(samples, "grpc_server_handled_total", grpc_code=code), count, code)
 
+    def test_preprocessing_bound(self):
+        """A full preprocessing queue refuses at once, and says so in its metrics; RPC threads stay free."""
+        with Watched("--preprocess-threads", "1", "--preprocess-queue", "2", fake="") as service:
+            large = png(4000, 4000)  # long to decode
+            codes = collections.Counter()
+            lock = threading.Lock()
+
+            def ask():
+                try:
+                    Answer(service.inference.Generate(talk(large, "?"), timeout=60))
+                    code = "OK"
+                except grpc.RpcError as error:
+                    code = error.code().name
+                with lock:
+                    codes[code] += 1
+            threads = [threading.Thread(target=ask) for _ in range(24)]
+            for thread in threads:
+                thread.start()
+            self.assertEqual(service.serving(), 1)
+            for thread in threads:
+                thread.join()
+            samples = self.wait_idle(service)
+            self.assertLessEqual(set(codes), {"OK", "RESOURCE_EXHAUSTED"})
+            self.assertGreater(codes["OK"], 0)
+            self.assertGreater(codes["RESOURCE_EXHAUSTED"], 0)
+            self.assertEqual(total(samples, "avl_preprocess_queue_capacity"), 2)
+            self.assertEqual(total(samples, "avl_preprocess_threads"), 1)
+            for result, count in (("refused", codes["RESOURCE_EXHAUSTED"]), ("completed", codes["OK"])):
+                self.assertEqual(total(samples, "avl_preprocess_jobs_total", result=result), count, result)
+
     def test_resumption(self):
         with Watched(fake="die-at=7", environment={"AVL_FAKE_FLAG": flag_path()}) as service:
             self.assertEqual(len(Answer(service.inference.Generate(raw(), timeout=60)).ids), 20)
@@ -261,6 +292,7 @@ class Counts(unittest.TestCase):
             self.assertEqual(total(samples, "avl_worker_group_restarts_total"), 1)
             self.assertEqual(total(samples, "avl_generation_tokens_total"), 20)
             self.assertEqual(total(samples, "avl_time_to_first_token_seconds_count"), 1)
+            self.assertIn("request has lost its group and waits for another  request=1", service.log)
             self.assertIn("resumed=1", service.log)
 
 
