@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "worker/attend.h"
+#include "worker/prompt_cache.h"
 
 /* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
  * or of one picture, travel. */
@@ -24,7 +25,7 @@ struct avl_engine {
     avl_ledger_t *ledgers; /* [ranks] */
     avl_pages_t *pages;
     avl_attend_t *attend;
-    avl_sequence_t **sequences; /* [sequences_max]; NULL: free */
+    avl_sequence_t **sequences; /* [indices_max]; NULL: free */
     avl_run_t *runs;            /* [sequences_max] of the step */
     int32_t feature_rows;
     float *features;        /* device f32 [feature_rows, hidden]: the encoder cache */
@@ -92,6 +93,8 @@ avl_status_t avl_engine_limits_check(const avl_config_t *config,
     if (limits->sequences_max < 1 || limits->sequences_max > 4096)
         return avl_fail(AVL_ERR_INVALID, "%d sequences at once; allowed: 1 to 4096",
                         limits->sequences_max);
+    if (limits->kept_max < 0 || limits->kept_max > 4096)
+        return avl_fail(AVL_ERR_INVALID, "%d kept prompts; allowed: 0 to 4096", limits->kept_max);
     if (limits->context_rows < 2 || limits->context_rows > context_most)
         return avl_fail(AVL_ERR_INVALID, "a context of %d rows; allowed: 2 to %d for this model",
                         limits->context_rows, context_most);
@@ -114,13 +117,15 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
     size_t tiles = (size_t)(picture_tiles > TILES_STEP_MAX ? picture_tiles : TILES_STEP_MAX);
     sizes.plan = (avl_plan_limits_t){
         .sequences_max = limits->sequences_max,
+        .indices_max = limits->sequences_max + limits->kept_max,
         .pictures_max = PICTURES_STEP_MAX,
         .context_rows = limits->context_rows,
         /* Prompts and places of pictures of at least one sequence, and of as many as a step
          * can read. */
-        .bytes_max = avl_plan_frame_bytes(limits->sequences_max, PICTURES_STEP_MAX) +
-                     12 * (size_t)(limits->context_rows + 2 * limits->batch_rows) +
-                     tiles * tile_bytes,
+        .bytes_max =
+            avl_plan_frame_bytes(limits->sequences_max, limits->sequences_max + limits->kept_max,
+                                 PICTURES_STEP_MAX) +
+            12 * (size_t)(limits->context_rows + 2 * limits->batch_rows) + tiles * tile_bytes,
     };
     sizes.plan.bytes_max = (sizes.plan.bytes_max + 7) & ~(size_t)7;
     sizes.attend = (avl_attend_options_t){
@@ -151,11 +156,15 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     avl_ledger_add(ledger, "communication", avl_group_memory_bytes(options->group));
     avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend));
     avl_ledger_add(ledger, "row lists",
-                   limits->sequences_max *
+                   (limits->sequences_max + limits->kept_max) *
                        avl_sequence_list_bytes(limits->context_rows, text->layer_count));
     avl_ledger_add(ledger, "step plans and logits",
                    (int64_t)sizes->plan.bytes_max +
                        (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0) +
+                       (leads && limits->kept_max > 0
+                            ? avl_prompt_cache_bytes(options->config, sizes->plan.indices_max,
+                                                     limits->context_rows)
+                            : 0) +
                        pixels);
 }
 
@@ -274,7 +283,7 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         size_t count, item_bytes;
         void *memory_p;
     } arrays[] = {
-        {sequences, sizeof *engine->sequences, &engine->sequences},
+        {(size_t)sizes->plan.indices_max, sizeof *engine->sequences, &engine->sequences},
         {sequences, sizeof *engine->runs, &engine->runs},
         {sequences, sizeof *engine->logit_rows, &engine->logit_rows},
         {rows, sizeof *engine->token_ids, &engine->token_ids},
@@ -328,7 +337,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     if (engine == NULL)
         return;
     avl_device_t *device = engine->options.device;
-    for (int32_t i = 0; engine->sequences != NULL && i < engine->options.limits.sequences_max; i++)
+    for (int32_t i = 0; engine->sequences != NULL && i < engine->plan_limits.indices_max; i++)
         avl_sequence_destroy(engine->sequences[i], engine->pages);
     avl_attend_destroy(engine->attend);
     avl_pages_destroy(engine->pages);
@@ -361,6 +370,13 @@ static void release_sequence(avl_engine_t *engine, int32_t index) {
 }
 
 static avl_status_t release_all(avl_engine_t *engine, const avl_plan_t *plan) {
+    for (int32_t i = 0; i < plan->retirement_count; i++) {
+        avl_sequence_t *sequence = engine->sequences[plan->retirements[i]];
+        if (sequence == NULL || sequence->rows_done < sequence->shape.prompt_rows)
+            return misfit(plan, "retirement of a sequence whose prompt is not read",
+                          plan->retirements[i]);
+        avl_sequence_retire(sequence, engine->pages);
+    }
     for (int32_t i = 0; i < plan->release_count; i++) {
         if (engine->sequences[plan->releases[i]] == NULL)
             return misfit(plan, "release of a sequence that does not exist", plan->releases[i]);
@@ -393,7 +409,13 @@ static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admi
         for (int32_t j = 0; j < admission->places[i].rows; j++)
             *feature_rows++ = admission->places[i].feature_row + j;
     engine->sequences[admission->sequence] = sequence;
-    return AVL_OK;
+    if (admission->source < 0)
+        return AVL_OK;
+    const avl_sequence_t *source = engine->sequences[admission->source];
+    if (source == NULL)
+        return avl_fail(AVL_ERR_INTERNAL, "rows of sequence %d, which does not exist",
+                        admission->source);
+    return avl_sequence_share(sequence, engine->pages, source, admission->source_rows);
 }
 
 /* Admits all or none, on all ranks or none. Returns only what ends the group; *admission_p says how

@@ -22,6 +22,7 @@ typedef struct avl_engine_limits {
     int32_t batch_rows;    /* prompt rows of one step at most */
     int32_t sequences_max; /* in flight at once at most */
     int32_t context_rows;  /* prompt and completion of one sequence at most */
+    int32_t kept_max;      /* prompts kept after their answers at most */
 } avl_engine_limits_t;
 
 typedef struct avl_engine_options {

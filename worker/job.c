@@ -111,3 +111,56 @@ int64_t avl_job_pages_to_decode(const avl_job_t *job) {
 int64_t avl_job_growth(const avl_job_t *job, int64_t pages) {
     return job->price.decode_pages > pages ? job->price.decode_pages - pages : 0;
 }
+
+avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_t *engine) {
+    avl_attention_report_t report = {.visual_rows_seen = job->shape.visual_rows,
+                                     .visual_rows_stored = job->shape.store_rows};
+    const avl_sequence_t *sequence =
+        job->sequence >= 0 ? avl_engine_sequence(engine, job->sequence) : NULL;
+    if (sequence == NULL)
+        return report;
+    int64_t layers = sequence->layer_count;
+    report.decode_steps = sequence->decode_steps;
+    report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
+    report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(engine);
+    return report;
+}
+
+avl_request_timings_t avl_job_timings(const avl_job_t *job) {
+    avl_request_timings_t timings = {.encode_ns = job->encode_ns};
+    if (job->first_step_ns == 0)
+        return timings;
+    timings.queue_ns = job->first_step_ns - job->request->arrival_ns;
+    if (job->first_token_ns == 0)
+        return timings;
+    timings.prefill_ns = job->first_token_ns - job->first_step_ns - job->encode_ns;
+    timings.decode_ns = job->last_token_ns - job->first_token_ns;
+    return timings;
+}
+
+static bool contains(const int32_t *ids, int32_t count, int32_t token_id) {
+    for (int32_t i = 0; i < count; i++) {
+        if (ids[i] == token_id)
+            return true;
+    }
+    return false;
+}
+
+bool avl_job_ends(const avl_job_t *job, const avl_generation_config_t *generation,
+                  int32_t token_id) {
+    return contains(job->request->stop_ids, job->request->stop_count, token_id) ||
+           (!job->request->ignore_eos &&
+            contains(generation->eos_ids, generation->eos_count, token_id));
+}
+
+int32_t avl_job_banned(const avl_job_t *job, const avl_generation_config_t *generation,
+                       int32_t *banned) {
+    int32_t count = 0;
+    if (job->tokens_done >= job->request->sampling.min_tokens)
+        return 0;
+    for (int32_t i = 0; i < generation->eos_count; i++)
+        banned[count++] = generation->eos_ids[i];
+    for (int32_t i = 0; i < job->request->stop_count; i++)
+        banned[count++] = job->request->stop_ids[i];
+    return count;
+}

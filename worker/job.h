@@ -16,9 +16,11 @@ typedef struct avl_job {
     int layer_count;
     avl_sequence_shape_t shape;
     avl_sequence_price_t price;
-    int64_t pages_reserved;   /* for what it holds now, the next step included */
-    avl_plan_place_t *places; /* [image_count] of its pictures' features */
-    bool uses_features;       /* from admission until the prompt is read */
+    int64_t pages_reserved;    /* for what it holds now, the next step included */
+    avl_plan_place_t *places;  /* [image_count] of its pictures' features */
+    int32_t first_image;       /* pictures before this one are in rows that were taken over */
+    const float *first_logits; /* of a prompt that was taken over whole, in this step; or NULL */
+    bool uses_features;        /* from admission until the prompt is read */
     avl_reuse_report_t reuse;
     int32_t rows_done;    /* prompt rows */
     int32_t tokens_max;   /* new tokens, the context considered */
@@ -56,5 +58,16 @@ int64_t avl_job_pages_to_begin(const avl_job_t *job);
 int64_t avl_job_pages_to_decode(const avl_job_t *job);
 /* What it may come to need beyond `pages`. */
 int64_t avl_job_growth(const avl_job_t *job, int64_t pages);
+
+/* What attention did for it, read from its sequence; zeros when it never ran. */
+avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_t *engine);
+avl_request_timings_t avl_job_timings(const avl_job_t *job);
+/* Whether its answer ends with this token. */
+bool avl_job_ends(const avl_job_t *job, const avl_generation_config_t *generation,
+                  int32_t token_id);
+/* The tokens that may not come yet: at most AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX. Returns how many.
+ */
+int32_t avl_job_banned(const avl_job_t *job, const avl_generation_config_t *generation,
+                       int32_t *banned);
 
 #endif

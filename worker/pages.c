@@ -5,6 +5,7 @@
 #include "base/memory.h"
 
 #define NOBODY UINT64_MAX
+#define SEVERAL (UINT64_MAX - 1) /* from the first sharing until it is free */
 
 struct avl_pages {
     avl_device_t *device;
@@ -13,6 +14,7 @@ struct avl_pages {
     avl_dtype_t dtype;
     int32_t *free_pages; /* a stack; the next to take is the last */
     uint64_t *owners;    /* [total] */
+    int32_t *holders;    /* [total] */
     int64_t free_count;
     avl_pages_counts_t counts;
 };
@@ -47,6 +49,9 @@ avl_status_t avl_pages_create(avl_device_t *device, int kv_heads, int head_width
                  avl_alloc((size_t)page_count, sizeof(uint64_t), "page owners", &pages->owners),
                  err_destroy);
     AVL_TRY_GOTO(status,
+                 avl_alloc((size_t)page_count, sizeof(int32_t), "page holders", &pages->holders),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
                  device->ops->allocate(device, bytes, "keys of the page pool", &pages->keys),
                  err_destroy);
     AVL_TRY_GOTO(status,
@@ -73,6 +78,7 @@ void avl_pages_destroy(avl_pages_t *pages) {
         pages->device->ops->release(pages->device, pages->values);
     free(pages->free_pages);
     free(pages->owners);
+    free(pages->holders);
     free(pages);
 }
 
@@ -82,6 +88,7 @@ int32_t avl_pages_take(avl_pages_t *pages, avl_page_owner_t owner) {
     int32_t page = pages->free_pages[--pages->free_count];
     AVL_ASSERT(pages->owners[page] == NOBODY);
     pages->owners[page] = owner_code(owner);
+    pages->holders[page] = 1;
     pages->counts.taken++;
     if (pages->counts.taken > pages->counts.taken_most)
         pages->counts.taken_most = pages->counts.taken;
@@ -90,10 +97,23 @@ int32_t avl_pages_take(avl_pages_t *pages, avl_page_owner_t owner) {
 
 void avl_pages_give(avl_pages_t *pages, int32_t page, avl_page_owner_t owner) {
     AVL_ASSERT(page >= 0 && page < pages->counts.total);
-    AVL_ASSERT(pages->owners[page] == owner_code(owner));
+    AVL_ASSERT(pages->holders[page] > 0);
+    AVL_ASSERT(pages->owners[page] == SEVERAL || pages->owners[page] == owner_code(owner));
+    if (--pages->holders[page] > 0)
+        return;
     pages->owners[page] = NOBODY;
     pages->free_pages[pages->free_count++] = page;
     pages->counts.taken--;
+}
+
+void avl_pages_share(avl_pages_t *pages, int32_t page) {
+    AVL_ASSERT(page >= 0 && page < pages->counts.total && pages->holders[page] > 0);
+    pages->holders[page]++;
+    pages->owners[page] = SEVERAL;
+}
+
+bool avl_pages_is_shared(const avl_pages_t *pages, int32_t page) {
+    return pages->holders[page] > 1;
 }
 
 avl_kv_view_t avl_pages_view(const avl_pages_t *pages) {
@@ -122,6 +142,6 @@ avl_pages_counts_t avl_pages_counts(const avl_pages_t *pages) {
 int64_t avl_pages_owned(const avl_pages_t *pages, int32_t sequence) {
     int64_t owned = 0;
     for (int64_t i = 0; i < pages->counts.total; i++)
-        owned += pages->owners[i] != NOBODY && pages->owners[i] >> 32 == (uint32_t)sequence;
+        owned += pages->owners[i] < SEVERAL && pages->owners[i] >> 32 == (uint32_t)sequence;
     return owned;
 }

@@ -8,9 +8,15 @@
  * page numbers agree over ranks without travelling. The pool refuses nothing on its own: the
  * leader's scheduler admits only what fits (worker/scheduler.h), and a dry pool is its bug.
  *
- * Invariants, asserted: a page is free or has exactly one owner; only its owner gives it back. */
+ * A page that was filled and is only read may be shared: it is free when everyone who had it has
+ * given it back. Nobody writes to a shared page.
+ *
+ * Invariants, asserted: a page is free, has one owner who alone gives it back, or is shared and is
+ * given back as often as it was taken and shared. */
 #ifndef AVL_WORKER_PAGES_H
 #define AVL_WORKER_PAGES_H
+
+#include <stdbool.h>
 
 #include "kernels/attention.h"
 
@@ -46,12 +52,17 @@ void avl_pages_destroy(avl_pages_t *pages);
 int32_t avl_pages_take(avl_pages_t *pages, avl_page_owner_t owner);
 void avl_pages_give(avl_pages_t *pages, int32_t page, avl_page_owner_t owner);
 
+/* One more holder of a taken page. */
+void avl_pages_share(avl_pages_t *pages, int32_t page);
+/* Whether somebody else holds it as well. */
+bool avl_pages_is_shared(const avl_pages_t *pages, int32_t page);
+
 avl_kv_view_t avl_pages_view(const avl_pages_t *pages);
 /* The tensors for writing. */
 void *avl_pages_keys(avl_pages_t *pages);
 void *avl_pages_values(avl_pages_t *pages);
 avl_pages_counts_t avl_pages_counts(const avl_pages_t *pages);
-/* Pages that `sequence` owns: for tests and reports. */
+/* Pages that `sequence` owns and never shared: for tests and reports. */
 int64_t avl_pages_owned(const avl_pages_t *pages, int32_t sequence);
 
 #endif

@@ -6,15 +6,14 @@
 #include "base/memory.h"
 
 #define PLAN_MAGIC UINT32_C(0x504c5641) /* "AVLP" */
-#define PLAN_VERSION UINT32_C(2)
+#define PLAN_VERSION UINT32_C(3)
 #define LAYOUT_FIELDS 11
 
 typedef struct wire_header {
     uint32_t magic, version;
     uint64_t step;
     int32_t kind;
-    int32_t release_count, admission_count, picture_count, run_count;
-    int32_t zero;
+    int32_t retirement_count, release_count, admission_count, picture_count, run_count;
 } wire_header_t;
 
 typedef struct wire_admission {
@@ -22,6 +21,7 @@ typedef struct wire_admission {
     int32_t sequence, prompt_rows, rows_max, place_count;
     double store_ratio, compute_ratio;
     int32_t update_interval;
+    int32_t source, source_rows;
     int32_t zero;
 } wire_admission_t;
 
@@ -40,8 +40,13 @@ avl_status_t avl_plan_create(const avl_plan_limits_t *limits, avl_plan_t *plan_p
     avl_plan_t plan = {0};
     size_t sequences = (size_t)limits->sequences_max, pictures = (size_t)limits->pictures_max;
     avl_status_t status;
-    AVL_TRY_GOTO(status, avl_alloc(sequences, sizeof *plan.releases, "step plan", &plan.releases),
+    AVL_TRY_GOTO(status,
+                 avl_alloc(sequences, sizeof *plan.retirements, "step plan", &plan.retirements),
                  err_destroy);
+    AVL_TRY_GOTO(
+        status,
+        avl_alloc((size_t)limits->indices_max, sizeof *plan.releases, "step plan", &plan.releases),
+        err_destroy);
     AVL_TRY_GOTO(status,
                  avl_alloc(sequences, sizeof *plan.admissions, "step plan", &plan.admissions),
                  err_destroy);
@@ -58,6 +63,7 @@ err_destroy:
 }
 
 void avl_plan_destroy(avl_plan_t *plan) {
+    free(plan->retirements);
     free(plan->releases);
     free(plan->admissions);
     free(plan->pictures);
@@ -68,11 +74,14 @@ void avl_plan_destroy(avl_plan_t *plan) {
 void avl_plan_begin(avl_plan_t *plan, avl_plan_kind_t kind, uint64_t step) {
     plan->kind = kind;
     plan->step = step;
+    plan->retirement_count = 0;
     plan->release_count = plan->admission_count = plan->picture_count = plan->run_count = 0;
 }
 
 bool avl_plan_is_empty(const avl_plan_t *plan) {
-    return plan->release_count + plan->admission_count + plan->picture_count + plan->run_count == 0;
+    return plan->retirement_count + plan->release_count + plan->admission_count +
+               plan->picture_count + plan->run_count ==
+           0;
 }
 
 size_t avl_plan_admission_bytes(int32_t prompt_rows, int32_t place_count) {
@@ -84,15 +93,18 @@ size_t avl_plan_picture_bytes(size_t pixel_bytes) {
     return sizeof(wire_picture_t) + padded(pixel_bytes);
 }
 
-size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t pictures_max) {
+size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t indices_max, int32_t pictures_max) {
     size_t sequences = (size_t)sequences_max;
     return sizeof(wire_header_t) + padded(sequences * sizeof(int32_t)) +
+           padded((size_t)indices_max * sizeof(int32_t)) +
            sequences * (avl_plan_admission_bytes(0, 0) + 16 + sizeof(avl_plan_run_t)) +
            (size_t)pictures_max * (avl_plan_picture_bytes(0) + 8);
 }
 
 size_t avl_plan_bytes(const avl_plan_t *plan) {
-    size_t bytes = sizeof(wire_header_t) + padded((size_t)plan->release_count * sizeof(int32_t));
+    size_t bytes = sizeof(wire_header_t) +
+                   padded((size_t)plan->retirement_count * sizeof(int32_t)) +
+                   padded((size_t)plan->release_count * sizeof(int32_t));
     for (int32_t i = 0; i < plan->admission_count; i++)
         bytes += avl_plan_admission_bytes(plan->admissions[i].prompt_rows,
                                           plan->admissions[i].place_count);
@@ -140,12 +152,15 @@ void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
         .version = PLAN_VERSION,
         .step = plan->step,
         .kind = plan->kind,
+        .retirement_count = plan->retirement_count,
         .release_count = plan->release_count,
         .admission_count = plan->admission_count,
         .picture_count = plan->picture_count,
         .run_count = plan->run_count,
     };
     uint8_t *target = put(buffer, &header, sizeof header);
+    target =
+        put(target, plan->retirements, (size_t)plan->retirement_count * sizeof *plan->retirements);
     target = put(target, plan->releases, (size_t)plan->release_count * sizeof *plan->releases);
     for (int32_t i = 0; i < plan->admission_count; i++) {
         const avl_plan_admission_t *admission = &plan->admissions[i];
@@ -158,6 +173,8 @@ void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
             .store_ratio = admission->attention.visual_store_ratio,
             .compute_ratio = admission->attention.visual_compute_ratio,
             .update_interval = admission->attention.visual_update_interval,
+            .source = admission->source,
+            .source_rows = admission->source_rows,
         };
         target = put(target, &wire, sizeof wire);
         target =
@@ -214,7 +231,9 @@ static avl_status_t read_header(reader_t *reader, const avl_plan_limits_t *limit
         return bad("unknown magic number or version", header.version);
     if (!in_range(header.kind, AVL_PLAN_STEP, AVL_PLAN_TELL))
         return bad("unknown kind", header.kind);
-    if (!in_range(header.release_count, 0, limits->sequences_max))
+    if (!in_range(header.retirement_count, 0, limits->sequences_max))
+        return bad("number of retirements", header.retirement_count);
+    if (!in_range(header.release_count, 0, limits->indices_max))
         return bad("number of releases", header.release_count);
     if (!in_range(header.admission_count, 0, limits->sequences_max))
         return bad("number of admissions", header.admission_count);
@@ -223,6 +242,7 @@ static avl_status_t read_header(reader_t *reader, const avl_plan_limits_t *limit
     if (!in_range(header.run_count, 0, limits->sequences_max))
         return bad("number of runs", header.run_count);
     avl_plan_begin(plan, (avl_plan_kind_t)header.kind, header.step);
+    plan->retirement_count = header.retirement_count;
     plan->release_count = header.release_count;
     plan->admission_count = header.admission_count;
     plan->picture_count = header.picture_count;
@@ -230,17 +250,18 @@ static avl_status_t read_header(reader_t *reader, const avl_plan_limits_t *limit
     return AVL_OK;
 }
 
-static avl_status_t read_releases(reader_t *reader, const avl_plan_limits_t *limits,
-                                  avl_plan_t *plan) {
-    size_t bytes = (size_t)plan->release_count * sizeof *plan->releases;
+/* `count` numbers of sequences. */
+static avl_status_t read_sequences(reader_t *reader, const avl_plan_limits_t *limits,
+                                   const char *what, int32_t count, int32_t *sequences) {
+    size_t bytes = (size_t)count * sizeof *sequences;
     const void *part = take(reader, bytes);
     if (part == NULL)
-        return bad("cut off in the releases", plan->release_count);
+        return bad(what, count);
     if (bytes > 0)
-        memcpy(plan->releases, part, bytes);
-    for (int32_t i = 0; i < plan->release_count; i++) {
-        if (!in_range(plan->releases[i], 0, limits->sequences_max - 1))
-            return bad("release of a sequence beyond the limit", plan->releases[i]);
+        memcpy(sequences, part, bytes);
+    for (int32_t i = 0; i < count; i++) {
+        if (!in_range(sequences[i], 0, limits->indices_max - 1))
+            return bad(what, sequences[i]);
     }
     return AVL_OK;
 }
@@ -252,12 +273,16 @@ static avl_status_t read_admission(reader_t *reader, const avl_plan_limits_t *li
     if (part == NULL)
         return bad("cut off in an admission", (int64_t)reader->left);
     memcpy(&wire, part, sizeof wire);
-    if (!in_range(wire.sequence, 0, limits->sequences_max - 1))
+    if (!in_range(wire.sequence, 0, limits->indices_max - 1))
         return bad("admission of a sequence beyond the limit", wire.sequence);
     if (!in_range(wire.rows_max, 1, limits->context_rows))
         return bad("rows of an admission", wire.rows_max);
     if (!in_range(wire.prompt_rows, 1, wire.rows_max))
         return bad("prompt rows of an admission", wire.prompt_rows);
+    if (!in_range(wire.source, -1, limits->indices_max - 1) ||
+        !in_range(wire.source_rows, wire.source < 0 ? 0 : 1,
+                  wire.source < 0 ? 0 : wire.prompt_rows))
+        return bad("source of an admission", wire.source);
     if (!in_range(wire.place_count, 0, wire.prompt_rows))
         return bad("pictures of an admission", wire.place_count);
     *admission = (avl_plan_admission_t){
@@ -266,6 +291,8 @@ static avl_status_t read_admission(reader_t *reader, const avl_plan_limits_t *li
         .prompt_rows = wire.prompt_rows,
         .rows_max = wire.rows_max,
         .place_count = wire.place_count,
+        .source = wire.source,
+        .source_rows = wire.source_rows,
         .attention = {.visual_store_ratio = wire.store_ratio,
                       .visual_compute_ratio = wire.compute_ratio,
                       .visual_update_interval = wire.update_interval},
@@ -293,7 +320,7 @@ static avl_status_t read_picture(reader_t *reader, const avl_plan_limits_t *limi
     if (part == NULL)
         return bad("cut off in a picture", (int64_t)reader->left);
     memcpy(&wire, part, sizeof wire);
-    if (!in_range(wire.sequence, 0, limits->sequences_max - 1))
+    if (!in_range(wire.sequence, 0, limits->indices_max - 1))
         return bad("picture of a sequence beyond the limit", wire.sequence);
     if (!in_range(wire.layout[LAYOUT_FIELDS - 1], 1, limits->feature_rows) ||
         !in_range(wire.feature_row, 0, limits->feature_rows - wire.layout[LAYOUT_FIELDS - 1]))
@@ -317,7 +344,7 @@ static avl_status_t read_runs(reader_t *reader, const avl_plan_limits_t *limits,
         memcpy(plan->runs, part, bytes);
     for (int32_t i = 0; i < plan->run_count; i++) {
         const avl_plan_run_t *run = &plan->runs[i];
-        if (!in_range(run->sequence, 0, limits->sequences_max - 1))
+        if (!in_range(run->sequence, 0, limits->indices_max - 1))
             return bad("run of a sequence beyond the limit", run->sequence);
         if (!in_range(run->row_count, 0, limits->context_rows))
             return bad("rows of a run", run->row_count);
@@ -333,7 +360,9 @@ avl_status_t avl_plan_decode(const void *buffer, size_t bytes, const avl_plan_li
     if (bytes > limits->bytes_max || (bytes & 7) != 0)
         return bad("impossible size", (int64_t)bytes);
     AVL_TRY(read_header(&reader, limits, plan));
-    AVL_TRY(read_releases(&reader, limits, plan));
+    AVL_TRY(
+        read_sequences(&reader, limits, "retirements", plan->retirement_count, plan->retirements));
+    AVL_TRY(read_sequences(&reader, limits, "releases", plan->release_count, plan->releases));
     for (int32_t i = 0; i < plan->admission_count; i++)
         AVL_TRY(read_admission(&reader, limits, &plan->admissions[i]));
     for (int32_t i = 0; i < plan->picture_count; i++)

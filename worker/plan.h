@@ -30,6 +30,8 @@ typedef struct avl_plan_admission {
     int32_t prompt_rows;
     int32_t rows_max;
     int32_t place_count; /* pictures */
+    int32_t source;      /* the sequence that its first rows are taken from; -1: none */
+    int32_t source_rows;
     avl_attention_params_t attention;
     const int32_t *token_ids;       /* [prompt_rows]; -1: picture */
     const avl_plan_place_t *places; /* [place_count] in the order of the prompt */
@@ -52,7 +54,8 @@ typedef struct avl_plan_run {
 
 /* Bounds of a plan, the same on every rank. */
 typedef struct avl_plan_limits {
-    int32_t sequences_max; /* of releases, admissions and runs each */
+    int32_t sequences_max; /* of retirements, admissions and runs each */
+    int32_t indices_max;   /* of sequences that are run and of those that are kept; of releases */
     int32_t pictures_max;
     int32_t context_rows;
     int32_t feature_rows;
@@ -62,8 +65,9 @@ typedef struct avl_plan_limits {
 typedef struct avl_plan {
     avl_plan_kind_t kind;
     uint64_t step;
-    int32_t release_count, admission_count, picture_count, run_count;
-    int32_t *releases; /* [sequences_max] */
+    int32_t retirement_count, release_count, admission_count, picture_count, run_count;
+    int32_t *retirements; /* [sequences_max] sequences that forget their answers */
+    int32_t *releases;    /* [indices_max] */
     avl_plan_admission_t *admissions;
     avl_plan_picture_t *pictures; /* [pictures_max] */
     avl_plan_run_t *runs;
@@ -82,7 +86,7 @@ size_t avl_plan_bytes(const avl_plan_t *plan);
 size_t avl_plan_admission_bytes(int32_t prompt_rows, int32_t place_count);
 size_t avl_plan_picture_bytes(size_t pixel_bytes);
 /* Bytes of a plan that is full but for prompts and pixels. */
-size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t pictures_max);
+size_t avl_plan_frame_bytes(int32_t sequences_max, int32_t indices_max, int32_t pictures_max);
 
 /* Writes avl_plan_bytes(plan) bytes. */
 void avl_plan_encode(const avl_plan_t *plan, void *buffer);

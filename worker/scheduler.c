@@ -8,7 +8,10 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "worker/job.h"
+#include "worker/prompt_cache.h"
 #include "worker/sampler.h"
+
+#define NEVER UINT64_MAX /* a step that there is not */
 
 struct avl_scheduler {
     avl_engine_t *engine;
@@ -19,8 +22,9 @@ struct avl_scheduler {
     double growth_share;
     avl_job_t **active; /* [sequences_max] in order of admission */
     int32_t active_count;
-    avl_job_t **by_sequence; /* [sequences_max] */
+    avl_job_t **by_sequence; /* [indices_max] */
     avl_encoder_cache_t *encoder_cache;
+    avl_prompt_cache_t *prompt_cache;
     int64_t pages_reserved;
     int64_t preemptions, rows_recomputed;
     avl_request_totals_t totals;
@@ -28,8 +32,10 @@ struct avl_scheduler {
     uint64_t step;
     avl_plan_t plan;
     size_t plan_bytes;
-    int32_t *releases; /* [sequences_max] for the next plan */
-    int32_t release_count;
+    /* For the next plan: */
+    int32_t *releases;    /* [indices_max] */
+    int32_t *retirements; /* [sequences_max] prompts that are kept */
+    int32_t release_count, retirement_count;
 };
 
 avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
@@ -43,19 +49,23 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
     scheduler->queue_max = queue_max;
     scheduler->queue.deadline_ns = AVL_DEADLINE_NONE;
     scheduler->growth_share = AVL_GROWTH_SHARE;
+    const avl_plan_limits_t *limits = avl_engine_plan_limits(engine);
+    size_t indices = (size_t)limits->indices_max;
     const struct {
-        size_t item_bytes;
+        size_t count, item_bytes;
         void *memory_p;
     } arrays[] = {
-        {sizeof *scheduler->active, &scheduler->active},
-        {sizeof *scheduler->by_sequence, &scheduler->by_sequence},
-        {sizeof *scheduler->releases, &scheduler->releases},
+        {sequences, sizeof *scheduler->active, &scheduler->active},
+        {indices, sizeof *scheduler->by_sequence, &scheduler->by_sequence},
+        {indices, sizeof *scheduler->releases, &scheduler->releases},
+        {sequences, sizeof *scheduler->retirements, &scheduler->retirements},
     };
     avl_status_t status;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        AVL_TRY_GOTO(status,
-                     avl_alloc(sequences, arrays[i].item_bytes, "scheduler", arrays[i].memory_p),
-                     err_destroy);
+        AVL_TRY_GOTO(
+            status,
+            avl_alloc(arrays[i].count, arrays[i].item_bytes, "scheduler", arrays[i].memory_p),
+            err_destroy);
     AVL_TRY_GOTO(status, avl_plan_create(avl_engine_plan_limits(engine), &scheduler->plan),
                  err_destroy);
     AVL_TRY_GOTO(status,
@@ -65,6 +75,10 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
                  avl_encoder_cache_create(avl_engine_feature_rows(engine),
                                           avl_engine_feature_row_bytes(engine),
                                           &scheduler->encoder_cache),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 avl_prompt_cache_create(options->config, limits->indices_max,
+                                         options->limits.kept_max, &scheduler->prompt_cache),
                  err_destroy);
     *scheduler_p = scheduler;
     return AVL_OK;
@@ -92,38 +106,13 @@ void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
     free(scheduler->active);
     free(scheduler->by_sequence);
     avl_encoder_cache_destroy(scheduler->encoder_cache);
+    avl_prompt_cache_destroy(scheduler->prompt_cache);
+    free(scheduler->retirements);
     free(scheduler->releases);
     free(scheduler);
 }
 
 /* ---- the end of a request ---- */
-
-/* Reads from the engine what attention did; zeros when the request never ran. */
-static avl_attention_report_t report_of(const avl_scheduler_t *scheduler, const avl_job_t *job) {
-    avl_attention_report_t report = {.visual_rows_seen = job->shape.visual_rows,
-                                     .visual_rows_stored = job->shape.store_rows};
-    const avl_sequence_t *sequence =
-        job->sequence >= 0 ? avl_engine_sequence(scheduler->engine, job->sequence) : NULL;
-    if (sequence == NULL)
-        return report;
-    int64_t layers = sequence->layer_count;
-    report.decode_steps = sequence->decode_steps;
-    report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
-    report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(scheduler->engine);
-    return report;
-}
-
-static avl_request_timings_t timings_of(const avl_job_t *job) {
-    avl_request_timings_t timings = {.encode_ns = job->encode_ns};
-    if (job->first_step_ns == 0)
-        return timings;
-    timings.queue_ns = job->first_step_ns - job->request->arrival_ns;
-    if (job->first_token_ns == 0)
-        return timings;
-    timings.prefill_ns = job->first_token_ns - job->first_step_ns - job->encode_ns;
-    timings.decode_ns = job->last_token_ns - job->first_token_ns;
-    return timings;
-}
 
 static void add_totals(avl_scheduler_t *scheduler, const avl_job_t *job,
                        const avl_attention_report_t *report) {
@@ -131,6 +120,7 @@ static void add_totals(avl_scheduler_t *scheduler, const avl_job_t *job,
     if (job->first_step_ns == 0)
         return;
     totals->prompt_rows += job->rows_done;
+    totals->prompt_rows_reused += job->reuse.prompt_rows;
     totals->visual_rows_seen += report->visual_rows_seen;
     totals->visual_rows_stored += report->visual_rows_stored;
     totals->visual_rows_computed += report->visual_rows_computed;
@@ -149,9 +139,9 @@ static void send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
         .finish_reason = reason,
         .status = status,
         .completion_tokens = job->tokens_done > replayed ? job->tokens_done : replayed,
-        .attention = report_of(scheduler, job),
+        .attention = avl_job_attention(job, scheduler->engine),
         .reuse = job->reuse,
-        .timings = timings_of(job),
+        .timings = avl_job_timings(job),
     };
     snprintf(event.detail, sizeof event.detail, "%s", detail);
     add_totals(scheduler, job, &event.attention);
@@ -160,7 +150,8 @@ static void send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
 
 static void give_features(avl_scheduler_t *scheduler, avl_job_t *job) {
     if (job->uses_features)
-        avl_encoder_cache_give(scheduler->encoder_cache, job->places, job->request->image_count);
+        avl_encoder_cache_give(scheduler->encoder_cache, job->places + job->first_image,
+                               job->request->image_count - job->first_image);
     job->uses_features = false;
 }
 
@@ -176,12 +167,41 @@ static void leave_active(avl_scheduler_t *scheduler, avl_job_t *job) {
     scheduler->pages_reserved -= job->pages_reserved;
 }
 
+/* Forgets kept prompts until there are `kept_most` and `pages` more can be reserved, but for those
+ * that step `step` uses. False when that is not enough. */
+static bool make_room(avl_scheduler_t *scheduler, int64_t pages, int32_t kept_most, uint64_t step) {
+    int64_t total = avl_engine_pages(scheduler->engine).total;
+    while (avl_prompt_cache_kept(scheduler->prompt_cache) > kept_most ||
+           scheduler->pages_reserved + avl_prompt_cache_pages(scheduler->prompt_cache) + pages >
+               total) {
+        int32_t sequence = avl_prompt_cache_evict(scheduler->prompt_cache, step);
+        if (sequence < 0)
+            return false;
+        scheduler->releases[scheduler->release_count++] = sequence;
+    }
+    return true;
+}
+
+/* The sequence of a request that has left: its prompt is kept when there is room for it. */
+static void let_go(avl_scheduler_t *scheduler, const avl_job_t *job, bool keep) {
+    int32_t kept_max = avl_engine_options(scheduler->engine)->limits.kept_max;
+    int64_t pages = avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows);
+    if (keep && avl_prompt_cache_has(scheduler->prompt_cache, job->sequence) &&
+        make_room(scheduler, pages, kept_max - 1, NEVER)) {
+        avl_prompt_cache_keep(scheduler->prompt_cache, job->sequence, pages);
+        scheduler->retirements[scheduler->retirement_count++] = job->sequence;
+        return;
+    }
+    avl_prompt_cache_drop(scheduler->prompt_cache, job->sequence);
+    scheduler->releases[scheduler->release_count++] = job->sequence;
+}
+
 /* Ends an active request: the final event goes out, the sequence goes with the next plan. */
 static void finish(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
                    avl_status_t status, const char *detail) {
     send_finished(scheduler, job, reason, status, detail);
     leave_active(scheduler, job);
-    scheduler->releases[scheduler->release_count++] = job->sequence;
+    let_go(scheduler, job, true);
     avl_job_destroy(job);
 }
 
@@ -274,7 +294,7 @@ void avl_scheduler_drain(avl_scheduler_t *scheduler) {
 
 bool avl_scheduler_is_idle(const avl_scheduler_t *scheduler) {
     return scheduler->queue.count == 0 && scheduler->active_count == 0 &&
-           scheduler->release_count == 0;
+           scheduler->release_count + scheduler->retirement_count == 0;
 }
 
 /* ---- deadlines ---- */
@@ -325,7 +345,7 @@ static void preempt(avl_scheduler_t *scheduler, avl_job_t *job) {
     scheduler->preemptions++;
     scheduler->rows_recomputed += job->rows_done + job->tokens_done;
     leave_active(scheduler, job);
-    scheduler->releases[scheduler->release_count++] = job->sequence;
+    let_go(scheduler, job, false);
     if (job->tokens_done > job->tokens_known)
         job->tokens_known = job->tokens_done;
     job->sequence = -1;
@@ -356,6 +376,8 @@ static void grow_decodes(avl_scheduler_t *scheduler) {
             i++;
         } else if (scheduler->pages_reserved + pages - job->pages_reserved <= total) {
             reserve(scheduler, job, pages);
+            bool room = make_room(scheduler, 0, INT32_MAX, NEVER);
+            AVL_ASSERT(room);
             i++;
         } else {
             preempt(scheduler, due_last(scheduler));
@@ -367,12 +389,82 @@ static void grow_decodes(avl_scheduler_t *scheduler) {
 /* ---- plan ---- */
 
 static int32_t free_sequence(const avl_scheduler_t *scheduler) {
-    int32_t sequences_max = avl_engine_options(scheduler->engine)->limits.sequences_max;
-    for (int32_t i = 0; i < sequences_max; i++) {
-        if (scheduler->by_sequence[i] == NULL)
+    const avl_engine_t *engine = scheduler->engine;
+    if (scheduler->active_count == avl_engine_options(engine)->limits.sequences_max)
+        return -1;
+    for (int32_t i = 0; i < avl_engine_plan_limits(engine)->indices_max; i++) {
+        if (scheduler->by_sequence[i] == NULL &&
+            !avl_prompt_cache_is_kept(scheduler->prompt_cache, i))
             return i;
     }
     return -1;
+}
+
+static bool reads_whole(const avl_scheduler_t *scheduler, const avl_job_t *job) {
+    return job->shape.prompt_rows <= avl_engine_options(scheduler->engine)->limits.batch_rows;
+}
+
+/* Whether the job can begin with these rows, and then with how many pages. */
+static bool fits(avl_scheduler_t *scheduler, avl_job_t *job, const avl_prompt_match_t *match,
+                 int64_t *pages_p) {
+    const avl_sequence_shape_t *shape = &job->shape;
+    uint64_t step = scheduler->step + 1;
+    bool spared = match->sequence < 0 ||
+                  avl_prompt_cache_is_used(scheduler->prompt_cache, match->sequence, step);
+    /* Pictures in rows that are taken over are full-size in all layers from the start. */
+    job->whole = reads_whole(scheduler, job) &&
+                 (match->rows <= shape->system_rows || match->logits != NULL ||
+                  shape->store_rows == shape->visual_rows);
+    *pages_p = avl_job_pages_to_begin(job);
+    if (!spared)
+        avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, step);
+    if (has_pages_for(scheduler, job, *pages_p) && make_room(scheduler, *pages_p, INT32_MAX, step))
+        return true;
+    if (!spared)
+        avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, NEVER);
+    return false;
+}
+
+/* Places for the pictures of the rows that are not taken over. */
+static bool take_features(avl_scheduler_t *scheduler, avl_job_t *job,
+                          const avl_prompt_match_t *match, int32_t *hits_p) {
+    const avl_request_t *request = job->request;
+    int32_t first = 0;
+    for (; first < request->image_count; first++) {
+        const avl_request_image_t *image = &request->images[first];
+        if (image->first_row + image->layout.prompt_rows > match->rows)
+            break;
+        job->places[first] = (avl_plan_place_t){.rows = image->layout.prompt_rows};
+    }
+    job->first_image = first;
+    job->uses_features =
+        avl_encoder_cache_take(scheduler->encoder_cache, request->images + first,
+                               request->image_count - first, job->places + first, hits_p);
+    *hits_p += first;
+    return job->uses_features;
+}
+
+static void begin_job(avl_scheduler_t *scheduler, avl_job_t *job, int32_t sequence,
+                      const avl_prompt_match_t *match) {
+    avl_job_queue_leave(&scheduler->queue, job);
+    job->sequence = sequence;
+    job->stage = AVL_STAGE_ENCODE;
+    job->rows_done = match->rows;
+    job->first_logits = match->logits;
+    scheduler->active[scheduler->active_count++] = job;
+    scheduler->by_sequence[sequence] = job;
+    scheduler->plan.admissions[scheduler->plan.admission_count++] = (avl_plan_admission_t){
+        .request_id = job->request->id,
+        .sequence = sequence,
+        .prompt_rows = job->shape.prompt_rows,
+        .rows_max = job->shape.rows_max,
+        .place_count = job->request->image_count,
+        .source = match->sequence,
+        .source_rows = match->rows,
+        .places = job->places,
+        .attention = job->request->attention,
+        .token_ids = job->request->token_ids,
+    };
 }
 
 /* Admits the head of the queue when everything it needs is free. */
@@ -380,39 +472,33 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
     avl_job_t *job = scheduler->queue.first;
     if (job == NULL)
         return NULL;
-    int32_t sequence = free_sequence(scheduler);
+    int32_t sequence = free_sequence(scheduler), hits = 0;
     size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows, job->request->image_count);
-    int64_t pages = avl_job_pages_to_begin(job);
     if (sequence < 0 ||
-        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max ||
-        !has_pages_for(scheduler, job, pages))
+        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max)
         return NULL;
-    int32_t hits = 0;
-    if (!avl_encoder_cache_take(scheduler->encoder_cache, job->request->images,
-                                job->request->image_count, job->places, &hits))
+    /* Nothing that is shared makes it need less. */
+    job->whole = reads_whole(scheduler, job);
+    if (!has_pages_for(scheduler, job, avl_job_pages_to_begin(job)))
         return NULL;
-    avl_job_queue_leave(&scheduler->queue, job);
-    job->sequence = sequence;
-    job->stage = AVL_STAGE_ENCODE;
-    job->uses_features = true;
+    const avl_prompt_match_t nothing = {.sequence = -1};
+    avl_prompt_match_t match = avl_prompt_cache_find(scheduler->prompt_cache, job);
+    int64_t pages;
+    bool admitted = fits(scheduler, job, &match, &pages);
+    if (!admitted && match.sequence >= 0) {
+        match = nothing;
+        admitted = fits(scheduler, job, &match, &pages);
+    }
+    if (!admitted || !take_features(scheduler, job, &match, &hits))
+        return NULL;
     if (job->first_step_ns == 0) { /* not when it had to give way and comes again */
         job->first_step_ns = now_ns;
-        job->reuse.pictures = hits;
+        job->reuse = (avl_reuse_report_t){.pictures = hits, .prompt_rows = match.rows};
+        avl_prompt_cache_count(scheduler->prompt_cache, match.rows > 0);
     }
     reserve(scheduler, job, pages);
-    scheduler->active[scheduler->active_count++] = job;
-    scheduler->by_sequence[sequence] = job;
     scheduler->plan_bytes += bytes;
-    scheduler->plan.admissions[scheduler->plan.admission_count++] = (avl_plan_admission_t){
-        .request_id = job->request->id,
-        .sequence = sequence,
-        .prompt_rows = job->shape.prompt_rows,
-        .rows_max = job->shape.rows_max,
-        .place_count = job->request->image_count,
-        .places = job->places,
-        .attention = job->request->attention,
-        .token_ids = job->request->token_ids,
-    };
+    begin_job(scheduler, job, sequence, &match);
     return job;
 }
 
@@ -421,7 +507,7 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
 static bool plan_pictures(avl_scheduler_t *scheduler, avl_job_t *job) {
     avl_plan_t *plan = &scheduler->plan;
     const avl_plan_limits_t *limits = avl_engine_plan_limits(scheduler->engine);
-    for (int32_t i = 0; i < job->request->image_count; i++) {
+    for (int32_t i = job->first_image; i < job->request->image_count; i++) {
         const avl_request_image_t *image = &job->request->images[i];
         int32_t feature_row = job->places[i].feature_row;
         if (avl_encoder_cache_is_ready(scheduler->encoder_cache, feature_row))
@@ -492,8 +578,19 @@ static void plan_prefill(avl_scheduler_t *scheduler, int64_t now_ns) {
     }
     while (room) {
         avl_job_t *job = admit_next(scheduler, now_ns);
-        room = job != NULL && plan_prompt(scheduler, job, &rows_left);
+        room =
+            job != NULL && (job->first_logits != NULL || plan_prompt(scheduler, job, &rows_left));
     }
+}
+
+/* Sequences that end before this step's work: also those of kept prompts that had to make room. */
+static void plan_ends(avl_scheduler_t *scheduler) {
+    avl_plan_t *plan = &scheduler->plan;
+    for (int32_t i = 0; i < scheduler->release_count; i++)
+        plan->releases[plan->release_count++] = scheduler->releases[i];
+    for (int32_t i = 0; i < scheduler->retirement_count; i++)
+        plan->retirements[plan->retirement_count++] = scheduler->retirements[i];
+    scheduler->release_count = scheduler->retirement_count = 0;
 }
 
 const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
@@ -503,18 +600,15 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
     end_late_requests(scheduler, now_ns);
     grow_decodes(scheduler);
     avl_plan_begin(plan, AVL_PLAN_STEP, scheduler->step + 1);
-    plan->release_count = scheduler->release_count;
-    if (scheduler->release_count > 0)
-        memcpy(plan->releases, scheduler->releases,
-               (size_t)scheduler->release_count * sizeof *plan->releases);
-    scheduler->release_count = 0;
     /* What the counts alone may add is set aside, so that only prompts and pixels are measured
      * below. */
-    scheduler->plan_bytes = avl_plan_frame_bytes(limits->sequences_max, limits->pictures_max);
+    scheduler->plan_bytes =
+        avl_plan_frame_bytes(limits->sequences_max, limits->indices_max, limits->pictures_max);
     for (int32_t i = 0; i < scheduler->active_count; i++)
         scheduler->active[i]->planned = false;
     plan_decodes(scheduler);
     plan_prefill(scheduler, now_ns);
+    plan_ends(scheduler);
     if (!avl_plan_is_empty(plan))
         scheduler->step++;
     AVL_ASSERT(avl_plan_bytes(plan) <= limits->bytes_max);
@@ -537,8 +631,8 @@ static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t 
 }
 
 static int32_t count_ready(const avl_scheduler_t *scheduler, const avl_job_t *job) {
-    int32_t count = 0;
-    for (int32_t i = 0; i < job->request->image_count; i++)
+    int32_t count = job->first_image;
+    for (int32_t i = count; i < job->request->image_count; i++)
         count += avl_encoder_cache_is_ready(scheduler->encoder_cache, job->places[i].feature_row);
     return count;
 }
@@ -555,41 +649,10 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
     }
 }
 
-static bool contains(const int32_t *ids, int32_t count, int32_t token_id) {
-    for (int32_t i = 0; i < count; i++) {
-        if (ids[i] == token_id)
-            return true;
-    }
-    return false;
-}
-
-static bool ends_sequence(const avl_scheduler_t *scheduler, const avl_job_t *job,
-                          int32_t token_id) {
-    const avl_generation_config_t *generation =
-        &avl_engine_options(scheduler->engine)->config->generation;
-    return contains(job->request->stop_ids, job->request->stop_count, token_id) ||
-           (!job->request->ignore_eos &&
-            contains(generation->eos_ids, generation->eos_count, token_id));
-}
-
-/* Tokens that may not come yet. */
-static int32_t list_banned(const avl_scheduler_t *scheduler, const avl_job_t *job,
-                           int32_t *banned) {
-    const avl_generation_config_t *generation =
-        &avl_engine_options(scheduler->engine)->config->generation;
-    int32_t count = 0;
-    if (job->tokens_done >= job->request->sampling.min_tokens)
-        return 0;
-    for (int32_t i = 0; i < generation->eos_count; i++)
-        banned[count++] = generation->eos_ids[i];
-    for (int32_t i = 0; i < job->request->stop_count; i++)
-        banned[count++] = job->request->stop_ids[i];
-    return count;
-}
-
 /* Draws the job's next token and tells it. */
 static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits) {
     const avl_request_t *request = job->request;
+    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
     int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
     avl_sampler_history_t history = {
         .prompt_ids = request->token_ids,
@@ -597,7 +660,7 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const
         .token_ids = job->token_ids,
         .token_count = job->tokens_done,
         .banned_ids = banned,
-        .banned_count = list_banned(scheduler, job, banned),
+        .banned_count = avl_job_banned(job, &options->config->generation, banned),
     };
     avl_sampler_token_t token;
     AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &request->sampling, &history, &token));
@@ -630,7 +693,7 @@ static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *
         job->first_token_ns = now_ns;
     job->last_token_ns = now_ns;
     int32_t token_id = job->token_ids[job->tokens_done++];
-    if (ends_sequence(scheduler, job, token_id))
+    if (avl_job_ends(job, &avl_engine_options(scheduler->engine)->config->generation, token_id))
         finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
     else if (job->tokens_done >= job->tokens_max)
         finish(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
@@ -651,9 +714,26 @@ static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float
         send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done, job->shape.prompt_rows);
         if (job->rows_done < job->shape.prompt_rows)
             return;
+        if (logits != NULL)
+            avl_prompt_cache_add(scheduler->prompt_cache, job, logits);
         begin_decoding(scheduler, job);
     }
     take_token(scheduler, job, logits, now_ns);
+}
+
+/* Prompts that were taken over whole: their first token needs no computing. */
+static void complete_shared(avl_scheduler_t *scheduler, int64_t now_ns) {
+    const avl_plan_t *plan = &scheduler->plan;
+    for (int32_t i = 0; i < plan->admission_count; i++) {
+        avl_job_t *job = scheduler->by_sequence[plan->admissions[i].sequence];
+        const float *logits = job->first_logits;
+        if (logits == NULL)
+            continue;
+        job->first_logits = NULL;
+        send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done, job->shape.prompt_rows);
+        begin_decoding(scheduler, job);
+        take_token(scheduler, job, job->tokens_known > 0 ? NULL : logits, now_ns);
+    }
 }
 
 void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
@@ -665,6 +745,7 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
     int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
     const float *logits = result->logits;
     int64_t now_ns = avl_clock_now_ns();
+    complete_shared(scheduler, now_ns);
     complete_pictures(scheduler, result);
     for (int32_t i = 0; i < plan->run_count; i++) {
         bool wanted = plan->runs[i].logits;
@@ -675,12 +756,18 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
 }
 
 avl_scheduler_counts_t avl_scheduler_counts(const avl_scheduler_t *scheduler) {
+    int64_t page_bytes = avl_engine_page_bytes(scheduler->engine);
+    avl_cache_counts_t prompt = avl_prompt_cache_counts(scheduler->prompt_cache);
+    prompt.bytes = avl_prompt_cache_pages(scheduler->prompt_cache) * page_bytes;
+    prompt.bytes_max = avl_engine_pages(scheduler->engine).total * page_bytes;
     return (avl_scheduler_counts_t){
         .queued = scheduler->queue.count,
         .active = scheduler->active_count,
         .pages_reserved = scheduler->pages_reserved,
+        .pages_kept = avl_prompt_cache_pages(scheduler->prompt_cache),
         .steps = (int64_t)scheduler->step,
         .encoder_cache = avl_encoder_cache_counts(scheduler->encoder_cache),
+        .prompt_cache = prompt,
         .totals = scheduler->totals,
         .preemptions = scheduler->preemptions,
         .rows_recomputed = scheduler->rows_recomputed,

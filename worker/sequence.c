@@ -55,14 +55,14 @@ static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
 }
 
 static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
-    return (size_t)shape->core_rows + (size_t)shape->store_rows +
+    return 2 * (size_t)shape->core_rows + (size_t)shape->store_rows +
            (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
 }
 
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
-    /* At worst every row is visual and stored: four lists and two arrays of rows_max, and the page
-     * tables. */
-    int64_t rows = 5 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
+    /* At worst every row is visual and stored: four lists and three arrays of rows_max, less one
+     * for text, and the page tables. */
+    int64_t rows = 6 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
     return (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
 }
 
@@ -88,7 +88,8 @@ static void carve(avl_sequence_t *sequence) {
         layer->text.segment = AVL_SEGMENT_TEXT;
         layer->visual.segment = AVL_SEGMENT_VISUAL;
         layer->core_indices = host;
-        layer->store_positions = layer->core_indices + shape->core_rows;
+        layer->first_core = layer->core_indices + shape->core_rows;
+        layer->store_positions = layer->first_core + shape->core_rows;
         layer->text.pages = layer->store_positions + shape->store_rows;
         layer->visual.pages = layer->text.pages + pages_of(text_capacity(shape));
         host = layer->visual.pages + pages_of(shape->visual_rows);
@@ -212,6 +213,36 @@ void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int l
     visual->slots.count = count;
     give_pages(sequence, pages, layer_index, visual, pages_of(count));
     sequence->returned_pages += before - visual->page_count;
+}
+
+void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    AVL_ASSERT(sequence->rows_done >= shape->prompt_rows);
+    for (int32_t i = sequence->layer_count - 1; i >= 0; i--) {
+        avl_segment_rows_t *text = &sequence->layers[i].text;
+        text->slots.count = shape->text_rows;
+        give_pages(sequence, pages, i, text, pages_of(shape->text_rows));
+    }
+    sequence->rows_done = shape->prompt_rows;
+    sequence->decode_steps = 0;
+}
+
+bool avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                             int32_t count) {
+    avl_segment_rows_t *visual = &sequence->layers[layer_index].visual;
+    avl_page_owner_t owner = owner_of(sequence, layer_index, AVL_SEGMENT_VISUAL);
+    for (int32_t i = 0; i < pages_of(count); i++) {
+        if (!avl_pages_is_shared(pages, visual->pages[i]))
+            continue;
+        int32_t page = avl_pages_take(pages, owner);
+        if (page < 0)
+            return false;
+        avl_pages_give(pages, visual->pages[i], owner);
+        visual->pages[i] = page;
+        for (int32_t j = 0; j < AVL_PAGE_ROWS && i * AVL_PAGE_ROWS + j < visual->slots.count; j++)
+            visual->slots.host[i * AVL_PAGE_ROWS + j] = page * AVL_PAGE_ROWS + j;
+    }
+    return true;
 }
 
 avl_status_t avl_sequence_publish(const avl_sequence_t *sequence, const avl_row_list_t *list,

@@ -58,6 +58,7 @@ typedef struct avl_sequence_layer {
     avl_row_list_t order;
     avl_row_list_t core;
     int32_t *core_indices;    /* [core.count] places in the store, ascending */
+    int32_t *first_core;      /* [core.count] what those were when the prompt was read */
     int32_t *store_positions; /* [visual.slots.count] once `selected` */
     bool selected;
 } avl_sequence_layer_t;
@@ -111,6 +112,24 @@ int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int la
 /* Drops the visual rows of index >= count and gives back the pages that hold none of the others. */
 void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
                              int32_t count);
+/* Forgets the answer: the sequence is then as it was when its prompt was read, but for the core
+ * that is in force; its text pages beyond the prompt are free. For sequences to be shared from. */
+void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages);
+
+/* Whether `sequence`, new and with the same tokens there, can begin with the first `rows` rows of
+ * `source`, whose prompt is read: all of the prompt with the same store and core, or rows that are
+ * all still there. */
+bool avl_sequence_can_share(const avl_sequence_t *sequence, const avl_sequence_t *source,
+                            int32_t rows);
+/* Begins it so: full pages are shared, rows of a page that would be written to are copied. What
+ * avl_sequence_can_share refuses is an AVL_ERR_INTERNAL, so is a dry pool. */
+AVL_MUST_CHECK avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,
+                                               const avl_sequence_t *source, int32_t rows);
+/* Makes sure that the pages of the first `count` visual rows are the sequence's alone; what they
+ * held is lost. Returns false when the pool is dry. */
+bool avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
+                             int32_t count);
+
 /* Brings list entries [first, count) to the device. */
 AVL_MUST_CHECK avl_status_t avl_sequence_publish(const avl_sequence_t *sequence,
                                                  const avl_row_list_t *list, int32_t first);

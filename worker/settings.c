@@ -11,6 +11,7 @@
  * layer at a time; it is also what the activations are sized for. */
 #define BATCH_ROWS_DEFAULT 4096
 #define SEQUENCES_DEFAULT 32
+#define KEPT_PROMPTS_DEFAULT 16
 #define DRAIN_SECONDS_DEFAULT 60
 
 enum {
@@ -22,6 +23,7 @@ enum {
     OPTION_ENCODER_CACHE,
     OPTION_BATCH_ROWS,
     OPTION_SEQUENCES,
+    OPTION_KEPT_PROMPTS,
     OPTION_CONTEXT,
     OPTION_DRAIN,
     OPTION_LOG_LEVEL,
@@ -50,6 +52,10 @@ static const struct argp_option options[] = {
     {"batch-rows", OPTION_BATCH_ROWS, "N", 0,
      "Prompt rows read in one step (default: the context, at most 4096)", 0},
     {"sequences", OPTION_SEQUENCES, "N", 0, "Requests in flight at once (default: 32)", 0},
+    {"kept-prompts", OPTION_KEPT_PROMPTS, "N", 0,
+     "Prompts kept for requests that begin alike, as long as nobody needs their pages (default: "
+     "16)",
+     0},
     {"context", OPTION_CONTEXT, "N", 0,
      "Rows of one request, prompt and answer (default: the model's)", 0},
     {"drain-seconds", OPTION_DRAIN, "N", 0,
@@ -111,6 +117,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state) {
     case OPTION_SEQUENCES:
         settings->sequences_max = (int32_t)parse_number(state, "sequences", text, 1, 4096);
         break;
+    case OPTION_KEPT_PROMPTS:
+        settings->kept_prompts = (int32_t)parse_number(state, "kept-prompts", text, 0, 4096);
+        break;
     case OPTION_CONTEXT:
         settings->context_rows = (int32_t)parse_number(state, "context", text, 2, 1 << 24);
         break;
@@ -150,6 +159,7 @@ void avl_worker_settings_parse(int argc, char **argv, avl_worker_settings_t *set
         .device = "auto",
         .dtype = "auto",
         .sequences_max = SEQUENCES_DEFAULT,
+        .kept_prompts = KEPT_PROMPTS_DEFAULT,
         .drain_seconds = DRAIN_SECONDS_DEFAULT,
         .log_level = AVL_LOG_INFO,
     };
@@ -185,6 +195,7 @@ avl_engine_limits_t avl_worker_limits(const avl_worker_settings_t *settings,
         .batch_rows = settings->batch_rows,
         .sequences_max = settings->sequences_max,
         .context_rows = settings->context_rows,
+        .kept_max = settings->kept_prompts,
     };
     if (limits.context_rows == 0)
         limits.context_rows = avl_engine_context_most(&config->model);

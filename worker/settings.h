@@ -15,6 +15,7 @@ typedef struct avl_worker_settings {
     int64_t encoder_cache_bytes; /* 0: a share of what is left */
     int32_t batch_rows;          /* 0: chosen by the context */
     int32_t sequences_max;
+    int32_t kept_prompts;
     int32_t context_rows; /* 0: the model's */
     int32_t drain_seconds;
     avl_log_level_t log_level;

@@ -31,6 +31,12 @@ static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
         sources->host[i] = targets->host[chosen->indices[i]];
     sources->count = chosen->keep;
     AVL_TRY(avl_sequence_publish(sequence, sources, 0));
+    /* Rows that came from another sequence stay where they are for that one. */
+    if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), chosen->keep))
+        return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
+                        (long long)avl_pages_counts(pages).total,
+                        (unsigned long long)sequence->request_id);
+    AVL_TRY(avl_sequence_publish(sequence, targets, 0));
     avl_kv_view_t view = avl_pages_view(pages);
     return avl_kv_move(sequence->device, &(avl_kv_move_args_t){
                                              .keys = avl_pages_keys(pages),
@@ -58,6 +64,8 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
     layer->selected = true;
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
+    memcpy(layer->first_core, layer->core_indices,
+           (size_t)shape->core_rows * sizeof *layer->first_core);
     return list_core(sequence, layer);
 }
 

@@ -112,7 +112,8 @@ static void add_admission(bench_t *bench, int32_t sequence, int32_t rows, uint32
     }
     bench->prompts[sequence] = ids;
     bench->plan.admissions[bench->plan.admission_count++] =
-        (avl_plan_admission_t){.request_id = (uint64_t)sequence + 1,
+        (avl_plan_admission_t){.source = -1,
+                               .request_id = (uint64_t)sequence + 1,
                                .sequence = sequence,
                                .prompt_rows = rows,
                                .rows_max = rows + STEPS,

@@ -17,7 +17,8 @@ struct avl_engine {
     uint8_t *wire;
     avl_pages_t *pages;
     avl_sequence_t **sequences;
-    uint64_t *told;     /* [sequences_max] prompt rows and tokens read */
+    uint64_t *told;     /* [indices_max] prompt rows and tokens read */
+    uint64_t *told_at;  /* [indices_max, context_rows + 1] after so many prompt rows */
     uint64_t *features; /* [feature_rows] what was encoded there */
     float *logits;
     int64_t encode_ns[PICTURES_MAX];
@@ -66,7 +67,8 @@ void engine_double_logits(uint64_t told, float *logits, int32_t vocab_rows) {
 
 avl_engine_t *engine_double_create(const engine_double_options_t *options) {
     const avl_engine_limits_t *limits = &options->limits;
-    size_t sequences = (size_t)limits->sequences_max;
+    size_t sequences = (size_t)limits->sequences_max, rows = (size_t)limits->context_rows + 1;
+    int32_t indices_max = limits->sequences_max + limits->kept_max;
     avl_engine_t *engine = calloc(1, sizeof *engine);
     if (engine == NULL)
         abort();
@@ -79,20 +81,23 @@ avl_engine_t *engine_double_create(const engine_double_options_t *options) {
     engine->feature_rows = limits->context_rows + limits->batch_rows;
     engine->plan_limits = (avl_plan_limits_t){
         .sequences_max = limits->sequences_max,
+        .indices_max = indices_max,
         .pictures_max = options->pictures_max,
         .context_rows = limits->context_rows,
         .feature_rows = engine->feature_rows,
-        .bytes_max = (avl_plan_frame_bytes(limits->sequences_max, options->pictures_max) +
-                      options->plan_bytes + 7) &
-                     ~(size_t)7,
+        .bytes_max =
+            (avl_plan_frame_bytes(limits->sequences_max, indices_max, options->pictures_max) +
+             options->plan_bytes + 7) &
+            ~(size_t)7,
     };
-    engine->sequences = calloc(sequences, sizeof(avl_sequence_t *));
-    engine->told = calloc(sequences, sizeof *engine->told);
+    engine->sequences = calloc((size_t)indices_max, sizeof(avl_sequence_t *));
+    engine->told = calloc((size_t)indices_max, sizeof *engine->told);
+    engine->told_at = calloc((size_t)indices_max * rows, sizeof *engine->told_at);
     engine->features = calloc((size_t)engine->feature_rows, sizeof *engine->features);
     engine->logits =
         calloc(sequences * (size_t)options->config->model.text.vocab_rows, sizeof *engine->logits);
     if (options->pictures_max > PICTURES_MAX || engine->sequences == NULL || engine->told == NULL ||
-        engine->features == NULL || engine->logits == NULL ||
+        engine->told_at == NULL || engine->features == NULL || engine->logits == NULL ||
         avl_alloc_aligned(engine->plan_limits.bytes_max, 1, "plans", &engine->wire) != AVL_OK ||
         avl_plan_create(&engine->plan_limits, &engine->plan) != AVL_OK ||
         avl_pages_create(options->device, 1, 1, AVL_DTYPE_F32, options->page_count,
@@ -104,13 +109,14 @@ avl_engine_t *engine_double_create(const engine_double_options_t *options) {
 void avl_engine_destroy(avl_engine_t *engine) {
     if (engine == NULL)
         return;
-    for (int32_t i = 0; i < engine->own.limits.sequences_max; i++)
+    for (int32_t i = 0; i < engine->plan_limits.indices_max; i++)
         avl_sequence_destroy(engine->sequences[i], engine->pages);
     avl_pages_destroy(engine->pages);
     avl_plan_destroy(&engine->plan);
     free(engine->wire);
     free(engine->sequences);
     free(engine->told);
+    free(engine->told_at);
     free(engine->features);
     free(engine->logits);
     free(engine);
@@ -124,6 +130,18 @@ static void release(avl_engine_t *engine, int32_t index) {
     int64_t owned = avl_pages_owned(engine->pages, index);
     if (owned != 0)
         fail(engine, "sequence %d was released and owns %lld pages", index, (long long)owned);
+}
+
+static uint64_t *told_at(const avl_engine_t *engine, int32_t index, int32_t rows) {
+    size_t line = (size_t)engine->own.limits.context_rows + 1;
+    return engine->told_at + (size_t)index * line + (size_t)rows;
+}
+
+static void retire(avl_engine_t *engine, int32_t index) {
+    avl_sequence_t *sequence = engine->sequences[index];
+    if (sequence == NULL || sequence->rows_done < sequence->shape.prompt_rows)
+        fail(engine, "retirement of sequence %d, whose prompt is not read", index);
+    avl_sequence_retire(sequence, engine->pages);
 }
 
 static void admit(avl_engine_t *engine, const avl_plan_admission_t *admission) {
@@ -144,7 +162,17 @@ static void admit(avl_engine_t *engine, const avl_plan_admission_t *admission) {
     if (rows != shape.visual_rows)
         fail(engine, "sequence %d: places for %d visual rows of %d", index, rows,
              shape.visual_rows);
-    engine->told[index] = engine_double_start();
+    engine->told[index] = *told_at(engine, index, 0) = engine_double_start();
+    if (admission->source < 0)
+        return;
+    const avl_sequence_t *source = engine->sequences[admission->source];
+    if (source == NULL || avl_sequence_share(engine->sequences[index], engine->pages, source,
+                                             admission->source_rows) != AVL_OK)
+        fail(engine, "sequence %d cannot share %d rows of %d: %s", index, admission->source_rows,
+             admission->source, source != NULL ? avl_status_detail() : "it does not exist");
+    memcpy(told_at(engine, index, 0), told_at(engine, admission->source, 0),
+           ((size_t)admission->source_rows + 1) * sizeof *engine->told_at);
+    engine->told[index] = *told_at(engine, index, admission->source_rows);
 }
 
 static void encode(avl_engine_t *engine, const avl_plan_picture_t *picture) {
@@ -197,6 +225,26 @@ static bool ends_prompt(const avl_engine_t *engine, const avl_plan_run_t *run) {
            sequence->rows_done + run->row_count == sequence->shape.prompt_rows;
 }
 
+/* As avl_visual_store_keep, with the first rows for the best. */
+static void keep_store(avl_engine_t *engine, avl_sequence_t *sequence, int index) {
+    avl_sequence_layer_t *layer = &sequence->layers[index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    if (shape->store_rows < shape->visual_rows) {
+        if (!avl_sequence_own_visual(sequence, engine->pages, index, shape->store_rows))
+            fail(engine, "the pool ran dry where request %llu keeps its store",
+                 (unsigned long long)sequence->request_id);
+        int64_t taken = avl_pages_counts(engine->pages).taken;
+        engine->step_pages = taken > engine->step_pages ? taken : engine->step_pages;
+        avl_sequence_cut_visual(sequence, engine->pages, index, shape->store_rows);
+    }
+    for (int32_t i = 0; i < shape->store_rows; i++)
+        layer->store_positions[i] = sequence->visual_positions[i];
+    for (int32_t i = 0; i < shape->core_rows; i++)
+        layer->core_indices[i] = layer->first_core[i] = i;
+    layer->core.count = shape->core_rows;
+    layer->selected = true;
+}
+
 static void run_layers(avl_engine_t *engine, const avl_plan_t *plan) {
     for (int layer = 0; layer < engine->own.config->model.text.layer_count; layer++) {
         for (int32_t i = 0; i < plan->run_count; i++)
@@ -204,7 +252,7 @@ static void run_layers(avl_engine_t *engine, const avl_plan_t *plan) {
         for (int32_t i = 0; i < plan->run_count; i++) {
             avl_sequence_t *sequence = engine->sequences[plan->runs[i].sequence];
             if (ends_prompt(engine, &plan->runs[i]) && sequence->shape.selects)
-                avl_sequence_cut_visual(sequence, engine->pages, layer, sequence->shape.store_rows);
+                keep_store(engine, sequence, layer);
         }
     }
 }
@@ -219,6 +267,7 @@ static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *log
         if (id < 0)
             engine->told[index] ^=
                 engine->features[sequence->feature_rows[sequence->visual_done++]];
+        *told_at(engine, index, sequence->rows_done + i + 1) = engine->told[index];
     }
     if (run->row_count == 0)
         engine->told[index] = engine_double_token(engine->told[index], run->token_id);
@@ -254,6 +303,8 @@ avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *planned,
     engine->step = plan->step;
     engine->step_pages = 0;
     *result_p = (avl_step_result_t){.logits = engine->logits, .encode_ns = engine->encode_ns};
+    for (int32_t i = 0; i < plan->retirement_count; i++)
+        retire(engine, plan->retirements[i]);
     for (int32_t i = 0; i < plan->release_count; i++)
         release(engine, plan->releases[i]);
     if (plan->admission_count > 0 && engine->own.admits != NULL &&

@@ -13,6 +13,7 @@
 #include <string.h>
 
 static const avl_plan_limits_t limits = {.sequences_max = 4,
+                                         .indices_max = 6,
                                          .pictures_max = 3,
                                          .context_rows = 64,
                                          .feature_rows = 40,
@@ -24,13 +25,16 @@ static const uint8_t pixels[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
 
 static void fill(avl_plan_t *plan) {
     avl_plan_begin(plan, AVL_PLAN_STEP, 77);
-    plan->releases[plan->release_count++] = 3;
+    plan->retirements[plan->retirement_count++] = 1;
+    plan->releases[plan->release_count++] = 5;
     plan->admissions[plan->admission_count++] = (avl_plan_admission_t){
         .request_id = UINT64_C(0x1234567890abcdef),
         .sequence = 2,
         .prompt_rows = 7,
         .rows_max = 20,
         .place_count = 2,
+        .source = 5,
+        .source_rows = 6,
         .attention = {.5, .25, 3},
         .token_ids = prompt,
         .places = places,
@@ -79,10 +83,14 @@ static void test_there_and_back(void **state) {
     assert_int_equal(got->kind, AVL_PLAN_STEP);
     assert_int_equal(got->step, 77);
     assert_int_equal(got->release_count, 1);
-    assert_int_equal(got->releases[0], 3);
+    assert_int_equal(got->releases[0], 5);
+    assert_int_equal(got->retirement_count, 1);
+    assert_int_equal(got->retirements[0], 1);
     assert_int_equal(got->admission_count, 1);
     assert_true(got->admissions[0].request_id == UINT64_C(0x1234567890abcdef));
     assert_int_equal(got->admissions[0].rows_max, 20);
+    assert_int_equal(got->admissions[0].source, 5);
+    assert_int_equal(got->admissions[0].source_rows, 6);
     assert_int_equal(got->admissions[0].place_count, 2);
     assert_memory_equal(got->admissions[0].places, places, sizeof places);
     assert_int_equal(got->pictures[0].feature_row, 29);
@@ -102,7 +110,8 @@ static void test_frame_is_enough(void **state) {
     open_pair(&pair);
     avl_plan_t *plan = &pair.sent;
     avl_plan_begin(plan, AVL_PLAN_STEP, 1);
-    plan->release_count = plan->run_count = limits.sequences_max;
+    plan->retirement_count = plan->run_count = limits.sequences_max;
+    plan->release_count = limits.indices_max;
     plan->admission_count = limits.sequences_max;
     plan->picture_count = limits.pictures_max;
     size_t contents = 0;
@@ -114,7 +123,7 @@ static void test_frame_is_enough(void **state) {
         plan->pictures[i] = (avl_plan_picture_t){.pixel_bytes = 1 + (size_t)i};
         contents += 1 + (size_t)i;
     }
-    assert_true(avl_plan_bytes(plan) <= avl_plan_frame_bytes(4, 3) + contents);
+    assert_true(avl_plan_bytes(plan) <= avl_plan_frame_bytes(4, 6, 3) + contents);
     close_pair(&pair);
 }
 
@@ -144,7 +153,7 @@ static void test_hostile_bytes(void **state) {
             avl_status_t status = avl_plan_decode(changed, pair.bytes, &limits, &pair.received);
             if (status == AVL_OK) {
                 assert_in_range(pair.received.run_count, 0, limits.sequences_max);
-                assert_in_range(pair.received.runs[0].sequence, 0, limits.sequences_max - 1);
+                assert_in_range(pair.received.runs[0].sequence, 0, limits.indices_max - 1);
             }
             free(changed);
         }

@@ -102,6 +102,8 @@ static void take_event(void *context, const avl_event_t *event) {
         break;
     case AVL_EVENT_TOKEN:
         assert_in_range(result->token_count, 0, RIG_TOKENS_MAX - 1);
+        if (event->logprob_count > 0)
+            result->logprobs[result->token_count] = event->logprobs[0].logprob;
         result->tokens[result->token_count++] = event->token_id;
         break;
     case AVL_EVENT_FINISHED:
@@ -155,13 +157,14 @@ void rig_close(rig_t *rig) {
         assert_int_equal(pthread_join(rig->ranks[i].thread, NULL), 0);
     assert_true(avl_scheduler_is_idle(rig->scheduler));
     assert_int_equal(avl_scheduler_counts(rig->scheduler).pages_reserved, 0);
+    int64_t kept = avl_scheduler_counts(rig->scheduler).pages_kept;
     avl_pages_counts_t first = avl_engine_pages(rig->ranks[0].engine);
     for (int i = 0; i < rig->options.ranks; i++) {
         rank_t *rank = &rig->ranks[i];
         if (rank->status != AVL_OK)
             fail_msg("rank %d: %s: %s", i, avl_status_name(rank->status), rank->detail);
         avl_pages_counts_t counts = avl_engine_pages(rank->engine);
-        assert_int_equal(counts.taken, 0);
+        assert_in_range(counts.taken, 0, kept); /* kept prompts may share pages */
         assert_int_equal(counts.taken_most, first.taken_most);
     }
     avl_scheduler_destroy(rig->scheduler);

@@ -28,6 +28,7 @@ typedef struct rig_options {
 typedef struct rig_result {
     uint64_t request_id;
     int32_t tokens[RIG_TOKENS_MAX];
+    float logprobs[RIG_TOKENS_MAX]; /* when asked for */
     int32_t token_count;
     int progress_events;
     bool finished;

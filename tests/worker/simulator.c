@@ -8,7 +8,8 @@
  * AVL_SIMULATOR_TRACE=1 every event is printed.
  *
  * Invariants, after every step:
- *   pages     taken <= reserved <= total, during the step as well; none taken when idle
+ *   pages     taken <= reserved + kept <= total, during the step as well; when idle those of kept
+ *             prompts alone
  *   plans     within every limit; never empty while there is work
  *   order     who is admitted comes first in the documented order of those that wait; who gives
  *             way when pages run out comes last of those that run
@@ -30,6 +31,7 @@
 #define REQUESTS_MAX 64
 #define TOKENS_MAX 96
 #define VOCAB 13
+#define PAGES_MAX 8192
 #define EOS 3
 #define SIDE 2         /* of a picture's tile, pixels */
 #define PICTURE_ROWS 9 /* of the prompt */
@@ -87,6 +89,7 @@ typedef struct client {
     uint64_t id;
     int32_t *prompt;
     int32_t rows, picture_count;
+    bool tenant;
     int32_t picture_rows[4];
     uint8_t pixels[4][3 * SIDE * SIDE];
     avl_picture_digest_t digests[4];
@@ -281,6 +284,7 @@ static avl_request_t *make_request(const client_t *client) {
     memcpy(request->token_ids, client->prompt, rows * sizeof(int32_t));
     memcpy(request->replay_ids, client->tokens, tokens * sizeof(int32_t));
     request->row_count = client->rows;
+    request->tenant[0] = client->tenant ? 't' : '\0';
     request->replay_count = client->token_count;
     request->image_count = client->picture_count;
     for (int32_t i = 0; i < client->picture_count; i++) {
@@ -333,6 +337,24 @@ static void make_prompt(world_t *world, client_t *client) {
     while (text-- > 0 || rows == 0)
         client->prompt[rows++] = between(0, VOCAB - 1);
     client->rows = rows;
+}
+
+/* A prompt that an earlier client had, or one that begins like it. */
+static void ask_again(client_t *client, const client_t *other) {
+    if (other->hostile)
+        return;
+    int32_t *prompt = malloc(((size_t)other->rows + 1) * sizeof *prompt);
+    expect(prompt != NULL, "no memory");
+    memcpy(prompt, other->prompt, (size_t)other->rows * sizeof *prompt);
+    free(client->prompt);
+    client->prompt = prompt;
+    client->rows = other->rows;
+    client->picture_count = other->picture_count;
+    memcpy(client->picture_rows, other->picture_rows, sizeof other->picture_rows);
+    memcpy(client->pixels, other->pixels, sizeof other->pixels);
+    memcpy(client->digests, other->digests, sizeof other->digests);
+    if (one_in(2) && prompt[client->rows - 1] >= 0)
+        prompt[client->rows - 1] = (prompt[client->rows - 1] + 1) % VOCAB;
 }
 
 static void make_parameters(client_t *client) {
@@ -432,6 +454,9 @@ static void arrive(world_t *world) {
     client_t *client = &world->clients[world->client_count++];
     client->id = (uint64_t)world->client_count;
     make_prompt(world, client);
+    if (world->client_count > 1 && one_in(2))
+        ask_again(client, &world->clients[between(0, world->client_count - 2)]);
+    client->tenant = one_in(4);
     make_parameters(client);
     client->arrival_ns = now_ns;
     client->deadline_ns = AVL_DEADLINE_NONE;
@@ -557,20 +582,36 @@ static void check_admissions(world_t *world, const avl_plan_t *plan) {
     }
 }
 
+/* Several sequences may hold a page: it counts once. */
+static int64_t mark_pages(const avl_segment_rows_t *rows, bool *held) {
+    int64_t count = 0;
+    for (int32_t i = 0; i < rows->page_count; i++) {
+        count += !held[rows->pages[i]];
+        held[rows->pages[i]] = true;
+    }
+    return count;
+}
+
 static void check_pages(const world_t *world) {
     avl_scheduler_counts_t counts = avl_scheduler_counts(world->scheduler);
     avl_pages_counts_t pages = avl_engine_pages(world->engine);
     expect(counts.pages_reserved >= 0 && counts.pages_reserved <= pages.total,
            "%lld pages of %lld are reserved", (long long)counts.pages_reserved,
            (long long)pages.total);
+    expect(counts.pages_reserved + counts.pages_kept <= pages.total,
+           "%lld pages are reserved, and kept prompts have %lld of %lld",
+           (long long)counts.pages_reserved, (long long)counts.pages_kept, (long long)pages.total);
+    static bool held[PAGES_MAX];
+    memset(held, 0, sizeof held);
     int64_t owned = 0;
-    for (int32_t i = 0; i < world->limits.sequences_max; i++) {
+    for (int32_t i = 0; i < world->limits.sequences_max + world->limits.kept_max; i++) {
         const avl_sequence_t *sequence = avl_engine_sequence(world->engine, i);
-        for (int layer = 0; sequence != NULL && layer < sequence->layer_count; layer++)
-            owned +=
-                sequence->layers[layer].text.page_count + sequence->layers[layer].visual.page_count;
+        for (int layer = 0; sequence != NULL && layer < sequence->layer_count; layer++) {
+            owned += mark_pages(&sequence->layers[layer].text, held);
+            owned += mark_pages(&sequence->layers[layer].visual, held);
+        }
     }
-    expect(owned == pages.taken, "sequences own %lld pages; %lld are taken", (long long)owned,
+    expect(owned == pages.taken, "sequences hold %lld pages; %lld are taken", (long long)owned,
            (long long)pages.taken);
 }
 
@@ -596,7 +637,8 @@ static void step(world_t *world) {
         expect(avl_scheduler_is_idle(world->scheduler), "an empty plan, and there is work");
         return;
     }
-    int64_t reserved = avl_scheduler_counts(world->scheduler).pages_reserved;
+    avl_scheduler_counts_t counts = avl_scheduler_counts(world->scheduler);
+    int64_t reserved = counts.pages_reserved + counts.pages_kept;
     expect(reserved <= world->page_count, "the plan reserves %lld pages of %lld",
            (long long)reserved, (long long)world->page_count);
     note_preemptions(world, plan);
@@ -621,6 +663,7 @@ static void configure(world_t *world) {
     world->limits.batch_rows = one_in(3) ? between(1, 8) : between(8, 128);
     world->limits.sequences_max = between(1, 10);
     world->limits.context_rows = between(16, 160);
+    world->limits.kept_max = one_in(4) ? 0 : between(1, 8);
     int64_t sequence = (int64_t)world->config.model.text.layer_count *
                        (world->limits.context_rows / AVL_PAGE_ROWS + 2);
     world->page_count = sequence * between(1, one_in(2) ? 2 : world->limits.sequences_max);
@@ -660,7 +703,7 @@ static void live(world_t *world) {
 /* Over all runs. */
 static struct totals {
     double worst_share;
-    int64_t requests, preemptions, deaths, steps;
+    int64_t requests, preemptions, deaths, steps, shared;
 } totals;
 
 static void run(uint64_t seed, avl_device_t *device) {
@@ -678,8 +721,11 @@ static void run(uint64_t seed, avl_device_t *device) {
         expect(world.clients[i].ended, "request %d has no end", i + 1);
         free(world.clients[i].prompt);
     }
-    expect(avl_engine_pages(world.engine).taken == 0, "%lld pages are lost",
-           (long long)avl_engine_pages(world.engine).taken);
+    avl_scheduler_counts_t counts = avl_scheduler_counts(world.scheduler);
+    expect(avl_engine_pages(world.engine).taken <= counts.pages_kept,
+           "%lld pages are taken; kept prompts have %lld",
+           (long long)avl_engine_pages(world.engine).taken, (long long)counts.pages_kept);
+    totals.shared += counts.prompt_cache.hits;
     expect(avl_scheduler_counts(world.scheduler).pages_reserved == 0, "pages stay reserved");
     end_group(&world);
     avl_sampler_destroy(world.sampler);
@@ -704,9 +750,9 @@ int main(int argc, char **argv) {
         run(first + i, device);
     avl_device_close(device);
     printf("%llu runs from seed %llu: %lld requests, %lld steps, %lld deaths, %lld requests gave "
-           "way; the longest wait was %.0f %% of its bound\n",
+           "way, %lld shared a prompt; the longest wait was %.0f %% of its bound\n",
            (unsigned long long)runs, (unsigned long long)first, (long long)totals.requests,
            (long long)totals.steps, (long long)totals.deaths, (long long)totals.preemptions,
-           100 * totals.worst_share);
+           (long long)totals.shared, 100 * totals.worst_share);
     return 0;
 }

@@ -1,0 +1,129 @@
+/* worker/sequence_share.c: a new sequence that begins with rows of another one. */
+#include <string.h>
+
+#include "worker/sequence.h"
+
+static bool is_whole(const avl_sequence_t *sequence, const avl_sequence_t *source, int32_t rows) {
+    const avl_sequence_shape_t *own = &sequence->shape, *other = &source->shape;
+    return rows == own->prompt_rows && own->prompt_rows == other->prompt_rows &&
+           own->visual_rows == other->visual_rows && own->store_rows == other->store_rows &&
+           own->core_rows == other->core_rows;
+}
+
+static int32_t count_visual(const avl_sequence_t *sequence, int32_t rows) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < rows; i++)
+        count += avl_sequence_is_visual(sequence, i);
+    return count;
+}
+
+bool avl_sequence_can_share(const avl_sequence_t *sequence, const avl_sequence_t *source,
+                            int32_t rows) {
+    const avl_sequence_shape_t *own = &sequence->shape, *other = &source->shape;
+    if (rows < 1 || rows > own->prompt_rows || rows > other->prompt_rows ||
+        sequence->rows_done != 0 || source->rows_done < other->prompt_rows ||
+        memcmp(sequence->token_ids, source->token_ids,
+               (size_t)rows * sizeof *sequence->token_ids) != 0)
+        return false;
+    if (is_whole(sequence, source, rows))
+        return true;
+    return rows < own->prompt_rows && own->long_prompt == other->long_prompt &&
+           (other->store_rows == other->visual_rows || count_visual(source, rows) == 0);
+}
+
+static avl_status_t copy_rows(const avl_sequence_t *sequence, avl_pages_t *pages,
+                              const avl_row_list_t *sources, const avl_row_list_t *targets,
+                              int32_t first, int32_t count) {
+    avl_kv_view_t view = avl_pages_view(pages);
+    return avl_kv_move(sequence->device, &(avl_kv_move_args_t){
+                                             .keys = avl_pages_keys(pages),
+                                             .values = avl_pages_values(pages),
+                                             .sources = sources->device + first,
+                                             .targets = targets->device + first,
+                                             .rows = count,
+                                             .row_width = view.row_stride,
+                                             .dtype = view.dtype,
+                                         });
+}
+
+/* The first `count` rows of a segment; `grows`: more will be written behind them. */
+static avl_status_t share_segment(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
+                                  avl_segment_rows_t *target, const avl_segment_rows_t *source,
+                                  int32_t count, bool grows) {
+    int32_t rest = grows ? count % AVL_PAGE_ROWS : 0;
+    int32_t shared = (count - rest + AVL_PAGE_ROWS - 1) / AVL_PAGE_ROWS;
+    AVL_ASSERT(source->slots.count >= count);
+    for (int32_t i = 0; i < shared; i++) {
+        avl_pages_share(pages, source->pages[i]);
+        target->pages[target->page_count++] = source->pages[i];
+    }
+    memcpy(target->slots.host, source->slots.host,
+           (size_t)(count - rest) * sizeof *target->slots.host);
+    target->slots.count = count;
+    if (rest > 0) {
+        avl_page_owner_t owner = {sequence->index, layer, target->segment};
+        int32_t page = avl_pages_take(pages, owner);
+        target->slots.count = count - rest; /* what is held, should the pool be dry */
+        if (page < 0)
+            return avl_fail(
+                AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry where request %llu begins",
+                (long long)avl_pages_counts(pages).total, (unsigned long long)sequence->request_id);
+        target->pages[target->page_count++] = page;
+        for (int32_t i = 0; i < rest; i++)
+            target->slots.host[target->slots.count++] = page * AVL_PAGE_ROWS + i;
+    }
+    AVL_TRY(avl_sequence_publish(sequence, &target->slots, 0));
+    return rest > 0 ? copy_rows(sequence, pages, &source->slots, &target->slots, count - rest, rest)
+                    : AVL_OK;
+}
+
+/* The rest of the prompt will look back at all of them, in the order of positions. */
+static avl_status_t list_order(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
+                               int32_t rows) {
+    int32_t text = 0, visual = 0;
+    for (int32_t i = 0; i < rows; i++)
+        layer->order.host[i] = avl_sequence_is_visual(sequence, i)
+                                   ? layer->visual.slots.host[visual++]
+                                   : layer->text.slots.host[text++];
+    layer->order.count = rows;
+    return avl_sequence_publish(sequence, &layer->order, 0);
+}
+
+/* The store and its first core. */
+static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
+                               const avl_sequence_layer_t *source) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    size_t core = (size_t)shape->core_rows * sizeof(int32_t);
+    if (!shape->selects)
+        return AVL_OK;
+    memcpy(layer->store_positions, source->store_positions,
+           (size_t)shape->store_rows * sizeof(int32_t));
+    memcpy(layer->first_core, source->first_core, core);
+    memcpy(layer->core_indices, source->first_core, core);
+    for (int32_t i = 0; i < shape->core_rows; i++)
+        layer->core.host[i] = layer->visual.slots.host[layer->core_indices[i]];
+    layer->core.count = shape->core_rows;
+    layer->selected = true;
+    return avl_sequence_publish(sequence, &layer->core, 0);
+}
+
+avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,
+                                const avl_sequence_t *source, int32_t rows) {
+    if (!avl_sequence_can_share(sequence, source, rows))
+        return avl_fail(AVL_ERR_INTERNAL, "request %llu cannot begin with %d rows of sequence %d",
+                        (unsigned long long)sequence->request_id, rows, source->index);
+    bool whole = is_whole(sequence, source, rows);
+    int32_t visual = count_visual(sequence, rows), text = rows - visual;
+    for (int32_t i = 0; i < sequence->layer_count; i++) {
+        avl_sequence_layer_t *layer = &sequence->layers[i];
+        const avl_sequence_layer_t *other = &source->layers[i];
+        AVL_TRY(share_segment(sequence, pages, i, &layer->text, &other->text, text, true));
+        AVL_TRY(share_segment(sequence, pages, i, &layer->visual, &other->visual,
+                              whole ? sequence->shape.store_rows : visual,
+                              visual < sequence->shape.visual_rows));
+        AVL_TRY(whole ? take_store(sequence, layer, other) : list_order(sequence, layer, rows));
+    }
+    sequence->rows_done = rows;
+    sequence->visual_done = visual;
+    return AVL_OK;
+}
