@@ -130,8 +130,9 @@ class Counts(unittest.TestCase):
         lock = threading.Lock()
 
         def ask(index):
+            tokens = 5 + index % 7 if index >= cancels else 500  # a cancelled one would last
             request = talk(PICTURE, "What?", sampling=pb.SamplingParameters(seed=index), ignore_eos=True,
-                           max_tokens=5 + index % 7, request_id=f"r{index}")
+                           max_tokens=tokens, request_id=f"r{index}")
             call = service.inference.Generate(request, timeout=60)
             if index < cancels:
                 next(call)
@@ -205,7 +206,7 @@ class Counts(unittest.TestCase):
         self.assertEqual(total(samples, "avl_preprocess_jobs_total", result="completed"), requests + 1)
 
     def test_fake_workers(self):
-        with Watched(fake="", environment={"AVL_FAKE_STEP_MS": "10"}) as service:
+        with Watched(fake="", environment={"AVL_FAKE_STEP_MS": "10", "AVL_FAKE_TOKENS": "500"}) as service:
             self.agree(service, 40, 8)
 
     def test_model(self):
