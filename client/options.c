@@ -21,6 +21,12 @@ enum {
     KEY_RAW_PROMPT,
     KEY_SYSTEM,
     KEY_IGNORE_EOS,
+    KEY_MIN_P,
+    KEY_REPETITION,
+    KEY_PRESENCE,
+    KEY_FREQUENCY,
+    KEY_MIN_TOKENS,
+    KEY_STOP,
 };
 
 double avl_option_number(struct argp_state *state, const char *name, const char *text) {
@@ -59,6 +65,13 @@ static const struct argp_option request_option_list[] = {
     {"temperature", 't', "T", 0, "0 is greedy (default: the model's own)", 0},
     {"top-p", KEY_TOP_P, "P", 0, "nucleus sampling, 0 < P <= 1", 0},
     {"top-k", KEY_TOP_K, "K", 0, "sample among the K best tokens; 0 is off", 0},
+    {"min-p", KEY_MIN_P, "P", 0, "only tokens with at least P of the best one's probability", 0},
+    {"repetition-penalty", KEY_REPETITION, "X", 0,
+     "against tokens of question and answer; 1 is off", 0},
+    {"presence-penalty", KEY_PRESENCE, "X", 0, "against tokens of the answer", 0},
+    {"frequency-penalty", KEY_FREQUENCY, "X", 0, "the same, for every time they came", 0},
+    {"min-tokens", KEY_MIN_TOKENS, "N", 0, "no end before N tokens", 0},
+    {"stop", KEY_STOP, "TEXT", 0, "end the answer before TEXT; may be given several times", 0},
     {"seed", KEY_SEED, "S", 0, "the same seed gives the same answer", 0},
     {"visual-store", KEY_STORE, "R", 0,
      "share of the picture's rows kept after prefill, 0 < R <= 1", 0},
@@ -102,6 +115,37 @@ static error_t parse_sampling(int key, const char *text, struct argp_state *stat
     }
 }
 
+static error_t parse_penalties(int key, const char *text, struct argp_state *state,
+                               Avl__V1__SamplingParameters *sampling) {
+    switch (key) {
+    case KEY_MIN_P:
+        sampling->min_p = avl_option_number(state, "--min-p", text);
+        return 0;
+    case KEY_REPETITION:
+        sampling->repetition_penalty = avl_option_number(state, "--repetition-penalty", text);
+        return 0;
+    case KEY_PRESENCE:
+        sampling->presence_penalty = avl_option_number(state, "--presence-penalty", text);
+        return 0;
+    case KEY_FREQUENCY:
+        sampling->frequency_penalty = avl_option_number(state, "--frequency-penalty", text);
+        return 0;
+    case KEY_MIN_TOKENS:
+        sampling->min_tokens =
+            (uint32_t)avl_option_count(state, "--min-tokens", text, 0, INT32_MAX);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void add_stop(avl_request_options_t *options, char *text, struct argp_state *state) {
+    if (options->sampling.n_stop == AVL_REQUEST_STOPS_MAX)
+        argp_error(state, "--stop: at most %d texts", AVL_REQUEST_STOPS_MAX);
+    options->stop[options->sampling.n_stop++] = text;
+    options->sampling.stop = options->stop;
+}
+
 /* Only what is no number is refused here: what a ratio may be, the service says. */
 static error_t parse_attention(int key, const char *text, struct argp_state *state,
                                Avl__V1__AttentionParameters *attention) {
@@ -133,6 +177,7 @@ static error_t parse_attention(int key, const char *text, struct argp_state *sta
 static error_t parse_request_option(int key, char *text, struct argp_state *state) {
     avl_request_options_t *options = state->input;
     if (parse_sampling(key, text, state, &options->sampling) == 0 ||
+        parse_penalties(key, text, state, &options->sampling) == 0 ||
         parse_attention(key, text, state, &options->attention) == 0)
         return 0;
     switch (key) {
@@ -141,6 +186,9 @@ static error_t parse_request_option(int key, char *text, struct argp_state *stat
         return 0;
     case KEY_SYSTEM:
         options->system = text;
+        return 0;
+    case KEY_STOP:
+        add_stop(options, text, state);
         return 0;
     case KEY_RAW_PROMPT:
         options->raw_prompt = true;

@@ -9,12 +9,16 @@
 
 #include "proto/inference.pb-c.h"
 
+#define AVL_REQUEST_STOPS_MAX 16 /* as many as a service takes */
+
 /* How every question of this command is asked. */
 typedef struct avl_request_options {
     const char *system; /* NULL: none */
     uint32_t max_tokens;
     bool raw_prompt, ignore_eos;
-    Avl__V1__SamplingParameters sampling;
+    Avl__V1__SamplingParameters
+        sampling; /* its `stop` is the one below, of the first of all copies */
+    char *stop[AVL_REQUEST_STOPS_MAX];
     Avl__V1__AttentionParameters attention;
 } avl_request_options_t;
 

@@ -103,9 +103,11 @@ static void options_reach_the_service(void **state) {
     program_setting_t setting = here();
     program_result_t result = PROGRAM(
         &setting, "ask", "-i", first, "--image", second, "--max-tokens", "9", "--temperature",
-        "0.5", "--top-p", "0.9", "--top-k", "40", "--seed", "18446744073709551615",
-        "--visual-store", "0.4", "--visual-compute", "0.2", "--visual-interval", "5", "--system",
-        "be brief", "--ignore-eos", "--timeout", "30", "what?");
+        "0.5", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.5",
+        "--presence-penalty", "-2", "--frequency-penalty", "0.25", "--min-tokens", "3", "--stop",
+        "\n\n", "--stop", "END", "--seed", "18446744073709551615", "--visual-store", "0.4",
+        "--visual-compute", "0.2", "--visual-interval", "5", "--system", "be brief", "--ignore-eos",
+        "--timeout", "30", "what?");
     program_expect(&result, 0);
     program_free(&result);
     assert_int_equal(fake_server_counts(server).with_deadline, 1);
@@ -128,6 +130,13 @@ static void options_reach_the_service(void **state) {
     assert_false(request->progress);
     assert_true(request->sampling->temperature == 0.5 && request->sampling->top_p == 0.9);
     assert_int_equal(request->sampling->top_k, 40);
+    assert_true(request->sampling->min_p == 0.1 && request->sampling->repetition_penalty == 1.5);
+    assert_true(request->sampling->presence_penalty == -2);
+    assert_true(request->sampling->frequency_penalty == 0.25);
+    assert_int_equal(request->sampling->min_tokens, 3);
+    assert_int_equal(request->sampling->n_stop, 2);
+    assert_string_equal(request->sampling->stop[0], "\n\n");
+    assert_string_equal(request->sampling->stop[1], "END");
     assert_true(request->sampling->seed == UINT64_MAX);
     assert_true(request->attention->visual_store_ratio == 0.4);
     assert_true(request->attention->visual_compute_ratio == 0.2);
