@@ -21,7 +21,7 @@ typedef struct avl_attention_params {
     int32_t visual_update_interval; /* steps between reselections: >= 1 */
 } avl_attention_params_t;
 
-#define AVL_PRIORITY_MOST 10
+#define AVL_PRIORITY_MOST 100
 #define AVL_STOP_IDS_MAX 64
 #define AVL_LOGPROBS_MAX 21 /* of one token: its own and those of 20 others */
 
