@@ -35,13 +35,19 @@ static avl_status_t unpack(avl_payload_t *payload, const ProtobufCMessageDescrip
 
 /* One picture, from file bytes to pixels. */
 static avl_status_t prepare_image(const avl_api_t *api, const char *tenant,
-                                  const Avl__V1__Image *file, size_t number,
+                                  const Avl__V1__Image *file, size_t number, int64_t *pixels_left,
                                   avl_prepared_image_t *image_p) {
     avl_image_t image;
-    avl_status_t status =
-        avl_image_decode(file->data.data, file->data.len, api->image_pixels_max, &image);
+    int64_t request_max = api->policy.request_pixels_max;
+    bool less = *pixels_left < api->image_pixels_max;
+    avl_status_t status = avl_image_decode(file->data.data, file->data.len,
+                                           less ? *pixels_left : api->image_pixels_max, &image);
+    if (status == AVL_ERR_TOO_LARGE && less)
+        return avl_fail(status, "image %zu: the images of a request may have %lld pixels together",
+                        number, (long long)request_max);
     if (status != AVL_OK)
         return avl_fail_in(status, "image %zu", number);
+    *pixels_left -= (int64_t)image.width * image.height;
     avl_pixels_t pixels;
     status = avl_image_identity_digest(api->identity, tenant, &image, image_p->digest);
     if (status == AVL_OK)
@@ -60,13 +66,13 @@ static avl_status_t prepare_images(const avl_api_t *api, avl_live_request_t *liv
                                    avl_prepared_t *prepared) {
     AVL_TRY(avl_alloc(conversation->image_count, sizeof *prepared->images, "pictures",
                       &prepared->images));
-    int64_t begin_ns = avl_clock_now_ns();
+    int64_t begin_ns = avl_clock_now_ns(), pixels_left = api->policy.request_pixels_max;
     for (size_t i = 0; i < conversation->image_count; i++) {
         if (!avl_live_request_wanted(live))
             return avl_fail(AVL_ERR_CANCELLED, "the request has ended");
         avl_live_request_progress(live, AVL__V1__STAGE__STAGE_PREPROCESS, (uint32_t)i,
                                   (uint32_t)conversation->image_count);
-        AVL_TRY(prepare_image(api, prepared->tenant, conversation->images[i], i + 1,
+        AVL_TRY(prepare_image(api, prepared->tenant, conversation->images[i], i + 1, &pixels_left,
                               &prepared->images[i]));
         prepared->image_count++;
     }
@@ -76,9 +82,15 @@ static avl_status_t prepare_images(const avl_api_t *api, avl_live_request_t *liv
 
 /* Rows that a prompt may have: the group's context once it is known, the model's before. */
 static int32_t context_rows(const avl_api_t *api) {
-    avl_worker_group_view_t view;
-    avl_worker_group_view(api->group, &view);
-    return view.ever_ready ? view.context_rows_max : api->config->model.text.positions_max;
+    avl_groups_view_t view;
+    avl_groups_view(api->groups, &view);
+    return view.best.ever_ready ? view.best.context_rows_max
+                                : api->config->model.text.positions_max;
+}
+
+static int32_t prompt_rows_max(const avl_api_t *api) {
+    int32_t context = context_rows(api), most = api->policy.prompt_tokens_max;
+    return most > 0 && most < context ? most : context;
 }
 
 static avl_status_t prepare_prompt(const avl_api_t *api, const char *text,
@@ -89,7 +101,7 @@ static avl_status_t prepare_prompt(const avl_api_t *api, const char *text,
         layouts[i] = prepared->images[i].layout;
     avl_prompt_t prompt;
     avl_status_t status = avl_prompt_build(api->tokenizer, api->config, text, layouts,
-                                           prepared->image_count, context_rows(api), &prompt);
+                                           prepared->image_count, prompt_rows_max(api), &prompt);
     free(layouts);
     AVL_TRY(status);
     for (int32_t i = 0; i < prompt.image_count; i++) {
@@ -133,6 +145,7 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
                             const Avl__V1__GenerateRequest *request, avl_prepared_t *prepared) {
     AVL_TRY(avl_generate_check(request));
     snprintf(prepared->name, sizeof prepared->name, "%s", request->request_id);
+    snprintf(prepared->tenant, sizeof prepared->tenant, "%s", avl_live_request_tenant(live));
     avl_live_request_named(live, prepared->name);
     AVL_TRY(avl_sampling_read(request->sampling, api->policy.generation, &prepared->sampling));
     if (request->sampling != NULL)
@@ -140,6 +153,10 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
                                      &prepared->stop));
     AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, &prepared->attention));
     prepared->max_tokens = (int32_t)request->max_tokens;
+    int32_t most = api->policy.answer_tokens_max;
+    if (most > 0 && (prepared->max_tokens == 0 || prepared->max_tokens > most))
+        prepared->max_tokens = most;
+    prepared->priority = request->priority;
     prepared->ignore_eos = request->ignore_eos;
     if (request->progress)
         avl_live_request_want_progress(live);
@@ -188,8 +205,13 @@ static void on_generate(void *context, avl_call_t *call, avl_payload_t *payload)
     avl_api_t *api = context;
     job_t *job = NULL;
     avl_live_request_t *live = NULL;
-    avl_status_t status = avl_requests_admit(api->requests, call, &live);
+    char tenant[AVL_TENANT_BYTES_MAX + 1];
+    avl_status_t status = avl_call_metadata(call, AVL_TENANT_METADATA, tenant, sizeof tenant);
+    if (status == AVL_OK)
+        status = avl_requests_admit(api->requests, call, tenant, &live);
     if (status != AVL_OK) {
+        if (status == AVL_ERR_EXHAUSTED)
+            avl_call_set_retry(call, avl_requests_retry_ns(api->requests));
         avl_service_metrics_failed(api->metrics, avl_rpc_code(status));
         avl_call_finish(call, avl_rpc_code(status), avl_status_detail());
         avl_payload_free(payload);
@@ -321,8 +343,9 @@ static char *shared(const char *text) {
 static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     avl_api_t *api = context;
     avl_payload_free(payload); /* the request has no fields */
-    avl_worker_group_view_t view;
-    avl_worker_group_view(api->group, &view);
+    avl_groups_view_t groups;
+    avl_groups_view(api->groups, &groups);
+    avl_worker_group_view_t view = groups.best;
     Avl__V1__AttentionParameters attention;
     avl__v1__attention_parameters__init(&attention);
     attention._visual_store_ratio_case =
@@ -352,7 +375,7 @@ static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     info.ranks = (uint32_t)view.ranks;
     info.device = view.device;
     info.dtype = view.dtype;
-    info.sequences_max = (uint32_t)view.sequences_max;
+    info.sequences_max = (uint32_t)(groups.ready > 0 ? groups.sequences_max : view.sequences_max);
     info.message_bytes_max = (uint64_t)api->message_bytes_max;
     info.image_pixels_max = (uint64_t)api->image_pixels_max;
     info.images_max = (uint32_t)api->policy.images_max;

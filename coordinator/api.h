@@ -12,11 +12,11 @@
 #include "coordinator/image_identity.h"
 #include "coordinator/requests.h"
 #include "coordinator/validate.h"
-#include "coordinator/worker_group.h"
 #include "inputs/prompt.h"
 #include "inputs/tokenizer.h"
 
 #define AVL_API_METHODS 3
+#define AVL_TENANT_METADATA "x-avl-tenant"
 
 /* Everything is borrowed, and outlives the calls. */
 typedef struct avl_api {
@@ -27,7 +27,7 @@ typedef struct avl_api {
     avl_thread_pool_t *pool;
     const avl_image_identity_t *identity;
     avl_requests_t *requests;
-    avl_worker_group_t *group;
+    avl_groups_t *groups;
     avl_service_metrics_t *metrics;
     avl_request_policy_t policy;
     int64_t message_bytes_max;

@@ -1,6 +1,9 @@
 #include "coordinator/figures.h"
 
+#include <stdlib.h>
+
 #include "base/clock.h"
+#include "base/memory.h"
 #include "coordinator/group_metrics.h"
 #include "proto/inference.pb-c.h"
 
@@ -69,13 +72,19 @@ static void fill_collectives(const Avl__Worker__V1__Stats *stats, group_t *to) {
     to->message.collective_seconds = to->collective_seconds;
 }
 
+typedef struct group_list {
+    group_t groups[AVL_GROUPS_MAX];
+    Avl__V1__WorkerGroupStats *messages[AVL_GROUPS_MAX];
+    size_t count;
+} group_list_t;
+
 static Avl__V1__WorkerGroupStats *fill_group(avl_worker_group_t *from, group_t *to) {
     Avl__V1__WorkerGroupStats *message = &to->message;
     avl__v1__worker_group_stats__init(message);
     avl_worker_group_view(from, &to->view);
     message->state = shared(avl_group_state_name(to->view.state));
     message->loading_share = to->view.loading_share;
-    message->restarts = to->view.generation > 0 ? to->view.generation - 1 : 0;
+    message->restarts = natural(to->view.restarts);
     message->ranks = (uint32_t)natural(to->view.ranks);
     message->device = to->view.device;
     message->dtype = to->view.dtype;
@@ -101,6 +110,13 @@ static Avl__V1__WorkerGroupStats *fill_group(avl_worker_group_t *from, group_t *
     fill_collectives(stats, to);
     avl__worker__v1__stats__free_unpacked(stats, NULL);
     return message;
+}
+
+static void add_group(void *context, int number, avl_worker_group_t *group) {
+    group_list_t *list = context;
+    (void)number; /* their order says it */
+    list->messages[list->count] = fill_group(group, &list->groups[list->count]);
+    list->count++;
 }
 
 static void fill_preprocess(const avl_monitor_t *monitor, Avl__V1__PreprocessStats *to) {
@@ -148,8 +164,9 @@ static size_t fill_failures(const avl_service_metrics_t *metrics,
 avl_status_t avl_figures_send(const avl_monitor_t *monitor, avl_call_t *call) {
     const avl_service_metrics_t *metrics = monitor->metrics;
     histogram_t first_token, between_tokens, request;
-    group_t group;
-    Avl__V1__WorkerGroupStats *groups[1] = {fill_group(monitor->group, &group)};
+    group_list_t *groups = NULL;
+    AVL_TRY(avl_alloc(1, sizeof *groups, "figures", &groups));
+    avl_groups_each(monitor->groups, add_group, groups);
     Avl__V1__PreprocessStats preprocess;
     Avl__V1__CodeCount failures[AVL_RPC_CODES], *failure_list[AVL_RPC_CODES];
     Avl__V1__GetStatsResponse response;
@@ -164,9 +181,11 @@ avl_status_t avl_figures_send(const avl_monitor_t *monitor, avl_call_t *call) {
     response.first_token_seconds = fill_histogram(&metrics->first_token, &first_token);
     response.between_tokens_seconds = fill_histogram(&metrics->between_tokens, &between_tokens);
     response.request_seconds = fill_histogram(&metrics->whole_request, &request);
-    response.n_groups = 1;
-    response.groups = groups;
+    response.n_groups = groups->count;
+    response.groups = groups->messages;
     fill_preprocess(monitor, &preprocess);
     response.preprocess = &preprocess;
-    return avl_call_send(call, &response.base);
+    avl_status_t status = avl_call_send(call, &response.base);
+    free(groups);
+    return status;
 }

@@ -91,6 +91,7 @@ struct avl_call {
     _Atomic(void *) user;
     grpc_byte_buffer *received;
     int cancelled;
+    grpc_metadata_array metadata; /* the client's; the core's own memory, as long as `core` */
 
     /* All below, and every grpc_call_start_batch; a handler of a completion takes it before it
      * reads anything, so that it sees what the starting thread wrote. */
@@ -103,6 +104,7 @@ struct avl_call {
     bool closed;
     avl_rpc_code_t code;
     char text[TEXT_BYTES];
+    int64_t retry_ms; /* 0: no hint */
 };
 
 struct avl_payload {
@@ -174,6 +176,8 @@ static avl_call_t *call_create(slot_t *slot) {
     call->server = slot->server;
     call->method = slot->method;
     call->core = slot->call;
+    call->metadata = slot->metadata;
+    grpc_metadata_array_init(&slot->metadata);
     call->begin_ns = avl_clock_now_ns();
     call->deadline_ns = deadline_of(slot->method != NULL ? slot->deadline : slot->details.deadline);
     atomic_init(&call->references, 1);
@@ -211,6 +215,7 @@ void avl_call_unref(avl_call_t *call) {
         return;
     avl_server_t *server = call->server;
     drop_queue_locked(call);
+    grpc_metadata_array_destroy(&call->metadata);
     grpc_call_unref(call->core);
     pthread_mutex_destroy(&call->lock);
     free(call);
@@ -231,12 +236,64 @@ bool avl_call_late(const avl_call_t *call) {
     return call->deadline_ns - slack_ns <= avl_clock_now_ns();
 }
 
+avl_status_t avl_call_metadata(const avl_call_t *call, const char *key, char *value,
+                               size_t value_bytes) {
+    value[0] = '\0';
+    for (size_t i = 0; i < call->metadata.count; i++) {
+        const grpc_metadata *entry = &call->metadata.metadata[i];
+        if (grpc_slice_str_cmp(entry->key, key) != 0)
+            continue;
+        size_t length = GRPC_SLICE_LENGTH(entry->value);
+        const uint8_t *bytes = GRPC_SLICE_START_PTR(entry->value);
+        bool printable = true;
+        for (size_t b = 0; b < length; b++)
+            printable = printable && bytes[b] > ' ' && bytes[b] < 0x7f;
+        if (length >= value_bytes || !printable)
+            return avl_fail(AVL_ERR_INVALID,
+                            "metadata %s: a value has at most %zu bytes, all printable ASCII", key,
+                            value_bytes - 1);
+        memcpy(value, bytes, length);
+        value[length] = '\0';
+        return AVL_OK;
+    }
+    return AVL_OK;
+}
+
+void avl_call_set_retry(avl_call_t *call, int64_t after_ns) {
+    pthread_mutex_lock(&call->lock);
+    call->retry_ms = (after_ns + AVL_NS_PER_MS - 1) / AVL_NS_PER_MS;
+    pthread_mutex_unlock(&call->lock);
+}
+
 void avl_call_set_user(avl_call_t *call, void *user) {
     atomic_store(&call->user, user);
 }
 
 void *avl_call_user(const avl_call_t *call) {
     return atomic_load(&call->user);
+}
+
+/* The trailing metadata of a status. */
+typedef struct trailer {
+    grpc_metadata entries[2];
+    size_t count;
+} trailer_t;
+
+static void trailer_fill_locked(const avl_call_t *call, trailer_t *trailer) {
+    static const char *const keys[] = {"retry-after-ms", "grpc-retry-pushback-ms"};
+    memset(trailer, 0, sizeof *trailer);
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)call->retry_ms);
+    for (size_t i = 0; i < 2 && call->retry_ms > 0; i++) {
+        trailer->entries[i].key = grpc_slice_from_static_string(keys[i]);
+        trailer->entries[i].value = grpc_slice_from_copied_string(text);
+        trailer->count++;
+    }
+}
+
+static void trailer_clear(trailer_t *trailer) {
+    for (size_t i = 0; i < trailer->count; i++)
+        grpc_slice_unref(trailer->entries[i].value);
 }
 
 /* Starts the next batch unless one is on its way: the initial metadata ride with the first message,
@@ -260,9 +317,13 @@ static void send_next_locked(avl_call_t *call) {
         ops[count++].data.send_message.send_message = message->buffer;
     }
     grpc_slice details = grpc_empty_slice();
+    trailer_t trailer = {.count = 0};
     if (status) {
         details = grpc_slice_from_copied_string(call->text);
+        trailer_fill_locked(call, &trailer);
         ops[count].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
+        ops[count].data.send_status_from_server.trailing_metadata_count = trailer.count;
+        ops[count].data.send_status_from_server.trailing_metadata = trailer.entries;
         ops[count].data.send_status_from_server.status = (grpc_status_code)call->code;
         ops[count++].data.send_status_from_server.status_details = &details;
     }
@@ -276,6 +337,7 @@ static void send_next_locked(avl_call_t *call) {
     grpc_call_error error =
         grpc_call_start_batch(call->core, ops, count, tag_of(call, TAG_SEND), NULL);
     grpc_slice_unref(details);
+    trailer_clear(&trailer); /* the core holds what it needs */
     if (error != GRPC_CALL_OK) {
         avl_log_error("gRPC refused a batch of %zu operations: %d", count, (int)error);
         call->send_active = false;

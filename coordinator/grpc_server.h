@@ -106,6 +106,14 @@ bool avl_call_late(const avl_call_t *call);
 void avl_call_set_user(avl_call_t *call, void *user);
 void *avl_call_user(const avl_call_t *call);
 
+/* Copies the value of a client's metadata entry, "" if it sent none. Errors: AVL_ERR_INVALID: it
+ * has more than value_bytes - 1 bytes, or others than printable ASCII. */
+AVL_MUST_CHECK avl_status_t avl_call_metadata(const avl_call_t *call, const char *key, char *value,
+                                              size_t value_bytes);
+/* With the status goes when the client should try again: `retry-after-ms`, and
+ * `grpc-retry-pushback-ms` for clients whose library retries by itself. Before the end. */
+void avl_call_set_retry(avl_call_t *call, int64_t after_ns);
+
 /* Tells the client that it was accepted, before any message. */
 void avl_call_accept(avl_call_t *call);
 /* Queues a message. Errors: AVL_ERR_EXHAUSTED (the client does not read: the queue is full),

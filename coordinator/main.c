@@ -43,7 +43,9 @@ typedef struct service {
     avl_image_identity_t *identity;
     avl_requests_t *requests;
     avl_thread_pool_t *pool;
-    avl_worker_group_t *group;
+    avl_admission_t *admission;
+    avl_groups_t *groups;
+    char join_secret[AVL_JOIN_SECRET_BYTES_MAX + 2];
     avl_health_t *health;
     avl_api_t api;
     avl_method_t methods[METHOD_COUNT];
@@ -62,7 +64,7 @@ typedef struct service {
     char fatal_detail[AVL_STATUS_DETAIL_BYTES];
 } service_t;
 
-/* ---- what the group tells ---- */
+/* ---- what the groups tell ---- */
 
 static void tell_main(service_t *service) {
     uint64_t one = 1;
@@ -72,10 +74,10 @@ static void tell_main(service_t *service) {
 
 static void on_changed(void *context) {
     service_t *service = context;
-    avl_worker_group_view_t view;
+    avl_groups_view_t view;
     pthread_mutex_lock(&service->lock);
-    avl_worker_group_view(service->group, &view);
-    bool ready = view.state == AVL_WORKER_GROUP_READY;
+    avl_groups_view(service->groups, &view);
+    bool ready = view.ready > 0;
     avl_health_set(service->health, ready && !service->draining);
     bool first = ready && !service->first_ready;
     service->first_ready = service->first_ready || ready;
@@ -180,9 +182,26 @@ static avl_status_t make_link_directory(service_t *service) {
     return AVL_OK;
 }
 
-static avl_status_t create_group(service_t *service) {
+/* The first line of the operator's file. */
+static avl_status_t read_join_secret(service_t *service) {
+    const char *path = service->options.join_secret_file;
+    if (path == NULL)
+        return AVL_OK;
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return avl_fail(AVL_ERR_IO, "the secret for joining: %s: %s", path, strerror(errno));
+    char *line = fgets(service->join_secret, sizeof service->join_secret, file);
+    fclose(file);
+    if (line == NULL)
+        return avl_fail(AVL_ERR_DATA, "the secret for joining: %s is empty", path);
+    line[strcspn(line, "\r\n")] = '\0';
+    return AVL_OK;
+}
+
+static avl_status_t create_groups(service_t *service) {
     const avl_options_t *options = &service->options;
-    avl_worker_group_config_t config = {
+    AVL_TRY(read_join_secret(service));
+    avl_worker_group_config_t group = {
         .program = service->worker_program,
         .launcher = options->launcher,
         .ranks = options->ranks,
@@ -197,7 +216,9 @@ static avl_status_t create_group(service_t *service) {
         .restarts_max = 5,
     };
     avl_worker_group_observer_t observer = {service, on_changed, on_events, on_lost, on_fatal};
-    return avl_worker_group_create(&config, &observer, &service->group);
+    avl_groups_config_t config = {group, options->replicas, options->join_address,
+                                  service->join_secret};
+    return avl_groups_create(&config, &observer, &service->groups);
 }
 
 /* Pictures and texts that wait for a thread: every request that may wait, and calls besides. */
@@ -219,16 +240,17 @@ static avl_status_t create_server(service_t *service) {
         .chat_template = service->chat_template,
         .pool = service->pool,
         .requests = service->requests,
-        .group = service->group,
+        .groups = service->groups,
         .metrics = &service->metrics,
-        .policy = {options->images_max, options->attention, &service->config.generation},
+        .policy = {options->images_max, options->request_pixels_max, options->prompt_tokens_max,
+                   options->answer_tokens_max, options->attention, &service->config.generation},
         .message_bytes_max = options->message_bytes_max,
         .image_pixels_max = options->image_pixels_max,
     };
     service->monitor = (avl_monitor_t){
         .metrics = &service->metrics,
         .health = service->health,
-        .group = service->group,
+        .groups = service->groups,
         .model_name = service->api.model_name,
         .pool = service->pool,
         .pool_threads = options->preprocess_threads,
@@ -270,19 +292,23 @@ static avl_status_t start(service_t *service) {
     AVL_TRY(find_worker(service));
     worker_command(service);
     AVL_TRY(make_link_directory(service));
-    avl_requests_config_t requests = {service->tokenizer, (size_t)service->options.queue_max,
+    const avl_options_t *options = &service->options;
+    avl_admission_config_t admission = {(size_t)options->queue_max, options->queue_timeout_ns,
+                                        options->tenant_weights, options->tenant_weight_count};
+    AVL_TRY(avl_admission_create(&admission, &service->admission));
+    avl_requests_config_t requests = {service->tokenizer, service->admission,
                                       service->options.request_timeout_ns, &service->metrics};
     AVL_TRY(avl_requests_create(&requests, &service->requests));
     AVL_TRY(avl_thread_pool_create("inputs", service->options.preprocess_threads,
                                    pool_queue(&service->options), &service->pool));
     AVL_TRY(avl_health_create(&service->health));
-    AVL_TRY(create_group(service));
-    avl_requests_set_group(service->requests, service->group);
+    AVL_TRY(create_groups(service));
+    avl_requests_set_groups(service->requests, service->groups);
     AVL_TRY(create_server(service));
     AVL_TRY(create_monitor(service));
     avl_log_info("listening on %s; loading %s", avl_server_address(service->server),
                  service->options.model);
-    return avl_worker_group_start(service->group);
+    return avl_groups_start(service->groups);
 }
 
 /* ---- run ---- */
@@ -352,11 +378,12 @@ static void stop(service_t *service, bool patient) {
         avl_server_stop(service->server, patient ? 2 * AVL_NS_PER_S : AVL_NS_PER_S / 10);
         avl_server_destroy(service->server);
     }
-    if (service->group != NULL) {
-        avl_worker_group_stop(service->group, patient ? PARTING_NS : 0);
-        avl_worker_group_destroy(service->group);
+    if (service->groups != NULL) {
+        avl_groups_stop(service->groups, patient ? PARTING_NS : 0);
+        avl_groups_destroy(service->groups);
     }
     avl_requests_destroy(service->requests);
+    avl_admission_destroy(service->admission);
     avl_image_identity_destroy(service->identity);
     avl_health_destroy(service->health);
     if (service->link_directory[0] != '\0') {

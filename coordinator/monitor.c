@@ -58,7 +58,7 @@ static avl_status_t answer_metrics(void *context, const char *accept, avl_http_a
     write_service(monitor, &exposition);
     avl_service_metrics_write(monitor->metrics, &exposition);
     write_pool(monitor, &exposition);
-    avl_group_metrics_write(monitor->group, &exposition);
+    avl_group_metrics_write(monitor->groups, &exposition);
     avl_process_metrics_write(&exposition);
     avl_exposition_end(&exposition);
     bool failed = ferror(stream) != 0;
@@ -94,8 +94,9 @@ static avl_status_t answer_ready(void *context, const char *accept, avl_http_ans
     (void)accept;
     if (avl_health_serving(monitor->health))
         return answer_text(answer_p, 200, "ready");
-    avl_worker_group_view_t view;
-    avl_worker_group_view(monitor->group, &view);
+    avl_groups_view_t all;
+    avl_groups_view(monitor->groups, &all);
+    const avl_worker_group_view_t view = all.best;
     char text[64];
     if (view.state == AVL_WORKER_GROUP_READY)
         snprintf(text, sizeof text, "draining");

@@ -10,11 +10,11 @@
 #define AVL_COORDINATOR_MONITOR_H
 
 #include "base/thread_pool.h"
+#include "coordinator/groups.h"
 #include "coordinator/grpc_server.h"
 #include "coordinator/health.h"
 #include "coordinator/http.h"
 #include "coordinator/service_metrics.h"
-#include "coordinator/worker_group.h"
 
 #define AVL_MONITOR_ROUTES 3
 #define AVL_MONITOR_METHODS 1
@@ -22,7 +22,7 @@
 typedef struct avl_monitor {
     const avl_service_metrics_t *metrics;
     avl_health_t *health;
-    avl_worker_group_t *group;
+    avl_groups_t *groups;
     const char *model_name;
     avl_thread_pool_t *pool; /* preprocessing */
     int pool_threads;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "coordinator/groups.h"
 #include "inputs/image.h"
 
 enum key {
@@ -34,6 +35,14 @@ enum key {
     KEY_IMAGE_PIXELS_MAX,
     KEY_IMAGES_MAX,
     KEY_QUEUE_MAX,
+    KEY_QUEUE_TIMEOUT,
+    KEY_TENANT_WEIGHT,
+    KEY_REQUEST_PIXELS_MAX,
+    KEY_PROMPT_TOKENS_MAX,
+    KEY_ANSWER_TOKENS_MAX,
+    KEY_REPLICAS,
+    KEY_JOIN,
+    KEY_JOIN_SECRET_FILE,
     KEY_VISUAL_STORE,
     KEY_VISUAL_COMPUTE,
     KEY_VISUAL_INTERVAL,
@@ -53,6 +62,13 @@ static const struct argp_option option_table[] = {
      "HOST:PORT (port 0: any free one) or unix:PATH; default 127.0.0.1:50051", 1},
     HEADING("Workers", 2),
     {"tp", KEY_TP, "N", 0, "ranks that share the model (tensor parallelism); default 1", 2},
+    {"replicas", KEY_REPLICAS, "N", 0,
+     "groups of such ranks, each with a model of its own; default 1; 0 with --join", 2},
+    {"join", KEY_JOIN, "ADDRESS", 0,
+     "let further groups join there (HOST:PORT; a network that is trusted), as long as they last",
+     2},
+    {"join-secret-file", KEY_JOIN_SECRET_FILE, "PATH", 0,
+     "the first line of this file is the secret that groups join with", 2},
     {"device", KEY_DEVICE, "NAME", 0, "auto (default), cpu or cuda", 2},
     {"dtype", KEY_DTYPE, "NAME", 0, "auto (default), f32 or bf16", 2},
     {"threads", KEY_THREADS, "N", 0, "threads of a rank", 2},
@@ -70,11 +86,22 @@ static const struct argp_option option_table[] = {
     {"launcher", KEY_LAUNCHER, "PROGRAM", 0, "what starts several ranks; default mpirun", 2},
     HEADING("Requests", 3),
     {"queue-max", KEY_QUEUE_MAX, "N", 0, "requests in progress or waiting at most; default 256", 3},
+    {"queue-timeout", KEY_QUEUE_TIMEOUT, "SECONDS", 0,
+     "longest wait for a group, estimated or real; 0 (default): unlimited", 3},
+    {"tenant-weight", KEY_TENANT_WEIGHT, "NAME=W", 0,
+     "share of this tenant (metadata x-avl-tenant) against others, whose weight is 1; repeatable",
+     3},
     {"request-timeout", KEY_REQUEST_TIMEOUT, "SECONDS", 0,
      "longest life of a request, whatever its deadline; 0: unlimited; default 600", 3},
     {"message-bytes-max", KEY_MESSAGE_BYTES_MAX, "BYTES", 0, "size of a request; default 64M", 3},
     {"images-max", KEY_IMAGES_MAX, "N", 0, "images of a request; default 16", 3},
     {"image-pixels-max", KEY_IMAGE_PIXELS_MAX, "N", 0, "pixels of an image; default 64M", 3},
+    {"request-pixels-max", KEY_REQUEST_PIXELS_MAX, "N", 0,
+     "pixels of all images of a request together; default 256M", 3},
+    {"prompt-tokens-max", KEY_PROMPT_TOKENS_MAX, "N", 0,
+     "tokens of a prompt, pictures included; default: what the context holds", 3},
+    {"answer-tokens-max", KEY_ANSWER_TOKENS_MAX, "N", 0,
+     "tokens of an answer; a request that asks for more gets so many", 3},
     {"preprocess-threads", KEY_PREPROCESS_THREADS, "N", 0,
      "threads that decode images and tokenize; default: one per processor", 3},
     {"preprocess-queue", KEY_PREPROCESS_QUEUE, "N", 0,
@@ -146,12 +173,37 @@ static const char *passed(struct argp_state *state, const char *option, const ch
     return text;
 }
 
+static void tenant_weight(struct argp_state *state, const char *text, avl_options_t *options) {
+    const char *equals = strrchr(text, '=');
+    char *end = NULL;
+    double weight = equals != NULL ? strtod(equals + 1, &end) : 0;
+    size_t length = equals != NULL ? (size_t)(equals - text) : 0;
+    if (equals == NULL || length > AVL_TENANT_BYTES_MAX || end == equals + 1 || *end != '\0' ||
+        !(weight >= 0.001 && weight <= 1000))
+        argp_error(state, "--tenant-weight %s: expected NAME=W, W from 0.001 to 1000", text);
+    if (options->tenant_weight_count >= AVL_TENANT_WEIGHTS_MAX)
+        argp_error(state, "--tenant-weight: at most %d are allowed", AVL_TENANT_WEIGHTS_MAX);
+    avl_tenant_weight_t *entry = &options->tenant_weights[options->tenant_weight_count++];
+    memcpy(entry->name, text, length);
+    entry->name[length] = '\0';
+    entry->weight = weight;
+}
+
 static bool parse_worker(int key, char *text, struct argp_state *state, avl_options_t *options) {
     static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
     static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
     switch (key) {
     case KEY_TP:
         options->ranks = (int)integer(state, "tp", text, 1, 1024, false);
+        return true;
+    case KEY_REPLICAS:
+        options->replicas = (int)integer(state, "replicas", text, 0, AVL_GROUPS_MAX, false);
+        return true;
+    case KEY_JOIN:
+        options->join_address = text;
+        return true;
+    case KEY_JOIN_SECRET_FILE:
+        options->join_secret_file = text;
         return true;
     case KEY_DEVICE:
         options->device = one_of(state, "device", text, devices);
@@ -196,6 +248,26 @@ static bool parse_request(int key, char *text, struct argp_state *state, avl_opt
     case KEY_QUEUE_MAX:
         options->queue_max = (int)integer(state, "queue-max", text, 1, 100000, false);
         return true;
+    case KEY_QUEUE_TIMEOUT:
+        options->queue_timeout_ns = duration_ns(state, "queue-timeout", text);
+        if (options->queue_timeout_ns == 0)
+            options->queue_timeout_ns = AVL_DEADLINE_NONE;
+        return true;
+    case KEY_TENANT_WEIGHT:
+        tenant_weight(state, text, options);
+        return true;
+    case KEY_REQUEST_PIXELS_MAX:
+        options->request_pixels_max =
+            integer(state, "request-pixels-max", text, 1, INT64_MAX, true);
+        return true;
+    case KEY_PROMPT_TOKENS_MAX:
+        options->prompt_tokens_max =
+            (int)integer(state, "prompt-tokens-max", text, 1, INT32_MAX, true);
+        return true;
+    case KEY_ANSWER_TOKENS_MAX:
+        options->answer_tokens_max =
+            (int)integer(state, "answer-tokens-max", text, 1, INT32_MAX, true);
+        return true;
     case KEY_REQUEST_TIMEOUT:
         options->request_timeout_ns = duration_ns(state, "request-timeout", text);
         if (options->request_timeout_ns == 0)
@@ -228,6 +300,10 @@ static void finish(struct argp_state *state, avl_options_t *options) {
         argp_error(state, "unexpected argument %s", state->argv[state->next]);
     if (options->model == NULL)
         argp_error(state, "--model DIR is required");
+    if ((options->join_address != NULL) != (options->join_secret_file != NULL))
+        argp_error(state, "--join and --join-secret-file belong together");
+    if (options->replicas == 0 && options->join_address == NULL)
+        argp_error(state, "--replicas 0 needs --join: else nobody computes");
     if (options->dense)
         options->attention = (avl_attention_choice_t){1, 1, 1};
     else if (options->attention.visual_compute_ratio > options->attention.visual_store_ratio)
@@ -292,6 +368,7 @@ void avl_options_parse(int argc, char **argv, avl_options_t *options_p) {
     avl_options_t options = {
         .listen = "127.0.0.1:50051",
         .ranks = 1,
+        .replicas = 1,
         .device = "auto",
         .dtype = "auto",
         .launcher = "mpirun",
@@ -304,6 +381,8 @@ void avl_options_parse(int argc, char **argv, avl_options_t *options_p) {
         .image_pixels_max = AVL_IMAGE_PIXELS_MAX_DEFAULT,
         .images_max = 16,
         .queue_max = 256,
+        .queue_timeout_ns = AVL_DEADLINE_NONE,
+        .request_pixels_max = 256 << 20,
         .attention = {0.5, 0.3, 3},
         .log_level = AVL_LOG_INFO,
         .log_level_name = "info",

@@ -6,13 +6,19 @@
 #include <stdint.h>
 
 #include "base/log.h"
+#include "coordinator/queue.h"
 #include "coordinator/validate.h"
+
+#define AVL_TENANT_WEIGHTS_MAX 256
 
 typedef struct avl_options {
     const char *model;
     const char *listen;
     const char *metrics_listen; /* NULL: no metrics over HTTP */
     int ranks;
+    int replicas;
+    const char *join_address; /* NULL: groups may not join */
+    const char *join_secret_file;
     const char *device;
     const char *dtype;
     /* passed on to workers as typed; NULL: not given */
@@ -32,7 +38,12 @@ typedef struct avl_options {
     int64_t message_bytes_max;
     int64_t image_pixels_max;
     int images_max;
+    int64_t request_pixels_max;
+    int prompt_tokens_max, answer_tokens_max; /* 0: the context decides */
     int queue_max;
+    int64_t queue_timeout_ns; /* AVL_DEADLINE_NONE: none */
+    avl_tenant_weight_t tenant_weights[AVL_TENANT_WEIGHTS_MAX];
+    size_t tenant_weight_count;
     avl_attention_choice_t attention;
     bool dense;
     avl_log_level_t log_level;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -15,6 +16,8 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+
+#define HELD_MAX 256
 
 extern char **environ;
 
@@ -72,8 +75,24 @@ static void become(const char *const *argv, const char *const *environment, int 
     _exit(127);
 }
 
-avl_status_t avl_process_start(const char *const *argv, const char *const *environment,
-                               int death_signal, avl_process_t *process_p) {
+/* Children that somebody holds: any other child is an orphan that came here. The lock is held from
+ * fork to registration, and while orphans are swept up. */
+static pthread_mutex_t held_lock = PTHREAD_MUTEX_INITIALIZER;
+static pid_t held[HELD_MAX];
+
+/* Puts `to` where `from` stands; false when that is nowhere. */
+static bool replace_held(pid_t from, pid_t to) {
+    for (size_t i = 0; i < HELD_MAX; i++) {
+        if (held[i] != from)
+            continue;
+        held[i] = to;
+        return true;
+    }
+    return false;
+}
+
+static avl_status_t start(const char *const *argv, const char *const *environment, int death_signal,
+                          avl_process_t *process_p) {
     const char **entries = NULL;
     AVL_TRY(environment_create(environment, &entries));
     int report[2];
@@ -111,6 +130,21 @@ avl_status_t avl_process_start(const char *const *argv, const char *const *envir
     return AVL_OK;
 }
 
+avl_status_t avl_process_start(const char *const *argv, const char *const *environment,
+                               int death_signal, avl_process_t *process_p) {
+    pthread_mutex_lock(&held_lock);
+    avl_status_t status = AVL_OK;
+    if (!replace_held(0, -1))
+        status = avl_fail(AVL_ERR_EXHAUSTED, "cannot start %s: %d processes run already", argv[0],
+                          HELD_MAX);
+    if (status == AVL_OK) {
+        status = start(argv, environment, death_signal, process_p);
+        replace_held(-1, status == AVL_OK ? process_p->pid : 0);
+    }
+    pthread_mutex_unlock(&held_lock);
+    return status;
+}
+
 void avl_process_signal(const avl_process_t *process, int signal_number) {
     if (process->pid > 0)
         kill(-process->pid, signal_number);
@@ -126,6 +160,9 @@ int avl_process_ended(avl_process_t *process, char *text, size_t text_bytes) {
     else
         snprintf(text, text_bytes, "exit status %d", WEXITSTATUS(status));
     kill(-process->pid, SIGKILL); /* what it left in its group */
+    pthread_mutex_lock(&held_lock);
+    replace_held(process->pid, 0);
+    pthread_mutex_unlock(&held_lock);
     if (process->fd >= 0)
         close(process->fd);
     process->pid = 0;
@@ -155,12 +192,14 @@ void avl_process_sweep(void) {
     if (directory == NULL)
         return;
     pid_t self = getpid();
+    pthread_mutex_lock(&held_lock);
     for (struct dirent *entry = readdir(directory); entry != NULL; entry = readdir(directory)) {
         long pid = strtol(entry->d_name, NULL, 10);
-        if (pid <= 1 || parent_of(entry->d_name) != self)
+        if (pid <= 1 || parent_of(entry->d_name) != self || replace_held((pid_t)pid, (pid_t)pid))
             continue;
         kill((pid_t)pid, SIGKILL);
         waitpid((pid_t)pid, NULL, 0);
     }
+    pthread_mutex_unlock(&held_lock);
     closedir(directory);
 }

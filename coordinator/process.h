@@ -25,8 +25,8 @@ void avl_process_signal(const avl_process_t *process, int signal_number);
 /* Reaps the child if it has ended: then 1, *process is cleared and `text` says how ("exit status
  * 3", "killed by signal 9 (Killed)"). Otherwise 0. */
 int avl_process_ended(avl_process_t *process, char *text, size_t text_bytes);
-/* Kills and reaps every child of this process (with PR_SET_CHILD_SUBREAPER, orphaned grandchildren
- * are among them). */
+/* Kills and reaps every child of this process that no avl_process_t holds: with
+ * PR_SET_CHILD_SUBREAPER, what killed children left. */
 void avl_process_sweep(void);
 
 #endif

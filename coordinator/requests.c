@@ -1,8 +1,6 @@
 #include "coordinator/requests.h"
 
-#include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,56 +8,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
-#include "coordinator/request_record.h"
 
-#define BUCKETS 256
 #define STRIKES_MAX 2
 #define TICK_NS (AVL_NS_PER_S / 10) /* how late a deadline may be noticed here */
-
-typedef enum state {
-    STATE_PREPARING,
-    STATE_WAITING,
-    STATE_RUNNING,
-    STATE_DONE,
-} state_t;
-
-struct avl_live_request {
-    avl_requests_t *requests;
-    uint64_t id;
-    atomic_int references;
-    avl_call_t *call; /* a reference is held */
-    int64_t arrival_ns, deadline_ns;
-    avl_live_request_t *next; /* in its bucket; the table's lock */
-
-    pthread_mutex_t lock; /* all below */
-    state_t state;
-    bool progress;
-    avl_prepared_t prepared;
-    avl_request_record_t record;
-    int32_t max_tokens; /* resolved at submission */
-    uint64_t generation;
-    int32_t *sent_ids;
-    size_t sent_count, sent_capacity;
-    int32_t loading_permille; /* last told */
-    int strikes;              /* group deaths since the last token */
-    avl_detokenizer_t *detokenizer;
-    bool stopped; /* by a stop text: the group is told to end it, and its report is waited for */
-    int64_t waiting_ns, submitted_ns; /* first times */
-};
-
-struct avl_requests {
-    avl_requests_config_t config;
-    avl_worker_group_t *group;
-    pthread_t ticker;
-    pthread_mutex_t lock; /* all below */
-    pthread_cond_t changed;
-    avl_live_request_t *buckets[BUCKETS];
-    size_t count;
-    uint64_t next_id;
-    uint64_t suspect_id; /* the one request with strikes that a group has; 0: none */
-    bool draining, stopping;
-};
 
 /* ---- the table ---- */
 
@@ -80,7 +33,7 @@ void avl_live_request_unref(avl_live_request_t *live) {
 
 static avl_live_request_t *table_find(avl_requests_t *requests, uint64_t id) {
     pthread_mutex_lock(&requests->lock);
-    avl_live_request_t *live = requests->buckets[id % BUCKETS];
+    avl_live_request_t *live = requests->buckets[id % AVL_REQUESTS_BUCKETS];
     while (live != NULL && live->id != id)
         live = live->next;
     if (live != NULL)
@@ -91,7 +44,7 @@ static avl_live_request_t *table_find(avl_requests_t *requests, uint64_t id) {
 
 static void table_remove(avl_requests_t *requests, avl_live_request_t *live) {
     pthread_mutex_lock(&requests->lock);
-    avl_live_request_t **link_p = &requests->buckets[live->id % BUCKETS];
+    avl_live_request_t **link_p = &requests->buckets[live->id % AVL_REQUESTS_BUCKETS];
     while (*link_p != NULL && *link_p != live)
         link_p = &(*link_p)->next;
     bool found = *link_p == live;
@@ -99,8 +52,6 @@ static void table_remove(avl_requests_t *requests, avl_live_request_t *live) {
         *link_p = live->next;
         requests->count--;
     }
-    if (requests->suspect_id == live->id)
-        requests->suspect_id = 0;
     pthread_cond_broadcast(&requests->changed);
     pthread_mutex_unlock(&requests->lock);
     if (found)
@@ -119,7 +70,7 @@ static avl_live_request_t **snapshot(avl_requests_t *requests, size_t *count_p) 
     size_t count = 0;
     pthread_mutex_lock(&requests->lock);
     if (avl_alloc(requests->count, sizeof *list, "a list of requests", &list) == AVL_OK) {
-        for (size_t b = 0; b < BUCKETS; b++) {
+        for (size_t b = 0; b < AVL_REQUESTS_BUCKETS; b++) {
             for (avl_live_request_t *live = requests->buckets[b]; live != NULL; live = live->next) {
                 live_ref(live);
                 list[count++] = live;
@@ -144,11 +95,13 @@ static void snapshot_free(avl_live_request_t **list, size_t count) {
 /* ---- endings; the request's lock is held ---- */
 
 /* The one way out. */
-static void done_locked(avl_live_request_t *live) {
+void avl_live_done_locked(avl_live_request_t *live) {
     if (live->state == STATE_DONE)
         return;
     if (live->state == STATE_RUNNING)
-        avl_worker_group_cancel(live->requests->group, live->generation, live->id);
+        avl_groups_cancel(live->requests->groups, live->generation, live->id);
+    avl_admission_leave(live->requests->config.admission, &live->ticket,
+                        live->prepared.row_count + (int64_t)live->sent_count);
     live->state = STATE_DONE;
     avl_request_record_phase(&live->record, AVL_REQUEST_OVER);
     for (size_t i = 0; i < live->prepared.image_count; i++) { /* the large part, at once */
@@ -158,29 +111,31 @@ static void done_locked(avl_live_request_t *live) {
     table_remove(live->requests, live);
 }
 
-static void fail_locked(avl_live_request_t *live, avl_status_t status, const char *detail) {
+void avl_live_fail_locked(avl_live_request_t *live, avl_status_t status, const char *detail) {
     if (live->state == STATE_DONE)
         return;
     avl_rpc_code_t code = avl_rpc_code(status);
     avl_request_record_failed(&live->record, live->prepared.name, code, detail);
-    done_locked(live);
+    avl_live_done_locked(live);
+    if (code == AVL_RPC_RESOURCE_EXHAUSTED)
+        avl_call_set_retry(live->call, avl_requests_retry_ns(live->requests));
     avl_call_finish(live->call, code, detail);
 }
 
 /* A client that does not read is let go of; it must not gather memory here. */
-static void send_locked(avl_live_request_t *live, const Avl__V1__GenerateResponse *response) {
+void avl_live_send_locked(avl_live_request_t *live, const Avl__V1__GenerateResponse *response) {
     avl_status_t status = avl_call_send(live->call, &response->base);
     if (status == AVL_OK || status == AVL_ERR_CANCELLED) /* the close is on its way */
         return;
     char detail[AVL_STATUS_DETAIL_BYTES];
     snprintf(detail, sizeof detail, "%s", avl_status_detail());
     avl_request_record_failed(&live->record, live->prepared.name, avl_rpc_code(status), detail);
-    done_locked(live);
+    avl_live_done_locked(live);
     avl_call_abort(live->call, avl_rpc_code(status), detail);
 }
 
-static void send_progress_locked(avl_live_request_t *live, Avl__V1__Stage stage, uint32_t done,
-                                 uint32_t total) {
+void avl_live_progress_locked(avl_live_request_t *live, Avl__V1__Stage stage, uint32_t done,
+                              uint32_t total) {
     if (!live->progress || live->state == STATE_DONE)
         return;
     Avl__V1__Progress progress;
@@ -192,15 +147,7 @@ static void send_progress_locked(avl_live_request_t *live, Avl__V1__Stage stage,
     avl__v1__generate_response__init(&response);
     response.event_case = AVL__V1__GENERATE_RESPONSE__EVENT_PROGRESS;
     response.progress = &progress;
-    send_locked(live, &response);
-}
-
-/* `token` may be NULL. */
-static void send_delta_locked(avl_live_request_t *live, const char *text,
-                              const Avl__Worker__V1__Event *token) {
-    avl_delta_message_t message;
-    avl_delta_message_fill(text, token, &message);
-    send_locked(live, &message.response);
+    avl_live_send_locked(live, &response);
 }
 
 /* ---- submission ---- */
@@ -226,38 +173,15 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         avl_submit_sampling_fill(&live->prepared.sampling, &submit);
         submit.max_tokens = live->max_tokens;
         submit.ignore_eos = prepared->ignore_eos;
+        submit.priority = prepared->priority;
         submit.time_left_ns = time_left_ns;
         submit.n_replay_ids = live->sent_count;
         submit.replay_ids = live->sent_ids;
-        status = avl_worker_group_submit(live->requests->group, &submit, &live->generation);
+        status = avl_groups_submit(live->requests->groups, live->generation, &submit);
     }
     free(list);
     free(images);
     return status;
-}
-
-/* Whether this request may go now: of those with strikes only one at a time does. */
-static bool take_turn(avl_live_request_t *live) {
-    if (live->strikes == 0)
-        return true;
-    avl_requests_t *requests = live->requests;
-    pthread_mutex_lock(&requests->lock);
-    bool free_turn = requests->suspect_id == 0 || requests->suspect_id == live->id;
-    if (free_turn)
-        requests->suspect_id = live->id;
-    pthread_mutex_unlock(&requests->lock);
-    return free_turn;
-}
-
-/* The turn passes on; true when others may wait for it. */
-static bool give_turn(avl_live_request_t *live) {
-    avl_requests_t *requests = live->requests;
-    pthread_mutex_lock(&requests->lock);
-    bool had = requests->suspect_id == live->id;
-    if (had)
-        requests->suspect_id = 0;
-    pthread_mutex_unlock(&requests->lock);
-    return had;
 }
 
 /* How many tokens the request may get, now that the context is known. */
@@ -275,62 +199,158 @@ static avl_status_t resolve_max_tokens_locked(avl_live_request_t *live, int32_t 
     return AVL_OK;
 }
 
-/* Gives a waiting request to the group if there is one. */
-static void submit_locked(avl_live_request_t *live) {
+static void end_late_locked(avl_live_request_t *live, int64_t now_ns) {
+    char text[128];
+    snprintf(text, sizeof text, "the deadline passed after %.3f s and %zu tokens",
+             (double)(now_ns - live->arrival_ns) / 1e9, live->sent_count);
+    avl_live_fail_locked(live, AVL_ERR_DEADLINE, text);
+}
+
+/* Goes back to the queue's head. */
+static void return_locked(avl_live_request_t *live, bool suspect) {
+    live->state = STATE_WAITING;
+    if (avl_admission_return(live->requests->config.admission, &live->ticket, suspect) != AVL_OK)
+        avl_live_fail_locked(live, AVL_ERR_MEMORY, avl_status_detail());
+}
+
+/* Gives a waiting request to the group that has a place for it; false when the group is gone. */
+static bool submit_locked(avl_live_request_t *live, uint64_t generation) {
     avl_requests_t *requests = live->requests;
     if (live->state != STATE_WAITING)
-        return;
-    avl_worker_group_view_t view;
-    avl_worker_group_view(requests->group, &view);
-    if (view.hopeless) {
-        char text[AVL_STATUS_DETAIL_BYTES];
-        snprintf(text, sizeof text, "the worker group cannot be started: %s", view.reason);
-        fail_locked(live, AVL_ERR_UNAVAILABLE, text);
-        return;
-    }
-    if (view.state != AVL_WORKER_GROUP_READY) {
-        send_progress_locked(live, AVL__V1__STAGE__STAGE_LOADING,
-                             (uint32_t)(view.loading_share * 1000), 1000);
-        return;
-    }
+        return true;
     int64_t now_ns = avl_clock_now_ns();
     int64_t left_ns = live->deadline_ns == AVL_DEADLINE_NONE ? 0 : live->deadline_ns - now_ns;
-    if (live->deadline_ns != AVL_DEADLINE_NONE && left_ns <= 0)
-        return; /* the ticker ends it */
-    if (resolve_max_tokens_locked(live, view.context_rows_max) != AVL_OK) {
-        fail_locked(live, AVL_ERR_TOO_LARGE, avl_status_detail());
-        return;
+    if (live->deadline_ns != AVL_DEADLINE_NONE && left_ns <= 0) {
+        end_late_locked(live, now_ns);
+        return true;
     }
-    if (!take_turn(live))
-        return;
-    avl_status_t status = send_submit_locked(live, left_ns);
-    if (status == AVL_OK) {
-        live->state = STATE_RUNNING;
-        if (live->submitted_ns == 0)
-            live->submitted_ns = now_ns;
-        send_progress_locked(live, AVL__V1__STAGE__STAGE_QUEUED, 0, 0);
-    } else if (status != AVL_ERR_UNAVAILABLE) { /* else the next group takes it */
-        fail_locked(live, status, avl_status_detail());
+    int32_t context_rows = avl_groups_context(requests->groups, generation);
+    avl_status_t status = AVL_OK;
+    if (live->max_tokens == 0 && context_rows > 0)
+        status = resolve_max_tokens_locked(live, context_rows);
+    live->ticket.need.rows = live->prepared.row_count + live->max_tokens;
+    live->generation = generation;
+    if (status == AVL_OK)
+        status = send_submit_locked(live, left_ns);
+    if (status == AVL_ERR_UNAVAILABLE) {
+        return_locked(live, false);
+        return false;
+    }
+    if (status != AVL_OK) {
+        avl_live_fail_locked(live, status, avl_status_detail());
+        return true;
+    }
+    const avl_log_field_t fields[] = {AVL_LOG_INTEGER("request", live->id),
+                                      AVL_LOG_INTEGER("group", generation)};
+    avl_log_with(AVL_LOG_DEBUG, fields, 2, "request goes to a worker group");
+    live->state = STATE_RUNNING;
+    live->token_ns = 0;
+    if (live->submitted_ns == 0)
+        live->submitted_ns = now_ns;
+    avl_live_progress_locked(live, AVL__V1__STAGE__STAGE_QUEUED, 0, 0);
+    return true;
+}
+
+/* No group's context holds it. */
+static void refuse_rows_locked(avl_live_request_t *live) {
+    avl_groups_view_t view;
+    avl_groups_view(live->requests->groups, &view);
+    if (live->max_tokens > 0 ||
+        resolve_max_tokens_locked(live, view.best.context_rows_max) == AVL_OK)
+        avl_live_fail_locked(live, AVL_ERR_UNAVAILABLE,
+                             "no worker group has a context for this request");
+    else
+        avl_live_fail_locked(live, AVL_ERR_TOO_LARGE, avl_status_detail());
+}
+
+/* Gives out whatever the groups have room for, in the queue's order. No request's lock is held. */
+static void dispatch(avl_requests_t *requests) {
+    for (bool going = true; going;) {
+        uint64_t id = 0, generation = 0;
+        avl_status_t status =
+            avl_admission_next(requests->config.admission, avl_clock_now_ns(), &id, &generation);
+        if (status != AVL_OK && status != AVL_ERR_TOO_LARGE)
+            return;
+        avl_live_request_t *live = table_find(requests, id);
+        if (live == NULL) /* it has just ended, and given its place back */
+            continue;
+        pthread_mutex_lock(&live->lock);
+        if (status == AVL_OK)
+            going = submit_locked(live, generation);
+        else
+            refuse_rows_locked(live);
+        pthread_mutex_unlock(&live->lock);
+        avl_live_request_unref(live);
     }
 }
 
-static void submit_waiting(avl_requests_t *requests) {
+/* While no group is ready: those who wait hear how far it is, or that none will come. */
+static void tell_waiting(avl_requests_t *requests, const avl_groups_view_t *view) {
     size_t count;
+    char text[AVL_STATUS_DETAIL_BYTES];
+    snprintf(text, sizeof text, "the worker group cannot be started: %s", view->reason);
     avl_live_request_t **list = snapshot(requests, &count);
     for (size_t i = 0; i < count; i++) {
-        pthread_mutex_lock(&list[i]->lock);
-        submit_locked(list[i]);
-        pthread_mutex_unlock(&list[i]->lock);
+        avl_live_request_t *live = list[i];
+        pthread_mutex_lock(&live->lock);
+        int32_t permille = (int32_t)(view->loading_share * 1000);
+        if (live->state == STATE_WAITING && view->hopeless) {
+            avl_live_fail_locked(live, AVL_ERR_UNAVAILABLE, text);
+        } else if (live->state == STATE_WAITING && live->loading_permille != permille) {
+            live->loading_permille = permille;
+            avl_live_progress_locked(live, AVL__V1__STAGE__STAGE_LOADING, (uint32_t)permille, 1000);
+        }
+        pthread_mutex_unlock(&live->lock);
     }
     snapshot_free(list, count);
 }
 
+static void look_at_groups(avl_requests_t *requests) {
+    avl_groups_view_t view;
+    avl_groups_view(requests->groups, &view);
+    if (view.ready == 0)
+        tell_waiting(requests, &view);
+    else
+        dispatch(requests);
+}
+
 /* ---- a request's life, from the API's side ---- */
 
-avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
+/* Into the table, unless the service drains. */
+static avl_status_t table_add(avl_requests_t *requests, avl_live_request_t *live) {
+    pthread_mutex_lock(&requests->lock);
+    avl_status_t status = AVL_OK;
+    if (requests->draining) {
+        status = avl_fail(AVL_ERR_UNAVAILABLE, "the service is shutting down");
+    } else {
+        avl_request_record_begin(&live->record, requests->config.metrics, live->id,
+                                 live->arrival_ns);
+        live->next = requests->buckets[live->id % AVL_REQUESTS_BUCKETS];
+        requests->buckets[live->id % AVL_REQUESTS_BUCKETS] = live;
+        requests->count++;
+        pthread_cond_broadcast(&requests->changed);
+    }
+    pthread_mutex_unlock(&requests->lock);
+    return status;
+}
+
+static avl_status_t let_in(avl_requests_t *requests, avl_live_request_t *live) {
+    avl_admission_t *admission = requests->config.admission;
+    pthread_mutex_lock(&requests->lock);
+    live->id = ++requests->next_id;
+    pthread_mutex_unlock(&requests->lock);
+    AVL_TRY(avl_admission_enter(admission, live->id, live->tenant, live->arrival_ns,
+                                live->deadline_ns, &live->ticket));
+    avl_status_t status = table_add(requests, live);
+    if (status != AVL_OK)
+        avl_admission_leave(admission, &live->ticket, 0);
+    return status;
+}
+
+avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call, const char *tenant,
                                 avl_live_request_t **request_p) {
-    avl_worker_group_view_t view;
-    avl_worker_group_view(requests->group, &view);
+    avl_groups_view_t view;
+    avl_groups_view(requests->groups, &view);
     if (view.hopeless)
         return avl_fail(AVL_ERR_UNAVAILABLE, "the worker group cannot be started: %s", view.reason);
     avl_live_request_t *live = NULL;
@@ -342,6 +362,7 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
     }
     live->requests = requests;
     live->call = call;
+    snprintf(live->tenant, sizeof live->tenant, "%s", tenant);
     live->loading_permille = -1;
     live->arrival_ns = avl_clock_now_ns();
     live->deadline_ns = avl_call_deadline_ns(call);
@@ -350,25 +371,8 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
         live->deadline_ns = live->arrival_ns + requests->config.timeout_ns;
     pthread_mutex_init(&live->lock, NULL);
     atomic_init(&live->references, 3); /* the table's, the call's, the caller's */
-
-    pthread_mutex_lock(&requests->lock);
-    if (requests->draining) {
-        status = avl_fail(AVL_ERR_UNAVAILABLE, "the service is shutting down");
-    } else if (requests->count >= requests->config.live_max) {
-        status = avl_fail(AVL_ERR_EXHAUSTED,
-                          "%zu requests are in progress, the most this service takes: try later",
-                          requests->count);
-    } else {
-        live->id = ++requests->next_id;
-        avl_request_record_begin(&live->record, requests->config.metrics, live->id,
-                                 live->arrival_ns);
-        live->next = requests->buckets[live->id % BUCKETS];
-        requests->buckets[live->id % BUCKETS] = live;
-        requests->count++;
-        pthread_cond_broadcast(&requests->changed);
-    }
-    pthread_mutex_unlock(&requests->lock);
     avl_call_ref(call);
+    status = let_in(requests, live);
     if (status != AVL_OK) {
         char detail[AVL_STATUS_DETAIL_BYTES];
         snprintf(detail, sizeof detail, "%s", avl_status_detail());
@@ -379,6 +383,14 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
     avl_call_set_user(call, live);
     *request_p = live;
     return AVL_OK;
+}
+
+int64_t avl_requests_retry_ns(avl_requests_t *requests) {
+    return avl_admission_retry_ns(requests->config.admission, avl_clock_now_ns());
+}
+
+const char *avl_live_request_tenant(const avl_live_request_t *live) {
+    return live->tenant;
 }
 
 bool avl_live_request_wanted(avl_live_request_t *live) {
@@ -403,31 +415,69 @@ void avl_live_request_want_progress(avl_live_request_t *live) {
 void avl_live_request_progress(avl_live_request_t *live, Avl__V1__Stage stage, uint32_t done,
                                uint32_t total) {
     pthread_mutex_lock(&live->lock);
-    send_progress_locked(live, stage, done, total);
+    avl_live_progress_locked(live, stage, done, total);
     pthread_mutex_unlock(&live->lock);
 }
 
+/* What the queue and the estimates need to know. */
+static void fill_ticket_locked(avl_live_request_t *live, const avl_groups_view_t *view) {
+    const avl_prepared_t *prepared = &live->prepared;
+    avl_demand_t *demand = &live->ticket.demand;
+    int32_t context = view->best.context_rows_max;
+    int32_t room = context > prepared->row_count ? context - prepared->row_count : 1;
+    demand->rows = prepared->row_count;
+    demand->tokens_max =
+        prepared->max_tokens > 0 && prepared->max_tokens < room ? prepared->max_tokens : room;
+    demand->all_tokens = prepared->ignore_eos;
+    for (size_t i = 0; i < prepared->image_count; i++)
+        demand->tiles += prepared->images[i].layout.tile_count;
+    live->ticket.need.rows = prepared->row_count + 1;
+    if (prepared->image_count > 0)
+        memcpy(&live->ticket.need.picture, prepared->images[0].digest,
+               sizeof live->ticket.need.picture);
+}
+
+static void begin_locked(avl_live_request_t *live) {
+    avl_requests_t *requests = live->requests;
+    avl_groups_view_t view;
+    avl_groups_view(requests->groups, &view);
+    live->state = STATE_WAITING;
+    live->waiting_ns = avl_clock_now_ns();
+    if (live->prepared.image_count > 0)
+        live->record.stage_ns[AVL_STAGE_PREPROCESS] = live->prepared.preprocess_ns;
+    fill_ticket_locked(live, &view);
+    if (view.ready == 0 && !view.hopeless) {
+        live->loading_permille = (int32_t)(view.loading_share * 1000);
+        avl_live_progress_locked(live, AVL__V1__STAGE__STAGE_LOADING,
+                                 (uint32_t)live->loading_permille, 1000);
+    }
+    if (live->state != STATE_WAITING)
+        return;
+    avl_status_t status = avl_admission_queue(requests->config.admission, &live->ticket,
+                                              live->prepared.priority, live->waiting_ns);
+    if (status != AVL_OK)
+        avl_live_fail_locked(live, status, avl_status_detail());
+}
+
 void avl_live_request_begin(avl_live_request_t *live, avl_prepared_t *prepared) {
+    avl_requests_t *requests = live->requests;
     pthread_mutex_lock(&live->lock);
     if (live->state == STATE_PREPARING) {
         live->prepared = *prepared;
         memset(prepared, 0, sizeof *prepared);
-        live->state = STATE_WAITING;
-        live->waiting_ns = avl_clock_now_ns();
-        if (live->prepared.image_count > 0)
-            live->record.stage_ns[AVL_STAGE_PREPROCESS] = live->prepared.preprocess_ns;
-        submit_locked(live);
+        begin_locked(live);
     } else {
         avl_prepared_free(prepared);
     }
     pthread_mutex_unlock(&live->lock);
+    look_at_groups(requests);
 }
 
 void avl_live_request_fail(avl_live_request_t *live, avl_status_t status, const char *detail) {
     char copy[AVL_STATUS_DETAIL_BYTES]; /* it may be this thread's own status text */
     snprintf(copy, sizeof copy, "%s", detail);
     pthread_mutex_lock(&live->lock);
-    fail_locked(live, status, copy);
+    avl_live_fail_locked(live, status, copy);
     pthread_mutex_unlock(&live->lock);
 }
 
@@ -437,181 +487,16 @@ void avl_live_request_closed(avl_live_request_t *live) {
     avl_request_record_failed(&live->record, live->prepared.name,
                               late ? AVL_RPC_DEADLINE_EXCEEDED : AVL_RPC_CANCELLED,
                               late ? "its deadline passed" : "it was cancelled by its client");
-    bool suspect = live->strikes > 0;
     avl_requests_t *requests = live->requests;
-    done_locked(live);
+    avl_live_done_locked(live);
     pthread_mutex_unlock(&live->lock);
     avl_live_request_unref(live);
-    if (suspect) /* its turn is free */
-        submit_waiting(requests);
+    dispatch(requests); /* its place is free */
 }
 
 /* ---- events ---- */
 
-/* What the client may see of `text`, which follows from the tokens so far. */
-static avl_status_t pass_stop_texts(avl_live_request_t *live, const char **text_p) {
-    if (live->prepared.stop == NULL)
-        return AVL_OK;
-    return avl_stop_text_add(live->prepared.stop, *text_p, text_p, &live->stopped);
-}
-
-static void on_token_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event) {
-    int32_t id = event->token_id;
-    if (live->stopped) /* on its way when the group was told to end it */
-        return;
-    if (id < 0 || id >= avl_tokenizer_id_limit(live->requests->config.tokenizer)) {
-        char text[96];
-        snprintf(text, sizeof text, "the worker group sent token %d, which is none", id);
-        fail_locked(live, AVL_ERR_INTERNAL, text);
-        return;
-    }
-    if (live->sent_count >= (size_t)live->max_tokens) {
-        fail_locked(live, AVL_ERR_INTERNAL,
-                    "the worker group sent more tokens than were asked for");
-        return;
-    }
-    const char *text = "";
-    avl_status_t status = avl_grow(live->sent_count + 1, sizeof *live->sent_ids, "tokens",
-                                   &live->sent_ids, &live->sent_capacity);
-    if (status == AVL_OK)
-        status = avl_detokenizer_add(live->detokenizer, id, &text);
-    if (status == AVL_OK)
-        status = pass_stop_texts(live, &text);
-    if (status != AVL_OK) {
-        fail_locked(live, status, avl_status_detail());
-        return;
-    }
-    live->sent_ids[live->sent_count++] = id;
-    live->strikes = 0;
-    avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
-    avl_request_record_token(&live->record);
-    send_delta_locked(live, text, event);
-    if (live->stopped && live->state == STATE_RUNNING)
-        avl_worker_group_cancel(live->requests->group, live->generation, live->id);
-}
-
-static double seconds(int64_t ns) {
-    return (double)(ns > 0 ? ns : 0) / 1e9;
-}
-
-static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
-    const avl_prepared_t *prepared = &live->prepared;
-    Avl__V1__Usage usage;
-    avl__v1__usage__init(&usage);
-    usage.prompt_tokens = (uint32_t)prepared->row_count;
-    usage.visual_tokens = (uint32_t)prepared->visual_rows;
-    usage.completion_tokens = (uint32_t)live->sent_count;
-    usage.cached_tokens = (uint32_t)result->prompt_rows_reused;
-    usage.encoder_cache_hits = (uint32_t)result->encoder_cache_hits;
-    Avl__V1__AttentionReport attention;
-    avl__v1__attention_report__init(&attention);
-    attention.visual_store_ratio = prepared->attention.visual_store_ratio;
-    attention.visual_compute_ratio = prepared->attention.visual_compute_ratio;
-    attention.visual_update_interval = (uint32_t)prepared->attention.visual_update_interval;
-    attention.visual_rows_seen = (uint32_t)result->visual_rows_seen;
-    attention.visual_rows_stored = (uint32_t)result->visual_rows_stored;
-    if (result->decode_steps > 0)
-        attention.visual_rows_computed_per_step =
-            (double)result->visual_rows_computed / result->decode_steps;
-    attention.kv_bytes_returned = (uint64_t)result->kv_bytes_returned;
-    Avl__V1__Timings timings;
-    avl__v1__timings__init(&timings);
-    const int64_t *stage_ns = live->record.stage_ns;
-    timings.queue_seconds = seconds(stage_ns[AVL_STAGE_QUEUE]);
-    timings.preprocess_seconds = seconds(prepared->preprocess_ns);
-    timings.encode_seconds = seconds(stage_ns[AVL_STAGE_ENCODE]);
-    timings.prefill_seconds = seconds(stage_ns[AVL_STAGE_PREFILL]);
-    if (live->sent_count > 1)
-        timings.decode_seconds_per_token =
-            seconds(result->decode_ns) / (double)(live->sent_count - 1);
-    timings.total_seconds = seconds(avl_clock_now_ns() - live->arrival_ns);
-    Avl__V1__Finished finished;
-    avl__v1__finished__init(&finished);
-    finished.finish_reason =
-        live->stopped || result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP
-            ? AVL__V1__FINISH_REASON__FINISH_REASON_STOP
-            : AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH;
-    finished.usage = &usage;
-    finished.attention = &attention;
-    finished.timings = &timings;
-    finished.seed = prepared->sampling.seed;
-    Avl__V1__GenerateResponse response;
-    avl__v1__generate_response__init(&response);
-    response.event_case = AVL__V1__GENERATE_RESPONSE__EVENT_FINISHED;
-    response.finished = &finished;
-    send_locked(live, &response);
-}
-
-/* The last of the text. */
-static void send_rest_locked(avl_live_request_t *live) {
-    const char *text = "";
-    if (live->stopped)
-        return;
-    avl_status_t status = avl_detokenizer_finish(live->detokenizer, &text);
-    if (status == AVL_OK)
-        status = pass_stop_texts(live, &text);
-    if (status != AVL_OK) {
-        fail_locked(live, status, avl_status_detail());
-        return;
-    }
-    if (text[0] != '\0')
-        send_delta_locked(live, text, NULL);
-    text = live->stopped || live->prepared.stop == NULL ? ""
-                                                        : avl_stop_text_finish(live->prepared.stop);
-    if (text[0] != '\0' && live->state != STATE_DONE)
-        send_delta_locked(live, text, NULL);
-}
-
-static void answer_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
-    send_rest_locked(live);
-    if (live->state != STATE_DONE)
-        send_finished_locked(live, result);
-    if (live->state == STATE_DONE)
-        return;
-    avl_request_record_answered(&live->record, live->prepared.name, result, live->stopped,
-                                live->prepared.row_count, live->prepared.visual_rows);
-    done_locked(live);
-    avl_call_finish(live->call, AVL_RPC_OK, "");
-}
-
-static void on_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
-    live->state = STATE_WAITING; /* the group has let go of it: nothing to cancel there */
-    avl_request_record_result(&live->record, result, live->prepared.image_count > 0,
-                              live->submitted_ns - live->waiting_ns);
-    if (live->stopped ||
-        result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
-        result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_LENGTH) {
-        answer_locked(live, result);
-        return;
-    }
-    avl_status_t status = (avl_status_t)result->status;
-    if (result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_CANCELLED)
-        status = live->deadline_ns <= avl_clock_now_ns() ? AVL_ERR_DEADLINE : AVL_ERR_CANCELLED;
-    else if (status == AVL_OK)
-        status = AVL_ERR_INTERNAL;
-    fail_locked(live, status, result->detail[0] != '\0' ? result->detail : avl_status_name(status));
-}
-
-static void on_progress_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event) {
-    Avl__V1__Stage stage = AVL__V1__STAGE__STAGE_QUEUED;
-    if (event->stage == AVL__WORKER__V1__EVENT_STAGE__EVENT_STAGE_ENCODE)
-        stage = AVL__V1__STAGE__STAGE_ENCODE;
-    else if (event->stage == AVL__WORKER__V1__EVENT_STAGE__EVENT_STAGE_PREFILL)
-        stage = AVL__V1__STAGE__STAGE_PREFILL;
-    else if (event->stage == AVL__WORKER__V1__EVENT_STAGE__EVENT_STAGE_DECODE)
-        stage = AVL__V1__STAGE__STAGE_DECODE;
-    if (stage != AVL__V1__STAGE__STAGE_QUEUED)
-        avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
-    send_progress_locked(live, stage, (uint32_t)event->done, (uint32_t)event->total);
-}
-
-static void answer_without_report_locked(avl_live_request_t *live) {
-    Avl__Worker__V1__Result result;
-    avl__worker__v1__result__init(&result);
-    answer_locked(live, &result);
-}
-
-/* Returns true when requests that wait for a turn may look again. */
+/* Returns true when there may be room for others now. */
 static bool on_event(avl_requests_t *requests, uint64_t generation,
                      const Avl__Worker__V1__Event *event) {
     avl_live_request_t *live = table_find(requests, event->request_id);
@@ -622,34 +507,25 @@ static bool on_event(avl_requests_t *requests, uint64_t generation,
     }
     pthread_mutex_lock(&live->lock);
     int strikes = live->strikes;
-    if (live->state == STATE_RUNNING && live->generation == generation) {
-        if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_TOKEN)
-            on_token_locked(live, event);
-        else if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_FINISHED &&
-                 event->result != NULL)
-            on_finished_locked(live, event->result);
-        else if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_PROGRESS)
-            on_progress_locked(live, event);
-    }
-    bool turn = strikes > 0 && (live->strikes == 0 || live->state == STATE_DONE);
+    if (live->state == STATE_RUNNING && live->generation == generation)
+        avl_live_event_locked(live, event);
+    bool room = live->state == STATE_DONE || (strikes > 0 && live->strikes == 0);
     pthread_mutex_unlock(&live->lock);
-    if (turn)
-        give_turn(live); /* an ended request has given it already */
     avl_live_request_unref(live);
-    return turn;
+    return room;
 }
 
 void avl_requests_group_events(avl_requests_t *requests, uint64_t generation,
                                const Avl__Worker__V1__Events *events) {
-    bool turn = false;
+    bool room = false;
     for (size_t i = 0; i < events->n_events; i++)
-        turn = on_event(requests, generation, events->events[i]) || turn;
-    if (turn)
-        submit_waiting(requests);
+        room = on_event(requests, generation, events->events[i]) || room;
+    if (room)
+        dispatch(requests);
 }
 
 void avl_requests_group_changed(avl_requests_t *requests) {
-    submit_waiting(requests);
+    look_at_groups(requests);
 }
 
 void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
@@ -661,14 +537,14 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
         if (live->state == STATE_RUNNING && live->generation == generation) {
             live->state = STATE_WAITING;
             live->strikes++;
-            give_turn(live);
             if (live->stopped) { /* it is whole, but for the group's report */
-                answer_without_report_locked(live);
+                avl_live_answer_without_report_locked(live);
             } else if (live->strikes >= STRIKES_MAX) {
-                fail_locked(live, AVL_ERR_INTERNAL,
-                            "the worker group died twice while it worked on this request");
+                avl_live_fail_locked(live, AVL_ERR_INTERNAL,
+                                     "the worker group died twice while it worked on this request");
             } else {
                 avl_request_record_resumed(&live->record, live->prepared.name);
+                return_locked(live, true);
                 resumed++;
             }
         }
@@ -677,6 +553,7 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
     snapshot_free(list, count);
     if (resumed > 0)
         avl_log_warn("%zu request%s will be resumed", resumed, resumed == 1 ? "" : "s");
+    dispatch(requests); /* to another group, if there is one */
 }
 
 /* ---- time ---- */
@@ -687,13 +564,13 @@ static void end_overdue(avl_requests_t *requests) {
     int64_t now_ns = avl_clock_now_ns();
     for (size_t i = 0; i < count; i++) {
         avl_live_request_t *live = list[i];
-        if (live->deadline_ns > now_ns)
-            continue;
         pthread_mutex_lock(&live->lock);
-        char text[128];
-        snprintf(text, sizeof text, "the deadline passed after %.3f s and %zu tokens",
-                 seconds(now_ns - live->arrival_ns), live->sent_count);
-        fail_locked(live, AVL_ERR_DEADLINE, text);
+        if (live->deadline_ns <= now_ns)
+            end_late_locked(live, now_ns);
+        else if (live->state == STATE_WAITING &&
+                 avl_admission_overdue(requests->config.admission, &live->ticket, now_ns))
+            avl_live_fail_locked(live, AVL_ERR_EXHAUSTED,
+                                 "the request has waited for as long as any may: try later");
         pthread_mutex_unlock(&live->lock);
     }
     snapshot_free(list, count);
@@ -713,7 +590,7 @@ static void *tick(void *context) {
             ;
         pthread_mutex_unlock(&requests->lock);
         end_overdue(requests);
-        submit_waiting(requests); /* whoever waits for a turn that nobody passed on */
+        look_at_groups(requests); /* what groups tell of their pages makes room as well */
         pthread_mutex_lock(&requests->lock);
     }
     pthread_mutex_unlock(&requests->lock);
@@ -780,8 +657,9 @@ avl_status_t avl_requests_create(const avl_requests_config_t *config, avl_reques
     return AVL_OK;
 }
 
-void avl_requests_set_group(avl_requests_t *requests, avl_worker_group_t *group) {
-    requests->group = group;
+void avl_requests_set_groups(avl_requests_t *requests, avl_groups_t *groups) {
+    requests->groups = groups;
+    avl_admission_set_groups(requests->config.admission, groups);
 }
 
 void avl_requests_destroy(avl_requests_t *requests) {

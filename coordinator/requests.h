@@ -2,7 +2,7 @@
  *
  *   state      means                                              leaves by
  *   PREPARING  pictures and text become numbers (generate.c)      avl_live_request_begin, any end
- *   WAITING    prepared; no group has it                          submit, any end
+ *   WAITING    prepared; in the queue (admission.h)               submit, any end
  *   RUNNING    submitted to group `generation`                    lost -> WAITING, any end
  *   DONE       the call has its status, or is gone; out of the table
  *
@@ -23,6 +23,7 @@
 
 #include "base/status.h"
 #include "checkpoint/image_layout.h"
+#include "coordinator/admission.h"
 #include "coordinator/grpc_server.h"
 #include "coordinator/image_identity.h"
 #include "coordinator/service_metrics.h"
@@ -56,6 +57,7 @@ typedef struct avl_prepared {
     avl_sampling_choice_t sampling;
     avl_stop_text_t *stop; /* NULL: none */
     int32_t max_tokens;    /* 0: as many as the context holds */
+    int32_t priority;
     bool ignore_eos;
     int64_t preprocess_ns;
 } avl_prepared_t;
@@ -64,15 +66,15 @@ void avl_prepared_free(avl_prepared_t *prepared);
 
 typedef struct avl_requests_config {
     const avl_tokenizer_t *tokenizer;
-    size_t live_max;    /* requests at once, waiting ones included */
+    avl_admission_t *admission; /* borrowed */
     int64_t timeout_ns; /* of a request whose client sets no earlier deadline; AVL_DEADLINE_NONE */
     avl_service_metrics_t *metrics;
 } avl_requests_config_t;
 
 AVL_MUST_CHECK avl_status_t avl_requests_create(const avl_requests_config_t *config,
                                                 avl_requests_t **requests_p);
-/* The group that requests go to; before the first admission. */
-void avl_requests_set_group(avl_requests_t *requests, avl_worker_group_t *group);
+/* The groups that requests go to; before the first admission. */
+void avl_requests_set_groups(avl_requests_t *requests, avl_groups_t *groups);
 /* All calls must be over. */
 void avl_requests_destroy(avl_requests_t *requests);
 
@@ -80,7 +82,10 @@ void avl_requests_destroy(avl_requests_t *requests);
  * AVL_ERR_EXHAUSTED (too many), AVL_ERR_UNAVAILABLE (draining, or the group is hopeless),
  * AVL_ERR_MEMORY. The caller holds a reference. */
 AVL_MUST_CHECK avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
-                                               avl_live_request_t **request_p);
+                                               const char *tenant, avl_live_request_t **request_p);
+/* After how long a client that was refused for lack of room should try again. */
+int64_t avl_requests_retry_ns(avl_requests_t *requests);
+const char *avl_live_request_tenant(const avl_live_request_t *request);
 void avl_live_request_unref(avl_live_request_t *request);
 /* False when the request has ended: preparing it on is a waste. */
 bool avl_live_request_wanted(avl_live_request_t *request);

@@ -276,5 +276,8 @@ avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request) {
         return avl_fail(AVL_ERR_INVALID,
                         "max_tokens is %u; allowed: 0 (as many as the context holds) to %d",
                         request->max_tokens, INT32_MAX);
+    if (request->priority < -AVL_PRIORITY_MAX || request->priority > AVL_PRIORITY_MAX)
+        return avl_fail(AVL_ERR_INVALID, "priority is %d; allowed: %d to %d", request->priority,
+                        -AVL_PRIORITY_MAX, AVL_PRIORITY_MAX);
     return AVL_OK;
 }

@@ -13,6 +13,7 @@
 
 #define AVL_REQUEST_ID_BYTES_MAX 128
 #define AVL_TENANT_BYTES_MAX 64
+#define AVL_PRIORITY_MAX 10 /* the worker's; and the least is -AVL_PRIORITY_MAX */
 #define AVL_STOP_TOKENS_MAX 64
 #define AVL_LOGPROBS_BEST_MAX 20
 
@@ -39,6 +40,9 @@ typedef struct avl_sampling_choice {
 /* What the operator and the model say about requests. */
 typedef struct avl_request_policy {
     int images_max;
+    int64_t request_pixels_max; /* of all images together, as sent */
+    int32_t prompt_tokens_max;  /* visual ones included; 0: as many as the context holds */
+    int32_t answer_tokens_max;  /* the same */
     avl_attention_choice_t attention;
     const avl_generation_config_t *generation;
 } avl_request_policy_t;

@@ -14,7 +14,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "coordinator/link_server.h"
 #include "coordinator/process.h"
 
 #define TERM_GRACE_NS (2 * AVL_NS_PER_S) /* from SIGTERM to SIGKILL */
@@ -25,7 +24,7 @@
 struct avl_worker_group {
     avl_worker_group_config_t config;
     avl_worker_group_observer_t observer;
-    avl_link_server_t *links;
+    avl_link_server_t *links; /* borrowed */
     pthread_t supervisor;
     bool supervised;
     int wake_fd; /* eventfd: the supervisor shall look */
@@ -84,10 +83,18 @@ static void end_incarnation_locked(avl_worker_group_t *group, const char *reason
 
 /* ---- the link's thread ---- */
 
-static void on_attached(void *context, uint64_t generation, const Avl__Worker__V1__Hello *hello) {
-    avl_worker_group_t *group = context;
+static bool joined(const avl_worker_group_t *group) {
+    return group->config.program == NULL;
+}
+
+void avl_worker_group_attached(avl_worker_group_t *group, uint64_t generation,
+                               const Avl__Worker__V1__Hello *hello) {
     pthread_mutex_lock(&group->lock);
     group->attached = true;
+    if (joined(group)) {
+        group->view.generation = generation;
+        group->view.state = AVL_WORKER_GROUP_STARTING;
+    }
     if (group->view.state == AVL_WORKER_GROUP_STARTING && group->view.generation == generation) {
         group->view.state = AVL_WORKER_GROUP_LOADING;
         group->view.loading_share = 0;
@@ -179,14 +186,17 @@ static void on_stats(avl_worker_group_t *group, uint64_t generation,
         old = group->stats;
         group->stats = bytes;
         group->stats_bytes = byte_count;
+        group->view.pages_total = stats->pages_total;
+        group->view.pages_reserved = stats->pages_reserved;
+        group->view.queued = stats->queued;
+        group->view.active = stats->active;
     }
     pthread_mutex_unlock(&group->lock);
     free(old);
 }
 
-static void on_message(void *context, uint64_t generation,
-                       const Avl__Worker__V1__WorkerMessage *message) {
-    avl_worker_group_t *group = context;
+void avl_worker_group_message(avl_worker_group_t *group, uint64_t generation,
+                              const Avl__Worker__V1__WorkerMessage *message) {
     switch (message->message_case) {
     case AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_LOADING:
         on_loading(group, message->loading->share);
@@ -212,8 +222,7 @@ static void on_message(void *context, uint64_t generation,
     }
 }
 
-static void on_detached(void *context, uint64_t generation) {
-    avl_worker_group_t *group = context;
+void avl_worker_group_detached(avl_worker_group_t *group, uint64_t generation) {
     pthread_mutex_lock(&group->lock);
     end_incarnation_locked(group, "the link to the worker group was lost");
     bool stopping = group->stopping;
@@ -283,8 +292,13 @@ static avl_status_t start_process(avl_worker_group_t *group, uint64_t generation
 }
 
 static void start_incarnation(avl_worker_group_t *group) {
+    uint64_t generation = avl_link_server_next_generation(group->links);
     pthread_mutex_lock(&group->lock);
-    uint64_t generation = ++group->view.generation;
+    avl_worker_group_view_t *view = &group->view;
+    view->restarts += view->generation != 0;
+    view->generation = generation;
+    view->pages_total = view->pages_reserved = 0;
+    view->queued = view->active = 0;
     free(group->stats);
     group->stats = NULL;
     group->stats_bytes = 0;
@@ -314,9 +328,9 @@ static void start_incarnation(avl_worker_group_t *group) {
 static void finish_incarnation(avl_worker_group_t *group) {
     if (group->config.ranks > 1)
         avl_process_sweep();
-    avl_link_server_expect(group->links, 0, NULL);
     pthread_mutex_lock(&group->lock);
     avl_worker_group_view_t *view = &group->view;
+    uint64_t generation = view->generation;
     int64_t now_ns = avl_clock_now_ns();
     bool was_ready = group->ready_ns != 0;
     bool stable = was_ready && now_ns - group->ready_ns >= STABLE_NS;
@@ -330,8 +344,10 @@ static void finish_incarnation(avl_worker_group_t *group) {
     view->hopeless = group->failed_starts >= group->config.restarts_max;
     if (view->hopeless)
         group->pause_ns = group->config.pause_max_ns;
-    bool fatal = !view->ever_ready && (group->failed_status != AVL_OK || view->hopeless);
-    view->state = fatal ? AVL_WORKER_GROUP_STOPPED : AVL_WORKER_GROUP_WAITING;
+    bool fatal =
+        !joined(group) && !view->ever_ready && (group->failed_status != AVL_OK || view->hopeless);
+    bool over = fatal || joined(group);
+    view->state = over ? AVL_WORKER_GROUP_STOPPED : AVL_WORKER_GROUP_WAITING;
     group->phase_deadline_ns = now_ns + group->pause_ns;
     avl_status_t status =
         group->failed_status != AVL_OK ? group->failed_status : AVL_ERR_UNAVAILABLE;
@@ -339,14 +355,19 @@ static void finish_incarnation(avl_worker_group_t *group) {
     double pause_s = (double)group->pause_ns / 1e9;
     bool stopping = group->stopping;
     pthread_mutex_unlock(&group->lock);
+    avl_link_server_expect(group->links, generation, NULL);
     if (stopping)
         return;
     if (fatal) {
         group->observer.fatal(group->observer.context, status, copy.reason);
         return;
     }
-    avl_log_warn("worker group %llu ended: %s; the next one starts in %.1f s",
-                 (unsigned long long)copy.generation, copy.reason, pause_s);
+    if (over)
+        avl_log_warn("worker group %llu has left: %s", (unsigned long long)copy.generation,
+                     copy.reason);
+    else
+        avl_log_warn("worker group %llu ended: %s; the next one starts in %.1f s",
+                     (unsigned long long)copy.generation, copy.reason, pause_s);
     report_change(group);
 }
 
@@ -471,7 +492,7 @@ static void *supervise(void *context) {
             break;
         pthread_mutex_lock(&group->lock);
         bool start = group->view.state == AVL_WORKER_GROUP_WAITING && !group->stopping &&
-                     avl_clock_now_ns() >= group->phase_deadline_ns;
+                     !joined(group) && avl_clock_now_ns() >= group->phase_deadline_ns;
         bool finish = group->view.state == AVL_WORKER_GROUP_ENDING && group->process.pid == 0 &&
                       !group->attached;
         int process_fd = group->process.fd;
@@ -502,6 +523,7 @@ avl_status_t avl_worker_group_create(const avl_worker_group_config_t *config,
     AVL_TRY(avl_alloc(1, sizeof *group, "the worker group", &group));
     group->config = *config;
     group->observer = *observer;
+    group->links = config->links;
     group->process.fd = -1;
     group->view.state = AVL_WORKER_GROUP_WAITING;
     snprintf(group->view.reason, sizeof group->view.reason, "not started yet");
@@ -510,13 +532,7 @@ avl_status_t avl_worker_group_create(const avl_worker_group_config_t *config,
     avl_status_t status = AVL_OK;
     if (group->wake_fd < 0)
         status = avl_fail(AVL_ERR_IO, "cannot make an eventfd: %s", strerror(errno));
-    avl_link_observer_t link_observer = {group, on_attached, on_message, on_detached};
-    if (status == AVL_OK)
-        status = avl_link_server_create(config->link_address, &link_observer, &group->links);
     if (status != AVL_OK) {
-        avl_link_server_destroy(group->links);
-        if (group->wake_fd >= 0)
-            close(group->wake_fd);
         pthread_mutex_destroy(&group->lock);
         free(group);
         return status;
@@ -553,11 +569,11 @@ Avl__Worker__V1__Stats *avl_worker_group_stats(avl_worker_group_t *group) {
     return stats;
 }
 
-avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1__Submit *submit,
-                                     uint64_t *generation_p) {
+avl_status_t avl_worker_group_submit(avl_worker_group_t *group, uint64_t generation,
+                                     Avl__Worker__V1__Submit *submit) {
     pthread_mutex_lock(&group->lock);
-    bool ready = group->view.state == AVL_WORKER_GROUP_READY;
-    uint64_t generation = group->view.generation;
+    bool ready =
+        group->view.state == AVL_WORKER_GROUP_READY && group->view.generation == generation;
     pthread_mutex_unlock(&group->lock);
     if (!ready)
         return avl_fail(AVL_ERR_UNAVAILABLE, "the worker group is not ready");
@@ -565,9 +581,7 @@ avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1_
     avl__worker__v1__coordinator_message__init(&message);
     message.message_case = AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_SUBMIT;
     message.submit = submit;
-    AVL_TRY(avl_link_server_send(group->links, generation, &message));
-    *generation_p = generation;
-    return AVL_OK;
+    return avl_link_server_send(group->links, generation, &message);
 }
 
 void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id) {
@@ -582,12 +596,17 @@ void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uin
         avl_log_debug("no cancel: %s", avl_status_detail()); /* nothing is left to cancel then */
 }
 
-void avl_worker_group_stop(avl_worker_group_t *group, int64_t drain_ns) {
+void avl_worker_group_part(avl_worker_group_t *group, int64_t drain_ns) {
     pthread_mutex_lock(&group->lock);
+    if (!group->stopping)
+        group->stop_deadline_ns = avl_clock_now_ns() + drain_ns;
     group->stopping = true;
-    group->stop_deadline_ns = avl_clock_now_ns() + drain_ns;
     pthread_mutex_unlock(&group->lock);
     wake(group);
+}
+
+void avl_worker_group_stop(avl_worker_group_t *group, int64_t drain_ns) {
+    avl_worker_group_part(group, drain_ns);
     if (group->supervised)
         pthread_join(group->supervisor, NULL);
     group->supervised = false;
@@ -596,7 +615,6 @@ void avl_worker_group_stop(avl_worker_group_t *group, int64_t drain_ns) {
 void avl_worker_group_destroy(avl_worker_group_t *group) {
     if (group == NULL)
         return;
-    avl_link_server_destroy(group->links);
     close(group->wake_fd);
     pthread_mutex_destroy(&group->lock);
     free(group->stats);

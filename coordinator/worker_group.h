@@ -1,4 +1,4 @@
-/* coordinator/worker_group.h: one worker group: started, watched, restarted.
+/* coordinator/worker_group.h: one worker group: started, watched, restarted. groups.h holds all.
  *
  *   state        means                                            leaves by
  *   WAITING      no process; the next start waits for its time     start_incarnation
@@ -13,6 +13,9 @@
  * process group is killed, and after a pause that doubles up to a bound the next one starts. A
  * first load that the worker itself declares impossible is fatal.
  *
+ * A group that others have started and that has called by itself (config.program is NULL) begins as
+ * LOADING and, when it ends, is STOPPED for good; another one may call.
+ *
  * No orphans: every process dies with the coordinator by the kernel's death signal, ranks under
  * mpirun also by the loss of their link; what a killed mpirun leaves behind is swept up. */
 #ifndef AVL_COORDINATOR_WORKER_GROUP_H
@@ -22,6 +25,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "coordinator/link_server.h"
 #include "proto/worker.pb-c.h"
 
 typedef struct avl_worker_group avl_worker_group_t;
@@ -39,6 +43,7 @@ typedef enum avl_worker_group_state {
 typedef struct avl_worker_group_view {
     avl_worker_group_state_t state;
     uint64_t generation;
+    int restarts; /* starts after the first */
     bool ever_ready;
     bool
         hopeless; /* restarts_max starts in a row failed; it is still tried, at the longest pause */
@@ -51,6 +56,9 @@ typedef struct avl_worker_group_view {
     int32_t context_rows_max;
     int32_t sequences_max;
     int64_t load_ns;
+    /* of the last Stats; 0 before */
+    int64_t pages_total, pages_reserved;
+    int32_t queued, active;
 } avl_worker_group_view_t;
 
 /* `changed`, `events` and `lost` come from the link's thread or (changed) the supervisor's, without
@@ -67,10 +75,11 @@ typedef struct avl_worker_group_observer {
 } avl_worker_group_observer_t;
 
 typedef struct avl_worker_group_config {
-    const char *program;  /* avl-worker */
+    const char *program;  /* avl-worker; NULL: the group is there already */
     const char *launcher; /* mpirun; used for more than one rank */
     int ranks;
-    const char *link_address;     /* where the link server listens */
+    avl_link_server_t *links;
+    const char *link_address;     /* where they listen */
     const char *const *arguments; /* of the worker, after --coordinator ADDRESS; NULL-terminated */
     int64_t attach_ns;            /* bound from start to hello */
     int64_t load_ns;              /* bound between two signs of loading */
@@ -81,24 +90,30 @@ typedef struct avl_worker_group_config {
     int restarts_max;
 } avl_worker_group_config_t;
 
-/* Keeps `config`'s strings. Errors: those of the link server; AVL_ERR_EXHAUSTED without a thread.
- */
+/* Keeps `config`'s strings. Errors: AVL_ERR_IO, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_worker_group_create(const avl_worker_group_config_t *config,
                                                     const avl_worker_group_observer_t *observer,
                                                     avl_worker_group_t **group_p);
-/* Starts the first generation. Errors: AVL_ERR_EXHAUSTED without a thread. */
+/* Starts the first generation, or watches the group that is there. Errors: AVL_ERR_EXHAUSTED
+ * without a thread. */
 AVL_MUST_CHECK avl_status_t avl_worker_group_start(avl_worker_group_t *group);
+/* From the link server's observer: what concerns this group's generation. */
+void avl_worker_group_attached(avl_worker_group_t *group, uint64_t generation,
+                               const Avl__Worker__V1__Hello *hello);
+void avl_worker_group_message(avl_worker_group_t *group, uint64_t generation,
+                              const Avl__Worker__V1__WorkerMessage *message);
+void avl_worker_group_detached(avl_worker_group_t *group, uint64_t generation);
 void avl_worker_group_view(avl_worker_group_t *group, avl_worker_group_view_t *view_p);
 /* What the group's leader told last, as a message to be freed with
  * avl__worker__v1__stats__free_unpacked; NULL when it has told nothing since its start. */
 Avl__Worker__V1__Stats *avl_worker_group_stats(avl_worker_group_t *group);
-/* Sends to the group if it is ready. Errors: AVL_ERR_UNAVAILABLE. */
-AVL_MUST_CHECK avl_status_t avl_worker_group_submit(avl_worker_group_t *group,
-                                                    Avl__Worker__V1__Submit *submit,
-                                                    uint64_t *generation_p);
+/* Sends to that generation if it is ready. Errors: AVL_ERR_UNAVAILABLE. */
+AVL_MUST_CHECK avl_status_t avl_worker_group_submit(avl_worker_group_t *group, uint64_t generation,
+                                                    Avl__Worker__V1__Submit *submit);
 void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id);
-/* Asks the group to drain, waits up to `drain_ns` for it to leave, then kills it. Observers hear
- * nothing afterwards. */
+/* Asks the group to drain, and to leave within `drain_ns`. Observers hear nothing from here on. */
+void avl_worker_group_part(avl_worker_group_t *group, int64_t drain_ns);
+/* Waits for that, then kills it. */
 void avl_worker_group_stop(avl_worker_group_t *group, int64_t drain_ns);
 void avl_worker_group_destroy(avl_worker_group_t *group);
 

@@ -19,6 +19,8 @@
 
 struct avl_call {
     int references;
+    int64_t deadline_ns; /* 0: none */
+    int64_t retry_ns;
     void *user;
     avl_status_t send_status; /* what the next sends return */
     int32_t ids[64];
@@ -52,8 +54,12 @@ bool avl_call_late(const avl_call_t *call) {
 }
 
 int64_t avl_call_deadline_ns(const avl_call_t *call) {
-    (void)call;
-    return AVL_DEADLINE_NONE;
+    return call->deadline_ns != 0 ? call->deadline_ns : AVL_DEADLINE_NONE;
+}
+
+void avl_call_set_retry(avl_call_t *call, int64_t after_ns) {
+    assert_true(after_ns > 0);
+    call->retry_ns = after_ns;
 }
 
 void avl_call_set_user(avl_call_t *call, void *user) {
@@ -106,10 +112,11 @@ const char *avl_rpc_code_name(avl_rpc_code_t code) {
     return "CODE";
 }
 
-/* ---- what coordinator/worker_group.c would be ---- */
+/* ---- what coordinator/groups.c would be: one group ---- */
 
-struct avl_worker_group {
+typedef struct group {
     avl_worker_group_view_t view;
+    int32_t room, places;
     avl_status_t submit_status;
     uint64_t ids[32]; /* submitted, in order */
     size_t submit_count;
@@ -117,16 +124,62 @@ struct avl_worker_group {
     size_t replay_count;
     uint64_t cancelled[32];
     size_t cancel_count;
+} group_t;
+
+struct avl_groups {
+    group_t group;
 };
 
-void avl_worker_group_view(avl_worker_group_t *group, avl_worker_group_view_t *view_p) {
+void avl_groups_view(avl_groups_t *groups, avl_groups_view_t *view_p) {
+    const group_t *group = &groups->group;
     pthread_mutex_lock(&play_lock);
-    *view_p = group->view;
+    memset(view_p, 0, sizeof *view_p);
+    view_p->count = 1;
+    view_p->ready = group->view.state == AVL_WORKER_GROUP_READY;
+    view_p->hopeless = group->view.hopeless;
+    view_p->sequences_max = view_p->ready ? group->room : 0;
+    view_p->best = group->view;
+    memcpy(view_p->reason, group->view.reason, sizeof view_p->reason);
     pthread_mutex_unlock(&play_lock);
 }
 
-avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1__Submit *submit,
-                                     uint64_t *generation_p) {
+avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
+                                uint64_t *generation_p) {
+    group_t *group = &groups->group;
+    pthread_mutex_lock(&play_lock);
+    avl_status_t status = AVL_OK;
+    if (group->view.state != AVL_WORKER_GROUP_READY)
+        status = AVL_ERR_UNAVAILABLE;
+    else if (need->rows > group->view.context_rows_max)
+        status = AVL_ERR_TOO_LARGE;
+    else if (group->places >= group->room)
+        status = AVL_ERR_EXHAUSTED;
+    if (status == AVL_OK) {
+        group->places++;
+        *generation_p = group->view.generation;
+    }
+    pthread_mutex_unlock(&play_lock);
+    return status;
+}
+
+void avl_groups_release(avl_groups_t *groups, uint64_t generation) {
+    pthread_mutex_lock(&play_lock);
+    if (generation == groups->group.view.generation) {
+        assert_true(groups->group.places > 0);
+        groups->group.places--;
+    }
+    pthread_mutex_unlock(&play_lock);
+}
+
+int32_t avl_groups_context(avl_groups_t *groups, uint64_t generation) {
+    assert_true(generation == groups->group.view.generation);
+    return groups->group.view.context_rows_max;
+}
+
+avl_status_t avl_groups_submit(avl_groups_t *groups, uint64_t generation,
+                               Avl__Worker__V1__Submit *submit) {
+    group_t *group = &groups->group;
+    assert_true(generation == group->view.generation);
     if (group->submit_status != AVL_OK)
         return group->submit_status;
     group->ids[group->submit_count++] = submit->request_id;
@@ -134,11 +187,11 @@ avl_status_t avl_worker_group_submit(avl_worker_group_t *group, Avl__Worker__V1_
     group->replay_count = submit->n_replay_ids;
     for (size_t i = 0; i < submit->n_replay_ids; i++)
         group->replay[i] = submit->replay_ids[i];
-    *generation_p = group->view.generation;
     return AVL_OK;
 }
 
-void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id) {
+void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id) {
+    group_t *group = &groups->group;
     assert_true(generation == group->view.generation);
     group->cancelled[group->cancel_count++] = request_id;
 }
@@ -148,8 +201,9 @@ void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uin
 typedef struct stage {
     avl_tokenizer_t *tokenizer;
     avl_service_metrics_t metrics;
+    avl_admission_t *admission;
     avl_requests_t *requests;
-    avl_worker_group_t group;
+    avl_groups_t groups;
     avl_call_t calls[CALLS];
     avl_live_request_t *live[CALLS];
 } stage_t;
@@ -159,14 +213,19 @@ static int setup_with_timeout(void **state, int64_t timeout_ns) {
     if (avl_tokenizer_open(AVL_SOURCE_DIR "/models/avl-tiny", &stage->tokenizer) != AVL_OK)
         return -1;
     avl_service_metrics_init(&stage->metrics);
-    avl_requests_config_t config = {stage->tokenizer, 4, timeout_ns, &stage->metrics};
+    const avl_admission_config_t admission = {4, AVL_DEADLINE_NONE, NULL, 0};
+    if (avl_admission_create(&admission, &stage->admission) != AVL_OK)
+        return -1;
+    avl_requests_config_t config = {stage->tokenizer, stage->admission, timeout_ns,
+                                    &stage->metrics};
     if (avl_requests_create(&config, &stage->requests) != AVL_OK)
         return -1;
-    stage->group.view.state = AVL_WORKER_GROUP_READY;
-    stage->group.view.ever_ready = true;
-    stage->group.view.generation = 1;
-    stage->group.view.context_rows_max = 100;
-    avl_requests_set_group(stage->requests, &stage->group);
+    stage->groups.group.view.state = AVL_WORKER_GROUP_READY;
+    stage->groups.group.view.ever_ready = true;
+    stage->groups.group.view.generation = 1;
+    stage->groups.group.view.context_rows_max = 100;
+    stage->groups.group.room = 20;
+    avl_requests_set_groups(stage->requests, &stage->groups);
     *state = stage;
     return 0;
 }
@@ -185,6 +244,7 @@ static int teardown(void **state) {
         if (stage->calls[i].user != NULL)
             avl_live_request_closed(stage->calls[i].user);
     avl_requests_destroy(stage->requests);
+    avl_admission_destroy(stage->admission);
     for (int i = 0; i < CALLS; i++)
         assert_int_equal(stage->calls[i].references, 0);
     avl_tokenizer_close(stage->tokenizer);
@@ -193,14 +253,16 @@ static int teardown(void **state) {
 }
 
 static avl_status_t admit(stage_t *stage, int i) {
-    AVL_TRY(avl_requests_admit(stage->requests, &stage->calls[i], &stage->live[i]));
+    AVL_TRY(avl_requests_admit(stage->requests, &stage->calls[i], "", &stage->live[i]));
     avl_live_request_unref(stage->live[i]); /* the call's reference is enough here */
     return AVL_OK;
 }
 
-static void begin(stage_t *stage, int i, int32_t rows, int32_t max_tokens) {
+static void begin_with_priority(stage_t *stage, int i, int32_t rows, int32_t max_tokens,
+                                int32_t priority) {
     avl_prepared_t prepared;
     memset(&prepared, 0, sizeof prepared);
+    prepared.priority = priority;
     assert_int_equal(
         avl_alloc((size_t)rows, sizeof *prepared.token_ids, "ids", &prepared.token_ids), AVL_OK);
     assert_int_equal(avl_alloc(1, sizeof *prepared.images, "images", &prepared.images), AVL_OK);
@@ -210,6 +272,10 @@ static void begin(stage_t *stage, int i, int32_t rows, int32_t max_tokens) {
     prepared.max_tokens = max_tokens;
     prepared.attention = (avl_attention_choice_t){0.5, 0.3, 3};
     avl_live_request_begin(stage->live[i], &prepared);
+}
+
+static void begin(stage_t *stage, int i, int32_t rows, int32_t max_tokens) {
+    begin_with_priority(stage, i, rows, max_tokens, 0);
 }
 
 static void ask(stage_t *stage, int i) {
@@ -252,14 +318,15 @@ static void finish(stage_t *stage, uint64_t generation, uint64_t id,
 
 /* The group dies, and the next one is ready. */
 static void replace_group(stage_t *stage) {
-    uint64_t generation = stage->group.view.generation;
+    uint64_t generation = stage->groups.group.view.generation;
     pthread_mutex_lock(&play_lock);
-    stage->group.view.state = AVL_WORKER_GROUP_ENDING;
+    stage->groups.group.view.state = AVL_WORKER_GROUP_ENDING;
     pthread_mutex_unlock(&play_lock);
     avl_requests_group_lost(stage->requests, generation);
     pthread_mutex_lock(&play_lock);
-    stage->group.view.generation++;
-    stage->group.view.state = AVL_WORKER_GROUP_READY;
+    stage->groups.group.view.generation++;
+    stage->groups.group.places = 0;
+    stage->groups.group.view.state = AVL_WORKER_GROUP_READY;
     pthread_mutex_unlock(&play_lock);
     avl_requests_group_changed(stage->requests);
 }
@@ -272,8 +339,8 @@ static void replace_group(stage_t *stage) {
 static void test_answer(void **state) {
     stage_t *stage = *state;
     ask(stage, 0);
-    assert_int_equal(stage->group.submit_count, 1);
-    assert_int_equal(stage->group.max_tokens, 90); /* what the context leaves */
+    assert_int_equal(stage->groups.group.submit_count, 1);
+    assert_int_equal(stage->groups.group.max_tokens, 90); /* what the context leaves */
     event(stage, 1, 1, 412);
     event(stage, 1, 1, 391);
     event(stage, 1, 77, 5); /* nobody's */
@@ -283,7 +350,7 @@ static void test_answer(void **state) {
     assert_int_equal(call->id_count, 2);
     assert_string_equal(call->text, "five objects:");
     assert_int_equal(call->completion_tokens, 2);
-    assert_int_equal(stage->group.cancel_count, 0);
+    assert_int_equal(stage->groups.group.cancel_count, 0);
     assert_int_equal(avl_requests_count(stage->requests), 0);
     event(stage, 1, 1, 300); /* too late: nothing happens */
     assert_int_equal(call->id_count, 2);
@@ -295,11 +362,11 @@ static void test_resumption(void **state) {
     event(stage, 1, 1, 412);
     event(stage, 1, 1, 391);
     replace_group(stage);
-    assert_int_equal(stage->group.submit_count, 2);
-    assert_int_equal(stage->group.replay_count, 2);
-    assert_int_equal(stage->group.replay[0], 412);
-    assert_int_equal(stage->group.replay[1], 391);
-    assert_int_equal(stage->group.max_tokens, 90);
+    assert_int_equal(stage->groups.group.submit_count, 2);
+    assert_int_equal(stage->groups.group.replay_count, 2);
+    assert_int_equal(stage->groups.group.replay[0], 412);
+    assert_int_equal(stage->groups.group.replay[1], 391);
+    assert_int_equal(stage->groups.group.max_tokens, 90);
     event(stage, 1, 1, 999); /* from the dead */
     event(stage, 2, 1, 300);
     finish(stage, 1, 1, ERROR, AVL_ERR_DEVICE); /* from the dead */
@@ -313,11 +380,11 @@ static void test_progress_keeps_alive(void **state) {
     stage_t *stage = *state;
     ask(stage, 0);
     for (int i = 0; i < 6; i++) {
-        event(stage, stage->group.view.generation, 1, 300 + i);
+        event(stage, stage->groups.group.view.generation, 1, 300 + i);
         replace_group(stage);
     }
     assert_false(stage->calls[0].ended);
-    assert_int_equal(stage->group.replay_count, 6);
+    assert_int_equal(stage->groups.group.replay_count, 6);
 }
 
 static void test_two_deaths_without_progress(void **state) {
@@ -329,7 +396,7 @@ static void test_two_deaths_without_progress(void **state) {
     replace_group(stage);
     assert_true(stage->calls[0].ended);
     assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_INTERNAL));
-    assert_int_equal(stage->group.cancel_count, 0);
+    assert_int_equal(stage->groups.group.cancel_count, 0);
 }
 
 /* One request kills every group it runs in: the others survive it. */
@@ -337,16 +404,16 @@ static void test_the_guilty_one_is_found(void **state) {
     stage_t *stage = *state;
     for (int i = 0; i < 3; i++)
         ask(stage, i);
-    assert_int_equal(stage->group.submit_count, 3);
+    assert_int_equal(stage->groups.group.submit_count, 3);
     replace_group(stage); /* now one at a time, the oldest first */
-    assert_int_equal(stage->group.submit_count, 4);
-    assert_int_equal(stage->group.ids[3], 1);
+    assert_int_equal(stage->groups.group.submit_count, 4);
+    assert_int_equal(stage->groups.group.ids[3], 1);
     ask(stage, 3); /* a new one need not wait */
-    assert_int_equal(stage->group.submit_count, 5);
+    assert_int_equal(stage->groups.group.submit_count, 5);
     event(stage, 2, 4, 300);
     event(stage, 2, 1, 300); /* 1 is innocent: 2 has its turn */
-    assert_int_equal(stage->group.submit_count, 6);
-    assert_int_equal(stage->group.ids[5], 2);
+    assert_int_equal(stage->groups.group.submit_count, 6);
+    assert_int_equal(stage->groups.group.ids[5], 2);
     replace_group(stage); /* and kills */
     assert_true(stage->calls[1].ended);
     assert_int_equal(stage->calls[1].code, avl_rpc_code(AVL_ERR_INTERNAL));
@@ -355,8 +422,8 @@ static void test_the_guilty_one_is_found(void **state) {
     /* The rest follows, one by one. */
     static const uint64_t rest[] = {1, 3, 4};
     for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(stage->group.ids[6 + i], rest[i]);
-        assert_int_equal(stage->group.submit_count, 7 + i);
+        assert_int_equal(stage->groups.group.ids[6 + i], rest[i]);
+        assert_int_equal(stage->groups.group.submit_count, 7 + i);
         finish(stage, 3, rest[i], STOP, AVL_OK);
     }
     assert_int_equal(avl_requests_count(stage->requests), 0);
@@ -367,16 +434,16 @@ static void test_cancel(void **state) {
     ask(stage, 0);
     avl_live_request_closed(stage->calls[0].user);
     stage->calls[0].user = NULL;
-    assert_int_equal(stage->group.cancel_count, 1);
-    assert_int_equal(stage->group.cancelled[0], 1);
+    assert_int_equal(stage->groups.group.cancel_count, 1);
+    assert_int_equal(stage->groups.group.cancelled[0], 1);
     assert_int_equal(avl_requests_count(stage->requests), 0);
     assert_int_equal(admit(stage, 1), AVL_OK); /* cancelled while it is prepared */
     assert_true(avl_live_request_wanted(stage->live[1]));
     avl_live_request_fail(stage->live[1], AVL_ERR_CANCELLED, "over");
     assert_false(avl_live_request_wanted(stage->live[1]));
     begin(stage, 1, 10, 0);
-    assert_int_equal(stage->group.submit_count, 1);
-    assert_int_equal(stage->group.cancel_count, 1);
+    assert_int_equal(stage->groups.group.submit_count, 1);
+    assert_int_equal(stage->groups.group.cancel_count, 1);
 }
 
 static void test_client_does_not_read(void **state) {
@@ -385,7 +452,7 @@ static void test_client_does_not_read(void **state) {
     stage->calls[0].send_status = AVL_ERR_EXHAUSTED;
     event(stage, 1, 1, 300);
     assert_true(stage->calls[0].aborted);
-    assert_int_equal(stage->group.cancel_count, 1);
+    assert_int_equal(stage->groups.group.cancel_count, 1);
     assert_int_equal(avl_requests_count(stage->requests), 0);
 }
 
@@ -398,12 +465,12 @@ static void test_refusals(void **state) {
     begin(stage, 0, 100, 0); /* no row for the answer */
     assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_TOO_LARGE));
     begin(stage, 1, 99, 50);
-    assert_int_equal(stage->group.max_tokens, 1);
+    assert_int_equal(stage->groups.group.max_tokens, 1);
     event(stage, 1, 2, 300);
     event(stage, 1, 2, 300); /* one more than asked for */
     assert_int_equal(stage->calls[1].code, avl_rpc_code(AVL_ERR_INTERNAL));
     begin(stage, 2, 10, 5);
-    assert_int_equal(stage->group.max_tokens, 5);
+    assert_int_equal(stage->groups.group.max_tokens, 5);
     event(stage, 1, 3, 1 << 30);
     assert_int_equal(stage->calls[2].code, avl_rpc_code(AVL_ERR_INTERNAL));
     begin(stage, 3, 10, 5);
@@ -416,21 +483,93 @@ static void test_refusals(void **state) {
 
 static void test_without_a_group(void **state) {
     stage_t *stage = *state;
-    stage->group.view.state = AVL_WORKER_GROUP_LOADING;
+    stage->groups.group.view.state = AVL_WORKER_GROUP_LOADING;
     assert_int_equal(admit(stage, 0), AVL_OK);
     avl_live_request_want_progress(stage->live[0]);
     begin(stage, 0, 10, 0);
-    assert_int_equal(stage->group.submit_count, 0);
+    assert_int_equal(stage->groups.group.submit_count, 0);
     assert_int_equal(stage->calls[0].progress[0], AVL__V1__STAGE__STAGE_LOADING);
     pthread_mutex_lock(&play_lock);
-    stage->group.view.hopeless = true;
-    snprintf(stage->group.view.reason, sizeof stage->group.view.reason, "it never worked");
+    stage->groups.group.view.hopeless = true;
+    snprintf(stage->groups.group.view.reason, sizeof stage->groups.group.view.reason,
+             "it never worked");
     pthread_mutex_unlock(&play_lock);
     avl_requests_group_changed(stage->requests);
     assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_UNAVAILABLE));
     assert_non_null(strstr(stage->calls[0].reason, "it never worked"));
     assert_int_equal(admit(stage, 1), AVL_ERR_UNAVAILABLE);
     assert_non_null(strstr(avl_status_detail(), "it never worked"));
+}
+
+/* What there is no room for waits, by priority, and fills what ends. */
+static void test_room(void **state) {
+    stage_t *stage = *state;
+    stage->groups.group.room = 1;
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(admit(stage, i), AVL_OK);
+    begin(stage, 0, 10, 0);
+    begin(stage, 1, 10, 0);
+    begin_with_priority(stage, 2, 10, 0, 7);
+    assert_int_equal(stage->groups.group.submit_count, 1);
+    finish(stage, 1, 1, STOP, AVL_OK);
+    assert_int_equal(stage->groups.group.submit_count, 2);
+    assert_int_equal(stage->groups.group.ids[1], 3);
+    avl_live_request_closed(stage->calls[2].user); /* so does a cancellation */
+    stage->calls[2].user = NULL;
+    assert_int_equal(stage->groups.group.submit_count, 3);
+    assert_int_equal(stage->groups.group.ids[2], 2);
+    /* Lost ones go first, and before new ones of higher priority. */
+    event(stage, 1, 2, 300);
+    ask(stage, 3);
+    replace_group(stage);
+    assert_int_equal(stage->groups.group.ids[3], 2);
+    assert_int_equal(stage->groups.group.replay_count, 1);
+}
+
+/* The group's link breaks at the moment of submission. */
+static void test_group_gone(void **state) {
+    stage_t *stage = *state;
+    stage->groups.group.submit_status = AVL_ERR_UNAVAILABLE;
+    ask(stage, 0);
+    assert_false(stage->calls[0].ended);
+    assert_int_equal(stage->groups.group.places, 0);
+    stage->groups.group.submit_status = AVL_OK;
+    avl_requests_group_changed(stage->requests);
+    assert_int_equal(stage->groups.group.submit_count, 1);
+    finish(stage, 1, 1, STOP, AVL_OK);
+    assert_int_equal(stage->calls[0].code, AVL_RPC_OK);
+}
+
+/* Once answers are known to take their time, deadlines that are too close are refused. */
+static void test_deadlines(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++) {
+        ask(stage, 0);
+        uint64_t id = stage->groups.group.ids[i];
+        event(stage, 1, id, 300);
+        avl_clock_sleep_ns(40 * AVL_NS_PER_MS);
+        event(stage, 1, id, 301);
+        finish(stage, 1, id, STOP, AVL_OK);
+        stage->calls[0].ended = stage->calls[0].answered = false;
+        stage->calls[0].id_count = 0;
+        avl_live_request_closed(stage->calls[0].user);
+        stage->calls[0].user = NULL;
+    }
+    stage->groups.group.room = 1;
+    stage->calls[1].deadline_ns = avl_clock_now_ns() + 20 * AVL_NS_PER_MS;
+    ask(stage, 1); /* alone, it is given the benefit of the doubt */
+    assert_int_equal(stage->groups.group.submit_count, AVL_ESTIMATE_ANSWERS + 1);
+    stage->calls[2].deadline_ns = avl_clock_now_ns() + 20 * AVL_NS_PER_MS;
+    avl_status_t status = admit(stage, 2);
+    if (status == AVL_OK)
+        begin(stage, 2, 10, 0);
+    assert_true(status == AVL_ERR_EXHAUSTED || status == AVL_ERR_DEADLINE ||
+                stage->calls[2].code == avl_rpc_code(AVL_ERR_DEADLINE) ||
+                stage->calls[2].code == avl_rpc_code(AVL_ERR_EXHAUSTED));
+    stage->calls[3].deadline_ns = avl_clock_now_ns() + 60 * AVL_NS_PER_S;
+    ask(stage, 3); /* there is time enough */
+    assert_false(stage->calls[3].ended);
+    assert_true(avl_requests_retry_ns(stage->requests) > 0);
 }
 
 static bool ended(avl_call_t *call) {
@@ -451,7 +590,7 @@ static void test_timeout(void **state) {
         assert_int_equal(stage->calls[i].code, avl_rpc_code(AVL_ERR_DEADLINE));
         assert_non_null(strstr(stage->calls[i].reason, "the deadline passed"));
     }
-    assert_int_equal(stage->group.cancel_count, 1);
+    assert_int_equal(stage->groups.group.cancel_count, 1);
 }
 
 static void test_fail_all(void **state) {
@@ -461,7 +600,7 @@ static void test_fail_all(void **state) {
     assert_int_equal(avl_requests_wait(stage->requests, avl_clock_now_ns()), 2);
     avl_requests_fail_all(stage->requests, AVL_ERR_UNAVAILABLE, "closing");
     assert_int_equal(avl_requests_count(stage->requests), 0);
-    assert_int_equal(stage->group.cancel_count, 2);
+    assert_int_equal(stage->groups.group.cancel_count, 2);
     assert_string_equal(stage->calls[1].reason, "closing");
 }
 
@@ -477,6 +616,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_without_a_group, setup, teardown),
         cmocka_unit_test_setup_teardown(test_timeout, setup_hasty, teardown),
+        cmocka_unit_test_setup_teardown(test_room, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_group_gone, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_deadlines, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fail_all, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,8 @@
  *   stuck-at=N    stops its step loop there, once per flag file
  *   poison        kills itself whenever a request has seed 666
  *   slow-load=MS  takes so long to load
- * AVL_FAKE_TOKENS: tokens of an answer (default 20); AVL_FAKE_STEP_MS: between steps (default 2).
+ * AVL_FAKE_TOKENS: tokens of an answer (default 20); AVL_FAKE_STEP_MS: between steps (default 2);
+ * AVL_FAKE_SEQUENCES: requests that it claims to decode side by side (default 16).
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -182,7 +183,8 @@ static int run(avl_link_t *link) {
         avl_link_failed(link, AVL_ERR_DATA, "tensor 17 is made of cheese");
         return 4;
     }
-    avl_capacity_t capacity = {1, "fake", "f32", 2048, 16, 100000, 1000000};
+    int32_t sequences = (int32_t)number("AVL_FAKE_SEQUENCES", 16);
+    avl_capacity_t capacity = {1, "fake", "f32", 2048, sequences, 100000, 1000000};
     avl_link_ready(link, &capacity);
     return serve(link, number("AVL_FAKE_STEP_MS", 2) * AVL_NS_PER_MS) ? 0 : 5;
 }

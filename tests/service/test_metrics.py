@@ -100,9 +100,10 @@ class Formats(unittest.TestCase):
         self.assertEqual(headers["Content-Type"], "text/plain; version=0.0.4; charset=utf-8")
         samples = self.service.metrics()
         for name in ("avl_requests_running", "avl_requests_waiting", "avl_preprocess_queue_capacity",
-                     "process_resident_memory_bytes", "process_cpu_seconds_total", "avl_worker_group_ready"):
+                     "process_resident_memory_bytes", "process_cpu_seconds_total"):
             self.assertIn((name, ()), samples)
         self.assertEqual(total(samples, "avl_build_info", model_name="avl-tiny"), 1)
+        self.assertEqual(total(samples, "avl_worker_group_ready", group="0"), 1)
 
     def test_openmetrics(self):
         Answer(self.service.inference.Generate(raw(), timeout=30))

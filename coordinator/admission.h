@@ -1,0 +1,85 @@
+/* coordinator/admission.h: which requests are let in, when each goes to a group, and to which one.
+ *
+ * It joins the queue (queue.h), the estimates (estimate.h) and the groups (groups.h). A request
+ * holds a ticket from its call to its end; the ticket is
+ *
+ *   entered    has a place; its prompt is being prepared      avl_admission_queue, _leave
+ *   queued     waits for its turn                             avl_admission_next, _leave
+ *   out        a group has it                                 avl_admission_return, _leave
+ *   held       was out when a group died, without progress; such requests go out one at a time,
+ *              which finds the one that kills groups          avl_admission_clear (of another),
+ * _leave
+ *
+ * A request with a deadline is refused at once when the work that goes before it and its own are
+ * estimated to take longer: DEADLINE if it could not be met on an idle service either, else
+ * EXHAUSTED. A service without other requests takes it all the same: it may have become faster.
+ *
+ * Threads: any; its lock comes after those of requests, before those of groups. */
+#ifndef AVL_COORDINATOR_ADMISSION_H
+#define AVL_COORDINATOR_ADMISSION_H
+
+#include "coordinator/estimate.h"
+#include "coordinator/groups.h"
+#include "coordinator/queue.h"
+
+typedef struct avl_admission avl_admission_t;
+
+/* Part of a request; zeroed, then avl_admission_enter's. */
+typedef struct avl_ticket {
+    avl_queue_entry_t entry;
+    uint64_t id;
+    int64_t arrival_ns, deadline_ns;
+    avl_demand_t demand;
+    avl_groups_need_t need;
+    bool in, out, charged, suspect, held;
+    uint64_t generation; /* when out */
+    int64_t queued_ns, out_ns;
+    struct avl_ticket *next_held;
+} avl_ticket_t;
+
+typedef struct avl_admission_config {
+    size_t requests_max;
+    int64_t wait_max_ns; /* in the queue; AVL_DEADLINE_NONE */
+    const avl_tenant_weight_t *weights;
+    size_t weight_count;
+} avl_admission_config_t;
+
+AVL_MUST_CHECK avl_status_t avl_admission_create(const avl_admission_config_t *config,
+                                                 avl_admission_t **admission_p);
+/* Before the first request. */
+void avl_admission_set_groups(avl_admission_t *admission, avl_groups_t *groups);
+void avl_admission_destroy(avl_admission_t *admission);
+
+/* At the door, before anything is known of the request but its tenant and deadline. Errors:
+ * AVL_ERR_EXHAUSTED, AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_admission_enter(avl_admission_t *admission, uint64_t id,
+                                                const char *tenant, int64_t arrival_ns,
+                                                int64_t deadline_ns, avl_ticket_t *ticket);
+/* Prepared: `ticket`'s demand, need and priority are set. Errors: AVL_ERR_EXHAUSTED,
+ * AVL_ERR_DEADLINE, AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticket,
+                                                int32_t priority, int64_t now_ns);
+/* Whose turn it is, and the group that has a place for it: the ticket is out. Errors:
+ * AVL_ERR_UNAVAILABLE (no group is ready), AVL_ERR_EXHAUSTED (none has room), AVL_ERR_NOT_FOUND
+ * (nobody waits); AVL_ERR_TOO_LARGE: the request of *id_p fits no group, and is not queued now. */
+AVL_MUST_CHECK avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns,
+                                               uint64_t *id_p, uint64_t *generation_p);
+/* Its group is lost: it goes to another one before all others; `suspect`: alone of its kind. */
+AVL_MUST_CHECK avl_status_t avl_admission_return(avl_admission_t *admission, avl_ticket_t *ticket,
+                                                 bool suspect);
+/* It makes progress: no suspect any more. */
+void avl_admission_clear(avl_admission_t *admission, avl_ticket_t *ticket);
+/* Its end, in any state; a second one does nothing. `tokens`: that it had, prompt and answer. */
+void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64_t tokens);
+
+/* Whether it has waited for its first turn for longer than the operator allows. */
+bool avl_admission_overdue(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t now_ns);
+/* After how long a refused client should try again. */
+int64_t avl_admission_retry_ns(avl_admission_t *admission, int64_t now_ns);
+
+/* For the estimates. */
+void avl_admission_token(avl_admission_t *admission, int64_t interval_ns);
+void avl_admission_answer(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t encode_ns,
+                          int64_t prefill_ns, int32_t tokens, int64_t now_ns);
+
+#endif
