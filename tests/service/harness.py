@@ -156,7 +156,7 @@ class Service:
         if kind is None:
             self.stop()
         else:
-            print(self.log, file=sys.stderr)
+            print("\n".join(self.log.splitlines()[-200:]), file=sys.stderr)
             self.process.kill()
             self.process.wait()
 
