@@ -5,6 +5,8 @@
 #ifndef AVL_COMM_BACKEND_H
 #define AVL_COMM_BACKEND_H
 
+#include <stdatomic.h>
+
 #include "comm/group.h"
 
 #define AVL_GROUP_TIMEOUT_DEFAULT_NS INT64_C(60000000000)
@@ -28,6 +30,7 @@ struct avl_group { /* the head of every backend's own struct */
     int64_t timeout_ns;
     int64_t memory_bytes; /* of buffers that the backend holds */
     avl_group_times_t times;
+    atomic_uint_fast64_t operations; /* begun on this rank */
     avl_status_t broken; /* the failure that made the group unusable; AVL_OK while it works */
 };
 

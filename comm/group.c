@@ -60,7 +60,12 @@ void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns) {
     group->timeout_ns = timeout_ns;
 }
 
-static avl_status_t check_usable(const avl_group_t *group, const char *operation) {
+uint64_t avl_group_operations(const avl_group_t *group) {
+    return atomic_load_explicit(&group->operations, memory_order_relaxed);
+}
+
+static avl_status_t check_usable(avl_group_t *group, const char *operation) {
+    atomic_fetch_add_explicit(&group->operations, 1, memory_order_relaxed);
     if (group->broken == AVL_OK)
         return AVL_OK;
     return avl_fail(AVL_ERR_COMM, "rank %d: %s on a group that already failed with %s", group->rank,

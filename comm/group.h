@@ -56,6 +56,9 @@ static inline const char *avl_group_operation_name(avl_group_operation_t operati
         "broadcast", "all_reduce", "reduce_scatter", "all_gather", "gather", "agree"};
     return operation < AVL_GROUP_OPERATIONS ? names[operation] : "unknown";
 }
+/* Operations begun so far, in groups of one rank too: whoever watches from another thread sees that
+ * a long step advances. Local, from any thread. */
+uint64_t avl_group_operations(const avl_group_t *group);
 /* Bound of every wait; default 60 s. Local. */
 void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns);
 

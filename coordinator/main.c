@@ -19,6 +19,7 @@
 #include "coordinator/monitor.h"
 #include "coordinator/options.h"
 #include "coordinator/reflection.h"
+#include "coordinator/scratch.h"
 #include "inputs/preprocess.h"
 
 /* Balancers hear NOT_SERVING before the listener closes. */
@@ -36,7 +37,7 @@ typedef struct service {
     avl_config_t config;
     avl_tokenizer_t *tokenizer;
     avl_chat_template_t *chat_template;
-    char link_directory[64];
+    avl_scratch_t link_directory;
     char link_address[96];
     char worker_program[PATH_MAX];
     const char *worker_arguments[WORKER_ARGUMENTS_MAX];
@@ -170,15 +171,9 @@ static avl_status_t make_link_directory(service_t *service) {
     const char *base = getenv("XDG_RUNTIME_DIR");
     if (base == NULL || base[0] != '/' || strlen(base) > 32 || access(base, W_OK | X_OK) != 0)
         base = "/tmp";
-    snprintf(service->link_directory, sizeof service->link_directory, "%s/avl-XXXXXX", base);
-    if (mkdtemp(service->link_directory) == NULL) {
-        avl_status_t status =
-            avl_fail(AVL_ERR_IO, "cannot make %s: %s", service->link_directory, strerror(errno));
-        service->link_directory[0] = '\0';
-        return status;
-    }
+    AVL_TRY(avl_scratch_create(base, &service->link_directory));
     snprintf(service->link_address, sizeof service->link_address, "unix:%s/link",
-             service->link_directory);
+             service->link_directory.path);
     return AVL_OK;
 }
 
@@ -210,7 +205,8 @@ static avl_status_t create_groups(service_t *service) {
         .attach_ns = ATTACH_NS,
         .load_ns = options->load_timeout_ns,
         .pong_ns = options->worker_timeout_ns,
-        .ping_ns = AVL_NS_PER_S,
+        .ping_ns = options->worker_timeout_ns / 4 < AVL_NS_PER_S ? options->worker_timeout_ns / 4
+                                                                 : AVL_NS_PER_S,
         .pause_ns = AVL_NS_PER_S / 10,
         .pause_max_ns = 30 * AVL_NS_PER_S,
         .restarts_max = 5,
@@ -386,10 +382,7 @@ static void stop(service_t *service, bool patient) {
     avl_admission_destroy(service->admission);
     avl_image_identity_destroy(service->identity);
     avl_health_destroy(service->health);
-    if (service->link_directory[0] != '\0') {
-        unlink(service->link_address + strlen("unix:"));
-        rmdir(service->link_directory);
-    }
+    avl_scratch_destroy(&service->link_directory);
     avl_chat_template_close(service->chat_template);
     avl_tokenizer_close(service->tokenizer);
 }

@@ -11,7 +11,8 @@
 #include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
 
-#define STRIKES_MAX 2
+/* Two can be chance, where ranks are killed from outside while replays go on. */
+#define STRIKES_MAX 3
 #define TICK_NS (AVL_NS_PER_S / 10) /* how late a deadline may be noticed here */
 
 /* ---- the table ---- */
@@ -540,8 +541,9 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
             if (live->stopped) { /* it is whole, but for the group's report */
                 avl_live_answer_without_report_locked(live);
             } else if (live->strikes >= STRIKES_MAX) {
-                avl_live_fail_locked(live, AVL_ERR_INTERNAL,
-                                     "the worker group died twice while it worked on this request");
+                avl_live_fail_locked(
+                    live, AVL_ERR_INTERNAL,
+                    "the worker group died three times while it worked on this request");
             } else {
                 avl_request_record_resumed(&live->record, live->prepared.name);
                 return_locked(live, true);

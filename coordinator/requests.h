@@ -8,7 +8,7 @@
  *
  * A request outlives its group: prompt, parameters, seed and the tokens already sent stay here;
  * when the group is lost the request waits for the next one, which gets the tokens as a replay. A
- * request that was running when groups died twice in a row without a token in between is ended; to
+ * request that was running when groups died three times in a row without a token in between is ended; to
  * find the one at fault, requests that have seen such a death are given to the next group one at a
  * time until they make progress.
  *

@@ -15,11 +15,16 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "coordinator/process.h"
+#include "coordinator/scratch.h"
 
 #define TERM_GRACE_NS (2 * AVL_NS_PER_S) /* from SIGTERM to SIGKILL */
 #define STABLE_NS (10 * AVL_NS_PER_S)    /* ready so long: the next pause is the shortest again */
 #define LOOK_NS (AVL_NS_PER_S / 5)       /* the supervisor looks around at least so often */
+#define UNSEEN_NS AVL_NS_PER_S           /* longer between two looks is no ordinary pause */
 #define ARGUMENTS_MAX 64
+/* The pause after a group that had been ready: whatever killed it may come again at once, but
+ * requests wait. */
+#define READY_PAUSE_MAX_NS (2 * AVL_NS_PER_S)
 
 struct avl_worker_group {
     avl_worker_group_config_t config;
@@ -28,6 +33,9 @@ struct avl_worker_group {
     pthread_t supervisor;
     bool supervised;
     int wake_fd; /* eventfd: the supervisor shall look */
+    /* What the launcher and MPI write, and leave when they are killed. MPI's own segments must be
+     * memory; the launcher's files need not take from it, for it is scarce in containers. */
+    avl_scratch_t launcher_files, segments;
 
     pthread_mutex_t lock; /* all below; never held while an observer is called */
     avl_worker_group_view_t view;
@@ -36,8 +44,10 @@ struct avl_worker_group {
     bool stopping, drain_sent;
     int64_t stop_deadline_ns;
     int64_t phase_deadline_ns; /* STARTING, LOADING: its end; WAITING: the start; ENDING: SIGKILL */
-    int64_t ready_ns, ping_sent_ns, pong_ns;
-    uint64_t ping_number, pong_number;
+    int64_t ready_ns, ping_sent_ns;
+    int64_t progress_ns; /* when the group's progress was last seen to grow */
+    int64_t looked_ns;   /* when the supervisor last looked */
+    uint64_t ping_number, pong_number, progress;
     int failed_starts;
     int64_t pause_ns;
     bool reason_known;          /* of the running incarnation's end */
@@ -135,7 +145,7 @@ static void on_ready(avl_worker_group_t *group, const Avl__Worker__V1__Ready *re
         view->sequences_max = ready->sequences_max;
         view->load_ns = ready->load_ns;
         group->failed_starts = 0;
-        group->ready_ns = group->pong_ns = avl_clock_now_ns();
+        group->ready_ns = group->progress_ns = avl_clock_now_ns();
         group->ping_sent_ns = 0;
         group->pong_number = group->ping_number;
     }
@@ -161,11 +171,13 @@ static void on_failed(avl_worker_group_t *group, const Avl__Worker__V1__Failed *
     pthread_mutex_unlock(&group->lock);
 }
 
-static void on_pong(avl_worker_group_t *group, uint64_t number) {
+static void on_pong(avl_worker_group_t *group, const Avl__Worker__V1__Pong *pong) {
     pthread_mutex_lock(&group->lock);
-    if (number <= group->ping_number) {
-        group->pong_number = number;
-        group->pong_ns = avl_clock_now_ns();
+    if (pong->number <= group->ping_number)
+        group->pong_number = pong->number;
+    if (pong->progress != group->progress) {
+        group->progress = pong->progress;
+        group->progress_ns = avl_clock_now_ns();
     }
     pthread_mutex_unlock(&group->lock);
 }
@@ -211,7 +223,7 @@ void avl_worker_group_message(avl_worker_group_t *group, uint64_t generation,
         group->observer.events(group->observer.context, generation, message->events);
         break;
     case AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_PONG:
-        on_pong(group, message->pong->number);
+        on_pong(group, message->pong);
         break;
     case AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_STATS:
         on_stats(group, generation, message->stats);
@@ -252,6 +264,7 @@ static void command_line(const avl_worker_group_t *group, const char *ranks, con
     const avl_worker_group_config_t *config = &group->config;
     size_t count = 0;
     if (config->ranks > 1) {
+        /* A rank that dies takes the others along at once: nothing is left for them to save. */
         const char *const launch[] = {config->launcher,
                                       "-n",
                                       ranks,
@@ -261,7 +274,16 @@ static void command_line(const avl_worker_group_t *group, const char *ranks, con
                                       "-x",
                                       "AVL_GROUP_TOKEN",
                                       "-x",
-                                      "AVL_GROUP_NUMBER"};
+                                      "AVL_GROUP_NUMBER",
+                                      "--mca",
+                                      "odls_base_sigkill_timeout",
+                                      "0",
+                                      "--mca",
+                                      "orte_tmpdir_base",
+                                      group->launcher_files.path,
+                                      "--mca",
+                                      "btl_vader_backing_directory",
+                                      group->segments.path};
         for (size_t i = 0; i < sizeof launch / sizeof launch[0]; i++)
             argv[count++] = launch[i];
     }
@@ -326,8 +348,11 @@ static void start_incarnation(avl_worker_group_t *group) {
 
 /* The incarnation is over: process reaped, link closed. Decides what comes next. */
 static void finish_incarnation(avl_worker_group_t *group) {
-    if (group->config.ranks > 1)
+    if (group->config.ranks > 1) {
         avl_process_sweep();
+        avl_scratch_clear(&group->launcher_files);
+        avl_scratch_clear(&group->segments);
+    }
     pthread_mutex_lock(&group->lock);
     avl_worker_group_view_t *view = &group->view;
     uint64_t generation = view->generation;
@@ -341,6 +366,8 @@ static void finish_incarnation(avl_worker_group_t *group) {
     group->pause_ns = stable || group->pause_ns == 0            ? group->config.pause_ns
                       : doubled_ns > group->config.pause_max_ns ? group->config.pause_max_ns
                                                                 : doubled_ns;
+    if (was_ready && group->pause_ns > READY_PAUSE_MAX_NS)
+        group->pause_ns = READY_PAUSE_MAX_NS;
     view->hopeless = group->failed_starts >= group->config.restarts_max;
     if (view->hopeless)
         group->pause_ns = group->config.pause_max_ns;
@@ -420,11 +447,14 @@ static void watch_bounds(avl_worker_group_t *group) {
         snprintf(reason, sizeof reason, "loading made no progress for %.0f s",
                  (double)config->load_ns / 1e9);
     if (group->view.state == AVL_WORKER_GROUP_READY) {
-        if (group->pong_number < group->ping_number &&
-            now_ns - group->ping_sent_ns >= config->pong_ns &&
-            now_ns - group->pong_ns >= config->pong_ns)
-            snprintf(reason, sizeof reason, "the worker group did not answer for %.1f s",
-                     (double)(now_ns - group->pong_ns) / 1e9);
+        /* Time in which nobody looked, because this process did not run, is not the group's. */
+        if (now_ns - group->looked_ns > UNSEEN_NS)
+            group->progress_ns += now_ns - group->looked_ns;
+        if (now_ns - group->progress_ns >= config->pong_ns)
+            snprintf(reason, sizeof reason, "the worker group %s for %.1f s",
+                     group->pong_number < group->ping_number ? "did not answer"
+                                                             : "made no progress",
+                     (double)(now_ns - group->progress_ns) / 1e9);
         ping = reason[0] == '\0' && group->pong_number == group->ping_number &&
                now_ns - group->ping_sent_ns >= config->ping_ns;
         if (ping) {
@@ -434,6 +464,7 @@ static void watch_bounds(avl_worker_group_t *group) {
     }
     if (reason[0] != '\0')
         end_incarnation_locked(group, reason);
+    group->looked_ns = now_ns;
     uint64_t generation = group->view.generation, number = group->ping_number;
     pthread_mutex_unlock(&group->lock);
     if (ping)
@@ -516,6 +547,12 @@ static void *supervise(void *context) {
 
 /* ---- life ---- */
 
+static avl_status_t create_scratch(avl_worker_group_t *group) {
+    bool shared = access("/dev/shm", W_OK | X_OK) == 0;
+    AVL_TRY(avl_scratch_create("/tmp", &group->launcher_files));
+    return avl_scratch_create(shared ? "/dev/shm" : "/tmp", &group->segments);
+}
+
 avl_status_t avl_worker_group_create(const avl_worker_group_config_t *config,
                                      const avl_worker_group_observer_t *observer,
                                      avl_worker_group_t **group_p) {
@@ -530,9 +567,15 @@ avl_status_t avl_worker_group_create(const avl_worker_group_config_t *config,
     pthread_mutex_init(&group->lock, NULL);
     group->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     avl_status_t status = AVL_OK;
-    if (group->wake_fd < 0)
+    if (config->ranks > 1)
+        status = create_scratch(group);
+    if (status == AVL_OK && group->wake_fd < 0)
         status = avl_fail(AVL_ERR_IO, "cannot make an eventfd: %s", strerror(errno));
     if (status != AVL_OK) {
+        if (group->wake_fd >= 0)
+            close(group->wake_fd);
+        avl_scratch_destroy(&group->launcher_files);
+        avl_scratch_destroy(&group->segments);
         pthread_mutex_destroy(&group->lock);
         free(group);
         return status;
@@ -616,6 +659,8 @@ void avl_worker_group_destroy(avl_worker_group_t *group) {
     if (group == NULL)
         return;
     close(group->wake_fd);
+    avl_scratch_destroy(&group->launcher_files);
+    avl_scratch_destroy(&group->segments);
     pthread_mutex_destroy(&group->lock);
     free(group->stats);
     free(group);

@@ -9,7 +9,7 @@
  *   STOPPED      for good: avl_worker_group_stop, or fatal
  *
  * Each start is a generation, with a secret of its own. An incarnation ends when its link drops,
- * its process ends, it does not attach, load or answer pings within its bound; then the whole
+ * its process ends, it does not attach, load or make progress within its bound; then the whole
  * process group is killed, and after a pause that doubles up to a bound the next one starts. A
  * first load that the worker itself declares impossible is fatal.
  *
@@ -83,7 +83,7 @@ typedef struct avl_worker_group_config {
     const char *const *arguments; /* of the worker, after --coordinator ADDRESS; NULL-terminated */
     int64_t attach_ns;            /* bound from start to hello */
     int64_t load_ns;              /* bound between two signs of loading */
-    int64_t pong_ns;              /* bound for a pong */
+    int64_t pong_ns;              /* bound between two pongs that tell of progress */
     int64_t ping_ns;              /* between pings */
     int64_t pause_ns;             /* before the first restart; doubles */
     int64_t pause_max_ns;

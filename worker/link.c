@@ -23,7 +23,9 @@
 #include "worker/link_parts.h"
 
 #define METHOD "/avl.worker.v1.WorkerLink/Attach"
-#define COMMANDS_MAX 256
+/* More than wait during one long step: behind a full line pings would wait too, and silence ends
+ * the group. */
+#define COMMANDS_MAX 2048
 #define EVENTS_MAX 65536
 #define CLOSE_WAIT_NS (2 * AVL_NS_PER_S) /* for the last words to arrive */
 
@@ -76,8 +78,9 @@ struct avl_link {
     grpc_byte_buffer *stats; /* the latest that wait to be sent; NULL: none */
     avl_command_t commands[COMMANDS_MAX];
     size_t command_first, command_count;
-    bool ping;
-    uint64_t ping_number;
+    uint64_t polls;
+    uint64_t (*count)(void *context); /* further progress; NULL: none */
+    void *count_context;
 };
 
 static void *tag_pointer(tag_t tag) {
@@ -395,6 +398,25 @@ void avl_link_failed(avl_link_t *link, avl_status_t status, const char *detail) 
     post(link, &message);
 }
 
+void avl_link_watch(avl_link_t *link, uint64_t (*count)(void *context), void *context) {
+    pthread_mutex_lock(&link->lock);
+    link->count = count;
+    link->count_context = context;
+    pthread_mutex_unlock(&link->lock);
+}
+
+static void answer_ping_locked(avl_link_t *link, uint64_t number) {
+    Avl__Worker__V1__Pong pong;
+    avl__worker__v1__pong__init(&pong);
+    pong.number = number;
+    pong.progress = link->polls + (link->count != NULL ? link->count(link->count_context) : 0);
+    Avl__Worker__V1__WorkerMessage message;
+    avl__worker__v1__worker_message__init(&message);
+    message.message_case = AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_PONG;
+    message.pong = &pong;
+    post_locked(link, &message);
+}
+
 /* ---- in ---- */
 
 static void command_put_locked(avl_link_t *link, const avl_command_t *command) {
@@ -425,9 +447,7 @@ static void take_message(avl_link_t *link, Avl__Worker__V1__CoordinatorMessage *
         lose_locked(link, status, avl_status_detail());
         grpc_call_cancel(link->call, NULL);
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_PING) {
-        link->ping = true;
-        link->ping_number = message->ping->number;
-        pthread_cond_broadcast(&link->changed);
+        answer_ping_locked(link, message->ping->number);
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_ACCEPTED) {
         link->accepted = true;
         pthread_cond_broadcast(&link->changed);
@@ -530,18 +550,8 @@ void avl_link_poll(avl_link_t *link, int64_t timeout_ns, avl_command_t *command_
     limit.tv_nsec = ns % AVL_NS_PER_S;
     memset(command_p, 0, sizeof *command_p);
     pthread_mutex_lock(&link->lock);
+    link->polls++;
     for (int waited = 0;;) {
-        if (link->ping) {
-            link->ping = false;
-            Avl__Worker__V1__Pong pong;
-            avl__worker__v1__pong__init(&pong);
-            pong.number = link->ping_number;
-            Avl__Worker__V1__WorkerMessage message;
-            avl__worker__v1__worker_message__init(&message);
-            message.message_case = AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_PONG;
-            message.pong = &pong;
-            post_locked(link, &message);
-        }
         if (link->lost) {
             command_p->kind = AVL_COMMAND_LOST;
             command_p->status = avl_fail(link->status, "%s", link->detail);

@@ -48,6 +48,11 @@ AVL_MUST_CHECK avl_status_t avl_link_open(const char *address, const char *group
                                           int64_t timeout_ns, avl_link_t **link_p);
 void avl_link_close(avl_link_t *link);
 
+/* What counts as progress between two polls: `count` is called from the link's thread until the
+ * link is closed, and grows while the group works. The coordinator ends a group that neither polls
+ * nor counts for too long. */
+void avl_link_watch(avl_link_t *link, uint64_t (*count)(void *context), void *context);
+
 /* Loading progress, 0..1, and its end. */
 void avl_link_loading(avl_link_t *link, double share);
 void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity);

@@ -83,6 +83,11 @@ avl_status_t avl_loop_lead(avl_loop_t *loop, avl_scheduler_t *scheduler, bool *w
     avl_step_result_t result;
     AVL_TRY(send_plan(loop, plan));
     AVL_TRY(avl_engine_execute(loop->engine, plan, &result));
+    /* A rank that lacks the memory that its ledger set aside is not sound: the next request would
+     * fare no better. A new group serves this one too. */
+    if (result.admission == AVL_ERR_MEMORY || result.admission == AVL_ERR_PEER)
+        return avl_fail(result.admission, "a request could not be admitted: %s",
+                        result.admission_detail);
     avl_scheduler_complete(scheduler, &result);
     return AVL_OK;
 }

@@ -22,6 +22,9 @@
 #define LOAD_TIMEOUT_NS (3600 * AVL_NS_PER_S)
 /* Between two collectives of a step lies one layer at most. */
 #define STEP_TIMEOUT_NS (120 * AVL_NS_PER_S)
+/* A rank that fails alone would wait for the others, which wait for it in a step, before it leaves;
+ * only an end that all have agreed upon is worth so much time. */
+#define FAILED_CLOSE_NS (3 * AVL_NS_PER_S)
 /* An idle leader looks up this often: for signals; commands wake it at once. */
 #define IDLE_POLL_NS (100 * AVL_NS_PER_MS)
 /* Commands taken between two steps at most, so that a flood of them does not stop decoding. */
@@ -78,12 +81,19 @@ static bool leads(const worker_t *worker) {
 
 /* ---- start ---- */
 
+static uint64_t count_operations(void *context) {
+    const worker_t *worker = context;
+    return avl_group_operations(worker->group);
+}
+
 static avl_status_t open_link(worker_t *worker) {
     avl_status_t status = AVL_OK;
     if (leads(worker)) {
         const char *token = getenv("AVL_GROUP_TOKEN");
         status = avl_link_open(worker->settings.link_address, token != NULL ? token : "",
                                LINK_TIMEOUT_NS, &worker->link);
+        if (status == AVL_OK)
+            avl_link_watch(worker->link, count_operations, worker);
     }
     return avl_group_agree(worker->group, status);
 }
@@ -299,6 +309,8 @@ int main(int argc, char **argv) {
         avl_log_error("rank ends: %s: %s", avl_status_name(status), avl_status_detail());
         if (worker.link != NULL)
             avl_link_failed(worker.link, status, avl_status_detail());
+        if (worker.group != NULL)
+            avl_group_set_timeout(worker.group, FAILED_CLOSE_NS);
     }
     close_all(&worker);
     return status == AVL_OK ? 0 : 1;

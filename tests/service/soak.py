@@ -37,7 +37,7 @@ from harness import *  # noqa: F403
 
 CATALOG = 24
 DETECTION_S = 15      # docs/OPERATIONS.md: from the fault to the group's end
-RECOVERY_S = 60       # from the fault to the next group's readiness: a bound for slow machines
+RECOVERY_S = 90       # from the fault to the next group's readiness: a bound for slow machines
 MEGABYTE = 1 << 20
 
 
@@ -216,7 +216,8 @@ class Soak:
         self.faults = []      # (kind, detected after, ready after)
         self.memory = []      # (time, coordinator, sum of ranks, generation)
         self.first_tokens = []
-        self.active = 0
+        self.last = {}        # stream -> time of its last event
+        self.doubled = False
 
     def problem(self, text):
         with self.lock:
@@ -242,7 +243,7 @@ class Soak:
         if ids != self.expected[number][:len(ids)]:
             self.problem(f"request {number}, {what}: {ids} is no beginning of {self.expected[number]}")
 
-    def one(self, stub, rng):
+    def one(self, index, stub, rng):
         number = rng.randrange(len(self.requests))
         kind = rng.random()
         cancel_at = deadline = None
@@ -263,11 +264,13 @@ class Soak:
                 longest, last = max(longest, now - last), now
                 first = first or now - begin
                 answer.add(event)
+                self.last[index] = now
                 if cancel_at is not None and len(answer.ids) >= cancel_at:
                     call.cancel()
         except grpc.RpcError as error:
             code = error.code()
             self.check_beginning(number, answer.ids, code.name)
+            self.last[index] = time.monotonic()
             if cancel_at is not None and code == grpc.StatusCode.CANCELLED:
                 self.count("cancelled")
             elif deadline is not None and code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -297,11 +300,7 @@ class Soak:
         rng = random.Random(self.options.seed * 1000 + index)
         try:
             while not self.ending.is_set():
-                with self.lock:
-                    self.active += 1
-                self.one(self.stubs[index % len(self.stubs)], rng)
-                with self.lock:
-                    self.active -= 1
+                self.one(index, self.stubs[index % len(self.stubs)], rng)
         except Exception:
             self.problem(traceback.format_exc())
 
@@ -386,6 +385,15 @@ class Soak:
         self.faults.append(("memory", detected, ready))
         return True
 
+    def wait_progress(self):
+        """Three group deaths without a token in between end a request, rightly: no more than two faults are laid so."""
+        self.doubled = not self.doubled
+        begin = time.monotonic()
+        while not self.doubled and not self.ending.is_set() and time.monotonic() - begin < RECOVERY_S:
+            if all(self.last.get(index, 0) > begin for index in range(self.options.streams)):
+                return
+            time.sleep(0.02)
+
     def monkey(self):
         kinds = [kind for kind in self.options.faults.split(",") if kind != "launcher" or self.options.tp > 1]
         done = 0
@@ -395,6 +403,7 @@ class Soak:
                 order = kinds[:]
                 self.rng.shuffle(order)
             time.sleep(self.rng.uniform(0, self.options.pause))
+            self.wait_progress()
             if self.lay(order[0]):
                 kind, detected, ready = self.faults[-1]
                 done += 1
