@@ -153,6 +153,7 @@ static void worker_command(service_t *service) {
         {"--sequences", options->sequences},
         {"--context", options->context},
         {"--encoder-cache", options->encoder_cache},
+        {"--kept-prompts", options->kept_prompts},
     };
     size_t count = 0;
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {

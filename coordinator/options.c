@@ -22,6 +22,7 @@ enum key {
     KEY_MEMORY,
     KEY_SEQUENCES,
     KEY_ENCODER_CACHE,
+    KEY_KEPT_PROMPTS,
     KEY_CONTEXT,
     KEY_WORKER_PROGRAM,
     KEY_LAUNCHER,
@@ -75,6 +76,8 @@ static const struct argp_option option_table[] = {
     {"memory", KEY_MEMORY, "BYTES", 0, "memory of a rank; K, M and G are understood", 2},
     {"encoder-cache", KEY_ENCODER_CACHE, "BYTES", 0,
      "of that memory, for features of pictures that may come again (default: a sixteenth)", 2},
+    {"kept-prompts", KEY_KEPT_PROMPTS, "N", 0,
+     "prompts kept for requests that begin alike (default: 16; 0: none)", 2},
     {"sequences", KEY_SEQUENCES, "N", 0, "requests decoded together at most", 2},
     {"context", KEY_CONTEXT, "N", 0, "rows of prompt and answer together at most", 2},
     {"worker-timeout", KEY_WORKER_TIMEOUT, "SECONDS", 0,
@@ -216,6 +219,10 @@ static bool parse_worker(int key, char *text, struct argp_state *state, avl_opti
         return true;
     case KEY_MEMORY:
         options->memory = passed(state, "memory", text, true);
+        return true;
+    case KEY_KEPT_PROMPTS:
+        (void)integer(state, "kept-prompts", text, 0, 4096, false);
+        options->kept_prompts = text;
         return true;
     case KEY_ENCODER_CACHE:
         options->encoder_cache = passed(state, "encoder-cache", text, true);

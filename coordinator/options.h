@@ -25,6 +25,7 @@ typedef struct avl_options {
     const char *threads;
     const char *memory;
     const char *encoder_cache;
+    const char *kept_prompts;
     const char *sequences;
     const char *context;
     const char *worker_program; /* NULL: avl-worker beside this program */
