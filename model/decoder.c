@@ -388,8 +388,14 @@ static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
         avl_group_slice(vocab, peer, ranks, &first, &last);
         decoder->gather_bytes[peer] = row_bytes * (size_t)(last - first);
     }
-    AVL_TRY(
-        avl_group_gather(model->group, decoder->logits, decoder->gather_bytes, decoder->gathered));
+    const float *own = decoder->logits;
+    if (!model->device->is_host) {
+        if (*status_p == AVL_OK)
+            *status_p = model->device->ops->download(model->device, model->exchange,
+                                                     decoder->logits, decoder->gather_bytes[rank]);
+        own = model->exchange;
+    }
+    AVL_TRY(avl_group_gather(model->group, own, decoder->gather_bytes, decoder->gathered));
     if (rank == 0 && *status_p == AVL_OK)
         interleave(model, rows, logits);
     return AVL_OK;
@@ -401,7 +407,7 @@ static avl_status_t begin_stream(avl_model_t *model, const avl_forward_batch_t *
                                  avl_status_t *status_p) {
     int64_t hidden = model->config.model.text.hidden_width;
     *status_p = prepare_step(model, batch);
-    AVL_TRY(avl_group_all_reduce(model->group, model->decoder.stream, batch->rows * hidden));
+    AVL_TRY(avl_model_all_reduce(model, model->decoder.stream, batch->rows * hidden, status_p));
     if (*status_p == AVL_OK)
         *status_p = place_pictures(model, batch);
     return AVL_OK;

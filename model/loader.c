@@ -1,6 +1,7 @@
 #include "model/loader.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -130,6 +131,52 @@ static avl_status_t not_finite(const char *name, int64_t row, int64_t column, fl
                                    : "too large for bf16");
 }
 
+/* Host memory through which weights go to a device that the host cannot write to. */
+#define STAGING_BYTES ((int64_t)16 << 20)
+
+/* As take_rectangle, with the target in the device's memory: blocks of rows are converted in host
+ * memory and sent. */
+static avl_status_t send_rectangle(avl_loader_t *loader, const rectangle_t *part, int threads,
+                                   void *target, int64_t *bad_p) {
+    int64_t row_bytes = part->columns * (int64_t)avl_dtype_bytes(part->target_dtype);
+    int64_t block_rows = row_bytes > 0 && row_bytes < STAGING_BYTES ? STAGING_BYTES / row_bytes : 1;
+    block_rows = block_rows < part->rows ? block_rows : part->rows;
+    void *staging = NULL;
+    int64_t bad = NOT_FOUND;
+    AVL_TRY(avl_alloc((size_t)block_rows, (size_t)row_bytes, "weights on their way", &staging));
+    avl_status_t status = AVL_OK;
+    for (int64_t row = 0; row < part->rows && bad == NOT_FOUND; row += block_rows) {
+        rectangle_t block = *part;
+        block.source = (const char *)part->source +
+                       row * part->source_stride * (int64_t)avl_dtype_bytes(part->source_dtype);
+        block.target = staging;
+        block.rows = block_rows < part->rows - row ? block_rows : part->rows - row;
+        bad = take_rectangle(&block, threads);
+        if (bad != NOT_FOUND) {
+            bad += row * part->columns;
+            break;
+        }
+        AVL_TRY_GOTO(status,
+                     loader->device->ops->upload(loader->device, (char *)target + row * row_bytes,
+                                                 staging, (size_t)(block.rows * row_bytes)),
+                     out);
+        AVL_TRY_GOTO(status, loader->device->ops->synchronize(loader->device), out);
+    }
+    *bad_p = bad;
+out:
+    free(staging);
+    return status;
+}
+
+/* Checks and converts to part->target, which is memory of the device. */
+static avl_status_t place_rectangle(avl_loader_t *loader, const rectangle_t *part, int threads,
+                                    int64_t *bad_p) {
+    if (!loader->device->is_host)
+        return send_rectangle(loader, part, threads, part->target, bad_p);
+    *bad_p = take_rectangle(part, threads);
+    return AVL_OK;
+}
+
 /* The part of `view`, seen as [*, columns], that the shards name. */
 static avl_status_t take_matrix(avl_loader_t *loader, const char *name,
                                 const avl_tensor_view_t *view, int64_t columns,
@@ -146,14 +193,16 @@ static avl_status_t take_matrix(avl_loader_t *loader, const char *name,
         .columns = column_shard.count,
     };
     size_t bytes = (size_t)part.rows * (size_t)part.columns * avl_dtype_bytes(loader->dtype);
-    int in_place = view->dtype == loader->dtype && (uintptr_t)part.source % source_bytes == 0;
+    int in_place = loader->device->is_host && view->dtype == loader->dtype &&
+                   (uintptr_t)part.source % source_bytes == 0;
     if (in_place)
         loader->memory->mapped_bytes += bytes;
     else
         AVL_TRY(allocate(loader, bytes, name, &part.target));
     /* Waking a thread for less takes longer than the work. */
     int threads = part.rows * part.columns < 65536 ? 1 : loader->device->info.threads;
-    int64_t bad = take_rectangle(&part, threads);
+    int64_t bad = NOT_FOUND;
+    AVL_TRY(place_rectangle(loader, &part, threads, &bad));
     if (bad != NOT_FOUND) {
         int64_t row = bad / part.columns, column = bad % part.columns;
         return not_finite(
@@ -199,7 +248,8 @@ avl_status_t avl_loader_floats(avl_loader_t *loader, const char *name, int axis_
         .columns = elements.count,
     };
     AVL_TRY(allocate(loader, (size_t)elements.count * sizeof(float), name, &part.target));
-    int64_t bad = take_rectangle(&part, 1);
+    int64_t bad = NOT_FOUND;
+    AVL_TRY(place_rectangle(loader, &part, 1, &bad));
     if (bad != NOT_FOUND) {
         int64_t index = elements.first + bad;
         return not_finite(name, axis_count > 1 ? index / width : 0, index % width,

@@ -1,9 +1,9 @@
 /* model/loader.h: slices of checkpoint tensors in the form the kernels take. Included by model/
  * alone.
  *
- * A slice whose dtype is the model's is used in place in the checkpoint's mapping; otherwise it is
- * converted into memory that the loader's owner list keeps. Every value is checked to be finite, on
- * all threads of the device. */
+ * On a host device a slice whose dtype is the model's is used in place in the checkpoint's mapping;
+ * otherwise it is converted into device memory that the loader's owner list keeps. Every value is
+ * checked to be finite, on all threads of the device. */
 #ifndef AVL_MODEL_LOADER_H
 #define AVL_MODEL_LOADER_H
 

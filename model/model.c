@@ -24,10 +24,26 @@ avl_status_t avl_model_product(const avl_model_t *model, const avl_product_t *pr
     return avl_linear(model->device, &args);
 }
 
+avl_status_t avl_model_all_reduce(avl_model_t *model, float *data, int64_t count,
+                                  avl_status_t *status_p) {
+    avl_device_t *device = model->device;
+    if (device->is_host)
+        return avl_group_all_reduce(model->group, data, count);
+    if (avl_group_ranks(model->group) == 1)
+        return AVL_OK;
+    size_t bytes = (size_t)count * sizeof(float);
+    if (*status_p == AVL_OK)
+        *status_p = device->ops->download(device, model->exchange, data, bytes);
+    AVL_TRY(avl_group_all_reduce(model->group, model->exchange, count));
+    if (*status_p == AVL_OK)
+        *status_p = device->ops->upload(device, data, model->exchange, bytes);
+    return AVL_OK;
+}
+
 avl_status_t avl_model_reduce_add(avl_model_t *model, float *stream, float *partial,
                                   const float *bias, int64_t rows, int64_t width,
                                   avl_status_t *status_p) {
-    AVL_TRY(avl_group_all_reduce(model->group, partial, rows * width));
+    AVL_TRY(avl_model_all_reduce(model, partial, rows * width, status_p));
     if (*status_p == AVL_OK)
         *status_p = avl_add(model->device, &(avl_add_args_t){.target = stream,
                                                              .addend = partial,
@@ -37,18 +53,13 @@ avl_status_t avl_model_reduce_add(avl_model_t *model, float *stream, float *part
     return AVL_OK;
 }
 
-static avl_status_t check_options(const avl_config_t *config, const avl_device_t *device,
-                                  const avl_model_options_t *options) {
+static avl_status_t check_options(const avl_config_t *config, const avl_model_options_t *options) {
     if (options->dtype != AVL_DTYPE_F32 && options->dtype != AVL_DTYPE_BF16)
         return avl_fail(AVL_ERR_UNSUPPORTED, "a model computes in f32 or bf16, not in %s",
                         avl_dtype_name(options->dtype));
     if (options->rows_max < 1 || options->tiles_max < 1 || options->logit_rows_max < 1)
         return avl_fail(AVL_ERR_INVALID, "model limits: %d rows, %d tiles, %d logit rows",
                         options->rows_max, options->tiles_max, options->logit_rows_max);
-    if (!device->is_host)
-        return avl_fail(AVL_ERR_UNSUPPORTED,
-                        "device %s: the model uses weights in place in host memory",
-                        device->info.name);
     if (config->model.family == AVL_FAMILY_LLAVA_NEXT && !config->model.feature_drop_class)
         return avl_fail(AVL_ERR_UNSUPPORTED,
                         "llava_next with vision_feature_select_strategy \"full\": a class token "
@@ -109,10 +120,32 @@ static avl_status_t allocate_activations(avl_model_t *model) {
     return avl_decoder_prepare(model);
 }
 
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Host memory beside the activations: for all that ranks exchange of what their devices computed,
+ * and for the tower's rows, which are rounded on the host. */
+static avl_status_t allocate_exchange(avl_model_t *model) {
+    const avl_model_options_t *options = &model->options;
+    const avl_vision_config_t *vision = &model->config.model.vision;
+    int64_t hidden = model->config.model.text.hidden_width;
+    int64_t rows = options->tiles_max * avl_vision_feature_rows(model);
+    AVL_TRY(avl_alloc((size_t)rows, sizeof(int32_t), "rows of a picture",
+                      &model->projector.targets_host));
+    if (model->device->is_host)
+        return AVL_OK;
+    int64_t patches = (int64_t)vision->patches_per_side * vision->patches_per_side + 1;
+    int64_t count = larger(options->rows_max * hidden, rows * avl_vision_feature_width(model));
+    count = larger(count, options->tiles_max * patches * larger(vision->hidden_width, hidden));
+    count = larger(count, options->logit_rows_max * (int64_t)model->shards.vocab_rows.count);
+    return avl_alloc((size_t)count, sizeof(float), "exchange between ranks", &model->exchange);
+}
+
 static avl_status_t create_local(const avl_config_t *config, const avl_weights_t *weights,
                                  avl_device_t *device, avl_group_t *group,
                                  const avl_model_options_t *options, avl_model_t **model_p) {
-    AVL_TRY(check_options(config, device, options));
+    AVL_TRY(check_options(config, options));
     avl_model_t *model;
     AVL_TRY(avl_alloc(1, sizeof *model, "model", &model));
     model->config = *config;
@@ -126,6 +159,7 @@ static avl_status_t create_local(const avl_config_t *config, const avl_weights_t
                  err_destroy);
     AVL_TRY_GOTO(status, load(model, weights), err_destroy);
     AVL_TRY_GOTO(status, allocate_activations(model), err_destroy);
+    AVL_TRY_GOTO(status, allocate_exchange(model), err_destroy);
     *model_p = model;
     return AVL_OK;
 
@@ -156,6 +190,8 @@ void avl_model_destroy(avl_model_t *model) {
         model->device->ops->release(model->device, model->arena);
     for (size_t index = 0; index < model->owned_count; index++)
         model->device->ops->release(model->device, model->owned[index]);
+    free(model->exchange);
+    free(model->projector.targets_host);
     free(model->owned);
     free(model->vision.layers);
     free(model->decoder.layers);

@@ -50,10 +50,11 @@ typedef struct avl_projector {
     avl_product_t linear_1, linear_2;
     float *newline; /* [hidden], llava_next */
     /* Activations, for tiles_max tiles; F = tiles * feature rows */
-    void *input;      /* dtype [F, width * feature layers] */
-    void *inner;      /* dtype [F, columns] */
-    float *projected; /* [F, hidden] */
-    int32_t *targets; /* [F] */
+    void *input;           /* dtype [F, width * feature layers] */
+    void *inner;           /* dtype [F, columns] */
+    float *projected;      /* [F, hidden] */
+    int32_t *targets;      /* [F] */
+    int32_t *targets_host; /* the same, in host memory */
 } avl_projector_t;
 
 typedef struct avl_decoder_layer {
@@ -101,6 +102,7 @@ struct avl_model {
     void **owned;
     size_t owned_count;
     void *arena;
+    float *exchange; /* a device that is not the host: host memory for what ranks exchange */
 };
 
 /* Gives out pieces of one piece of device memory. With memory NULL it only counts. */
@@ -137,6 +139,10 @@ AVL_MUST_CHECK avl_status_t avl_vision_run(avl_model_t *model, const uint8_t *pi
 AVL_MUST_CHECK avl_status_t avl_model_product(const avl_model_t *model,
                                               const avl_product_t *product, int with_bias,
                                               avl_linear_args_t args);
+/* data[count] becomes its sum over the ranks. Joins the collective whatever *status_p says; a local
+ * failure is kept in *status_p. Returns only the collective's own failure. */
+AVL_MUST_CHECK avl_status_t avl_model_all_reduce(avl_model_t *model, float *data, int64_t count,
+                                                 avl_status_t *status_p);
 /* stream += the sum over ranks of partial, + bias. Joins the collective whatever *status_p says; a
  * local failure is kept in *status_p. Returns only the collective's own failure. */
 AVL_MUST_CHECK avl_status_t avl_model_reduce_add(avl_model_t *model, float *stream, float *partial,

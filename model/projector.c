@@ -4,6 +4,8 @@
  * over the ranks. For llava_next the rows of tile 0 come first, then the grid's rows inside the
  * unpadded window with image_newline after each
  * (LlavaNextForConditionalGeneration.pack_image_features). */
+#include <string.h>
+
 #include "model/network.h"
 
 avl_status_t avl_projector_load(avl_model_t *model, avl_loader_t *loader) {
@@ -42,15 +44,32 @@ void avl_projector_layout(avl_model_t *model, avl_arena_t *arena) {
     projector->targets = avl_arena_take(arena, rows, sizeof(int32_t));
 }
 
-/* The tower's f32 rows as the products' input. */
-static const void *take_input(avl_model_t *model, int64_t count) {
-    if (model->options.dtype == AVL_DTYPE_F32)
-        return model->vision.chosen;
-    const float *source = model->vision.chosen;
-    uint16_t *target = model->projector.input;
-    for (int64_t index = 0; index < count; index++)
-        target[index] = avl_f32_to_bf16(source[index]);
-    return target;
+static void round_to_bf16(const void *source, void *target, int64_t count) {
+    for (int64_t index = 0; index < count; index++) {
+        float value;
+        memcpy(&value, (const char *)source + index * 4, sizeof value);
+        uint16_t bits = avl_f32_to_bf16(value);
+        memcpy((char *)target + index * 2, &bits, sizeof bits);
+    }
+}
+
+/* The tower's f32 rows as the products' input. What another device computed is rounded in the
+ * exchange, in place: an element is read before anything is written over it. */
+static avl_status_t take_input(avl_model_t *model, int64_t count, const void **input_p) {
+    avl_device_t *device = model->device;
+    if (model->options.dtype == AVL_DTYPE_F32) {
+        *input_p = model->vision.chosen;
+        return AVL_OK;
+    }
+    *input_p = model->projector.input;
+    if (device->is_host) {
+        round_to_bf16(model->vision.chosen, model->projector.input, count);
+        return AVL_OK;
+    }
+    AVL_TRY(device->ops->download(device, model->exchange, model->vision.chosen,
+                                  (size_t)count * sizeof(float)));
+    round_to_bf16(model->exchange, model->exchange, count);
+    return device->ops->upload(device, model->projector.input, model->exchange, (size_t)count * 2);
 }
 
 /* This rank's part of the projection, into `projected`. */
@@ -58,9 +77,11 @@ static avl_status_t project_part(avl_model_t *model, int64_t rows) {
     avl_projector_t *projector = &model->projector;
     int64_t width = avl_vision_feature_width(model), columns = projector->columns.count;
     int64_t hidden = model->config.model.text.hidden_width;
+    const void *input = NULL;
+    AVL_TRY(take_input(model, rows * width, &input));
     AVL_TRY(avl_model_product(
         model, &projector->linear_1, 1,
-        (avl_linear_args_t){.input = take_input(model, rows * width),
+        (avl_linear_args_t){.input = input,
                             .input_stride = width,
                             .output = projector->inner,
                             .output_stride = columns,
@@ -100,8 +121,10 @@ static avl_status_t place_tiles(avl_model_t *model, const avl_image_layout_t *la
     int64_t hidden = model->config.model.text.hidden_width;
     for (int tile = 0; tile < tiles; tile++)
         for (int64_t patch = 0; patch < tile_rows; patch++)
-            projector->targets[tile * tile_rows + patch] =
+            projector->targets_host[tile * tile_rows + patch] =
                 prompt_row(model, layout, first_tile + tile, patch);
+    AVL_TRY(model->device->ops->upload(model->device, projector->targets, projector->targets_host,
+                                       (size_t)(tiles * tile_rows) * sizeof(int32_t)));
     const float *bias = projector->linear_2.bias;
     if (bias)
         AVL_TRY(avl_add(model->device, &(avl_add_args_t){.target = projector->projected,
@@ -172,7 +195,7 @@ avl_status_t avl_model_encode(avl_model_t *model, const uint8_t *pixels,
         int64_t rows = tiles * avl_vision_feature_rows(model);
         if (status == AVL_OK)
             status = project_part(model, rows);
-        AVL_TRY(avl_group_all_reduce(model->group, model->projector.projected, rows * hidden));
+        AVL_TRY(avl_model_all_reduce(model, model->projector.projected, rows * hidden, &status));
         if (status == AVL_OK)
             status = place_tiles(model, layout, first, tiles, features);
     }

@@ -27,6 +27,7 @@ typedef struct mirror {
     avl_device_t *inner;
     region_t regions[REGIONS_MAX];
     int region_count;
+    void *nothing; /* device memory that stands for empty arrays */
     avl_status_t status;
 } mirror_t;
 
@@ -41,7 +42,9 @@ enum { INPUT = 0, OUTPUT = 1 };
 /* The copy of `count` elements at `host`; host itself when there is nothing to copy. */
 static void *map(mirror_t *mirror, const void *host, int64_t count, size_t element, int is_output) {
     int64_t bytes = 0;
-    if (host == NULL || count <= 0 || __builtin_mul_overflow(count, (int64_t)element, &bytes) ||
+    if (host != NULL && count <= 0) /* nothing to read; yet no kernel is given a host address */
+        return mirror->nothing;
+    if (host == NULL || __builtin_mul_overflow(count, (int64_t)element, &bytes) ||
         bytes > region_bytes_max)
         return (void *)(uintptr_t)host;
     char *memory = (char *)(uintptr_t)host;
@@ -222,8 +225,10 @@ static avl_status_t attention(avl_device_t *device, const avl_attention_args_t *
     for (int i = 0; i < args->sequence_count; i++) {
         avl_attention_sequence_t *s = &sequences[i];
         *s = args->sequences[i];
-        if (s->query_count == 0)
+        if (s->query_count == 0) {
+            s->rows = NULL;
             continue;
+        }
         int64_t last =
             s->rows != NULL ? largest(s->rows, s->row_count) : s->first_row + s->row_count - 1;
         last_slot = last > last_slot ? last : last_slot;
@@ -328,7 +333,9 @@ static avl_status_t argmax(avl_device_t *device, const avl_argmax_args_t *args) 
 /* ---- memory ---- */
 
 static void close_mirror(avl_device_t *device) {
-    avl_device_close(mirror_of(device)->inner);
+    avl_device_t *inner = mirror_of(device)->inner;
+    inner->ops->release(inner, mirror_of(device)->nothing);
+    avl_device_close(inner);
     free(device);
 }
 
@@ -384,6 +391,11 @@ avl_status_t avl_mirror_open(avl_device_t *inner, int is_host, avl_device_t **de
     AVL_TRY(avl_alloc(1, sizeof *mirror, "the mirror", &mirror));
     mirror->device = (avl_device_t){.ops = &mirror_ops, .info = inner->info, .is_host = is_host};
     mirror->inner = inner;
+    avl_status_t status = inner->ops->allocate(inner, ALIGNMENT, "nothing", &mirror->nothing);
+    if (status != AVL_OK) {
+        free(mirror);
+        return status;
+    }
     *device_p = &mirror->device;
     return AVL_OK;
 }

@@ -229,6 +229,8 @@ void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task);
 void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void *),
                        void *context);
 cudaError_t avl_shim_check_launch(dim3 grid, dim3 block, size_t shared_bytes);
+/* A kernel's arguments may not point to host memory: a finding. */
+void avl_shim_check_arguments(const void *arguments, size_t bytes);
 
 template <typename... P> struct avl_shim_kernel_task : avl_shim_task {
     void (*kernel)(P...);
@@ -258,6 +260,7 @@ static inline void avl_shim_launch(void (*kernel)(P...), dim3 grid, dim3 block, 
             own);
     };
     task->destroy = [](avl_shim_task *self) { delete (task_t *)self; };
+    avl_shim_check_arguments(&task->arguments, sizeof task->arguments);
     avl_shim_enqueue(stream, task);
 }
 

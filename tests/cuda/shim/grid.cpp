@@ -42,7 +42,7 @@ struct thread_t {
 };
 
 struct engine_t {
-    avl_shim_options_t options = {AVL_SHIM_ASCENDING, 1, 0, 1, 0};
+    avl_shim_options_t options = {AVL_SHIM_ASCENDING, 1, 0, 0, 1, 0};
     thread_t *threads = nullptr; /* [THREADS_MAX], made at the first launch */
     int thread_count = 0;
     thread_t *current = nullptr;

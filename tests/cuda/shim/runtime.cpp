@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "tests/cuda/shim/engine.h"
 
@@ -15,8 +16,39 @@ struct allocation_t {
     allocation_t *next;
     unsigned char *memory;
     size_t bytes;
-    int is_device;
+    int is_device, is_guarded;
 };
+
+/* Guarded device memory of a thread: pages that are open while its streams run alone, and are never
+ * handed out twice. */
+static const size_t arena_bytes = (size_t)4 << 30;
+struct arena_t {
+    unsigned char *pages;
+    size_t used;
+};
+static thread_local arena_t arena;
+
+static void open_arena(int is_open) {
+    if (arena.pages != nullptr)
+        mprotect(arena.pages, arena_bytes, is_open ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
+static unsigned char *take_guarded(size_t bytes) {
+    if (arena.pages == nullptr) {
+        void *pages = mmap(nullptr, arena_bytes, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (pages == MAP_FAILED)
+            return nullptr;
+        arena.pages = (unsigned char *)pages;
+        madvise(pages, arena_bytes, MADV_HUGEPAGE); /* or every opening walks all its pages */
+    }
+    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (rounded > arena_bytes - arena.used)
+        return nullptr;
+    unsigned char *memory = arena.pages + arena.used;
+    arena.used += rounded;
+    return memory;
+}
 
 /* Of all threads: memory may be given back by another. */
 static pthread_mutex_t allocations_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -126,8 +158,10 @@ static void run_first(avl_shim_stream *stream) {
     stream->first = task->next;
     if (stream->first == nullptr)
         stream->last = nullptr;
+    open_arena(1);
     if (fault == cudaSuccess)
         task->run(task);
+    open_arena(0);
     if (avl_shim_finding()[0] != '\0')
         fault = cudaErrorLaunchFailure;
     task->destroy(task);
@@ -219,14 +253,22 @@ static cudaError_t allocate(void **memory, size_t bytes, int is_device) {
     int fails = options->fail_allocation > 0 && --options->fail_allocation == 0;
     allocation_t *allocation = (allocation_t *)malloc(sizeof *allocation);
     void *block = nullptr;
-    if (fails || allocation == nullptr || bytes == 0 || bytes > total_bytes ||
-        posix_memalign(&block, ALIGNMENT, bytes) != 0) {
+    int is_guarded = is_device && options->guarded,
+        is_refused = fails || bytes == 0 || bytes > total_bytes;
+    if (!is_refused && is_guarded)
+        block = take_guarded(bytes);
+    else if (!is_refused && posix_memalign(&block, ALIGNMENT, bytes) != 0)
+        block = nullptr;
+    if (allocation == nullptr || block == nullptr) {
         free(allocation);
+        free(is_guarded ? nullptr : block);
         return result(cudaErrorMemoryAllocation);
     }
+    open_arena(1);
     memset(block, 0xff, bytes);
+    open_arena(0);
     pthread_mutex_lock(&allocations_lock);
-    *allocation = {allocations, (unsigned char *)block, bytes, is_device};
+    *allocation = {allocations, (unsigned char *)block, bytes, is_device, is_guarded};
     allocations = allocation;
     allocation_count++;
     allocated_bytes += bytes;
@@ -253,7 +295,8 @@ static cudaError_t give_back(void *memory, int is_device) {
     pthread_mutex_unlock(&allocations_lock);
     if (found == nullptr)
         return result(cudaErrorInvalidValue);
-    free(found->memory);
+    if (!found->is_guarded)
+        free(found->memory);
     free(found);
     return result(cudaSuccess);
 }
@@ -279,6 +322,25 @@ static int is_device_memory(const void *memory, size_t bytes) {
                 (const unsigned char *)memory + bytes <= a->memory + a->bytes;
     pthread_mutex_unlock(&allocations_lock);
     return found;
+}
+
+/* Words that are addresses of this process's memory, and not of the device's. Numbers look like
+ * that only by chance, and then mostly nothing is mapped there. */
+void avl_shim_check_arguments(const void *arguments, size_t bytes) {
+    const uintptr_t lowest = (uintptr_t)1 << 44, highest = (uintptr_t)1 << 47;
+    for (size_t i = 0; i + sizeof(uintptr_t) <= bytes; i += sizeof(uintptr_t)) {
+        uintptr_t word;
+        memcpy(&word, (const char *)arguments + i, sizeof word);
+        unsigned char resident;
+        if (word < lowest || word >= highest || is_device_memory((const void *)word, 1) ||
+            mincore((void *)(word & ~(uintptr_t)4095), 1, &resident) != 0)
+            continue;
+        char text[128];
+        snprintf(text, sizeof text,
+                 "a kernel is given host memory: word %zu of its arguments is %p", i / sizeof word,
+                 (void *)word);
+        avl_shim_record(text);
+    }
 }
 
 struct copy_task : avl_shim_task {

@@ -13,7 +13,8 @@
  *     what one order hides another shows;
  *   - asynchronous copies that nobody waits for: they happen at the wait, not before;
  *   - host memory given back or overwritten too early: with `deferred`, nothing on a stream happens
- *     before somebody waits for it.
+ *     before somebody waits for it;
+ *   - host memory handed to a kernel, and device memory touched by the host (with `guarded`).
  * It does not model time, caches or memory ordering between blocks. Settings belong to the calling
  * thread. */
 #ifndef AVL_TESTS_CUDA_SHIM_H
@@ -36,6 +37,7 @@ typedef struct avl_shim_options {
     avl_shim_order_t order;
     uint64_t seed;
     int deferred;
+    int guarded;         /* the host that touches device memory dies of it; no exact sizes then */
     int devices;         /* what cudaGetDeviceCount says */
     int fail_allocation; /* the n-th allocation from now fails; 0: none */
 } avl_shim_options_t;

@@ -1,0 +1,16 @@
+/* tests/cuda/plain_device.c: the device of tests/worker/rig.c as it is on a GPU, without a mirror:
+ * weights, caches and lists are in device memory that the host cannot touch, and nothing happens on
+ * the stream before somebody waits. */
+#include "kernels/device.h"
+#include "tests/cuda/devices.h"
+#include "tests/cuda/shim/shim.h"
+
+avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **device_p);
+
+avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **device_p) {
+    (void)threads;
+    (void)isa;
+    avl_shim_configure(&(avl_shim_options_t){
+        .order = AVL_SHIM_DESCENDING, .deferred = 1, .guarded = 1, .devices = 1});
+    return avl_cuda_device_open(device_p);
+}
