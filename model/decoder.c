@@ -3,6 +3,7 @@
  * Each layer adds two sums over the ranks to the f32 stream: attention's output projection and the
  * MLP's. The last layer's MLP runs only for the rows whose logits are wanted: nothing else of its
  * output is read. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,7 +116,9 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     decoder->gate_up = avl_arena_take(arena, most * 2 * shards->mlp_columns.count, bytes);
     decoder->mlp = avl_arena_take(arena, most * shards->mlp_columns.count, bytes);
     decoder->partial = avl_arena_take(arena, most * hidden, sizeof(float));
-    decoder->logits = avl_arena_take(arena, logit_rows * shards->vocab_rows.count, sizeof(float));
+    /* The rank's vote stands behind them. */
+    decoder->logits =
+        avl_arena_take(arena, logit_rows * shards->vocab_rows.count + 1, sizeof(float));
 }
 
 avl_status_t avl_decoder_prepare(avl_model_t *model) {
@@ -127,7 +130,8 @@ avl_status_t avl_decoder_prepare(avl_model_t *model) {
     AVL_TRY(avl_alloc(2 * rows * half, sizeof(float), "rope tables", &decoder->rope_host));
     AVL_TRY(avl_alloc((size_t)ranks, sizeof(size_t), "gather sizes", &decoder->gather_bytes));
     if (ranks > 1 && avl_group_rank(model->group) == 0)
-        AVL_TRY(avl_alloc((size_t)model->options.logit_rows_max * (size_t)text->vocab_rows,
+        AVL_TRY(avl_alloc((size_t)model->options.logit_rows_max * (size_t)text->vocab_rows +
+                              (size_t)ranks,
                           sizeof(float), "gathered logits", &decoder->gathered));
     return AVL_OK;
 }
@@ -267,9 +271,10 @@ static avl_status_t project(avl_model_t *model, const avl_product_t *product, vo
                                         .output_dtype = model->options.dtype});
 }
 
-/* This rank's heads: their part of the output projection, into `partial`. */
+/* This rank's heads: their part of the output projection, into `partial`. *asked_p: the hook was
+ * called. */
 static avl_status_t attention_part(avl_model_t *model, int index, int64_t rows,
-                                   const avl_attention_hook_t *hook) {
+                                   const avl_attention_hook_t *hook, bool *asked_p) {
     avl_decoder_t *decoder = &model->decoder;
     const avl_decoder_layer_t *layer = &decoder->layers[index];
     int64_t width = model->config.model.text.head_width;
@@ -293,6 +298,7 @@ static avl_status_t attention_part(avl_model_t *model, int index, int64_t rows,
                                                        .cosines = decoder->cosines,
                                                        .sines = decoder->sines,
                                                        .dtype = model->options.dtype}));
+    *asked_p = true;
     AVL_TRY(hook->attend(hook->context, &(avl_attention_call_t){.layer = index,
                                                                 .query = query,
                                                                 .key = key,
@@ -356,8 +362,12 @@ static avl_status_t head_part(avl_model_t *model, int64_t rows) {
                                         .output_dtype = AVL_DTYPE_F32});
 }
 
-/* Blocks [rank][row][rows of that rank's vocabulary] to [row][vocabulary]. */
-static void interleave(const avl_model_t *model, int rows, float *logits) {
+/* What a rank's block of logits ends with: how the step went there. As wide as a logit. */
+typedef int32_t vote_t;
+
+/* Blocks [rank][row][rows of that rank's vocabulary], each with a vote behind it, to
+ * [row][vocabulary]. Without every rank's part the logits mean nothing. */
+static avl_status_t interleave(const avl_model_t *model, int rows, float *logits) {
     const float *block = model->decoder.gathered;
     int64_t vocab = model->config.model.text.vocab_rows;
     int ranks = avl_group_ranks(model->group);
@@ -368,25 +378,36 @@ static void interleave(const avl_model_t *model, int rows, float *logits) {
         for (int row = 0; row < rows; row++, block += last - first)
             if (bytes)
                 memcpy(logits + row * vocab + first, block, bytes);
+        vote_t vote;
+        memcpy(&vote, block++, sizeof vote);
+        if (vote != AVL_OK)
+            return avl_fail(AVL_ERR_PEER, "rank %d failed in this step with %s", rank,
+                            avl_status_name((avl_status_t)vote));
     }
+    return AVL_OK;
 }
 
 static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
                                    avl_status_t *status_p) {
     avl_decoder_t *decoder = &model->decoder;
+    avl_device_t *device = model->device;
     int64_t vocab = model->config.model.text.vocab_rows;
     int ranks = avl_group_ranks(model->group), rank = avl_group_rank(model->group);
     size_t row_bytes = (size_t)rows * sizeof(float);
     if (ranks == 1) {
         if (*status_p == AVL_OK)
-            *status_p = model->device->ops->download(model->device, logits, decoder->logits,
-                                                     row_bytes * (size_t)vocab);
+            *status_p =
+                device->ops->download(device, logits, decoder->logits, row_bytes * (size_t)vocab);
         return AVL_OK;
     }
+    vote_t vote = (vote_t)*status_p;
+    AVL_TRY(device->ops->upload(device,
+                                decoder->logits + rows * (int64_t)model->shards.vocab_rows.count,
+                                &vote, sizeof vote));
     for (int peer = 0; peer < ranks; peer++) {
         int64_t first, last;
         avl_group_slice(vocab, peer, ranks, &first, &last);
-        decoder->gather_bytes[peer] = row_bytes * (size_t)(last - first);
+        decoder->gather_bytes[peer] = row_bytes * (size_t)(last - first) + sizeof vote;
     }
     const float *own = decoder->logits;
     if (!model->device->is_host) {
@@ -397,7 +418,7 @@ static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
     }
     AVL_TRY(avl_group_gather(model->group, own, decoder->gather_bytes, decoder->gathered));
     if (rank == 0 && *status_p == AVL_OK)
-        interleave(model, rows, logits);
+        *status_p = interleave(model, rows, logits);
     return AVL_OK;
 }
 
@@ -425,8 +446,11 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     AVL_TRY(begin_stream(model, batch, &status));
     for (int index = 0; index < layer_count; index++) {
         const avl_decoder_layer_t *layer = &decoder->layers[index];
+        bool asked = false;
         if (status == AVL_OK)
-            status = attention_part(model, index, rows, hook);
+            status = attention_part(model, index, rows, hook, &asked);
+        if (!asked && hook->join != NULL)
+            AVL_TRY(hook->join(hook->context, index));
         AVL_TRY(avl_model_reduce_add(model, stream, decoder->partial, layer->output.bias, rows,
                                      hidden, &status));
         if (index == layer_count - 1) {

@@ -92,9 +92,13 @@ typedef struct avl_attention_call {
     void *output; /* write dtype [T, Hq * D], contiguous */
 } avl_attention_call_t;
 
+/* A hook that has collectives of its own joins them in every layer, also after a failure of its
+ * own; `join` (else NULL) is called instead of `attend` on a rank that failed before, takes part in
+ * the layer's collectives with meaningless numbers, and returns their failure alone. */
 typedef struct avl_attention_hook {
     void *context;
     avl_status_t (*attend)(void *context, const avl_attention_call_t *call);
+    avl_status_t (*join)(void *context, int layer);
 } avl_attention_hook_t;
 
 /* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after
@@ -122,7 +126,8 @@ typedef struct avl_forward_batch {
 } avl_forward_batch_t;
 
 /* Runs the decoder. logits: HOST f32 [logit_count, vocab_rows] on rank 0 (gathered over ranks),
- * ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the group. */
+ * ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the group; on rank 0
+ * AVL_ERR_PEER when another rank failed and logits were wanted (a vote travels with them). */
 AVL_MUST_CHECK avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *batch,
                                               const avl_attention_hook_t *hook, float *logits);
 

@@ -296,10 +296,11 @@ static avl_status_t score_prompts(avl_attend_t *attend, const avl_attention_call
     return attend_singles(attend, call, attend->scorings, count, NULL);
 }
 
-static avl_status_t select_rows(avl_attend_t *attend, int layer) {
+/* Joins the collectives of a selection whatever `own` says. */
+static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t own) {
     if (attend->item_count == 0)
-        return AVL_OK;
-    AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count));
+        return own;
+    AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count, own));
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
         if (run->decode)
@@ -311,12 +312,27 @@ static avl_status_t select_rows(avl_attend_t *attend, int layer) {
     return AVL_OK;
 }
 
-avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
-    avl_attend_t *attend = context;
+static avl_status_t attend_rows(avl_attend_t *attend, const avl_attention_call_t *call) {
     AVL_TRY(write_rows(attend, call));
-    AVL_TRY(begin_selection(attend, call->layer));
     AVL_TRY(attend_chunks(attend, call));
     AVL_TRY(attend_decodes(attend, call));
-    AVL_TRY(score_prompts(attend, call));
-    return select_rows(attend, call->layer);
+    return score_prompts(attend, call);
+}
+
+avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
+    avl_attend_t *attend = context;
+    /* Follows from the plan alone, and so does whether it fails. */
+    AVL_TRY(begin_selection(attend, call->layer));
+    avl_status_t status = attend_rows(attend, call);
+    return select_rows(attend, call->layer, status);
+}
+
+avl_status_t avl_attend_join(void *context, int layer) {
+    avl_attend_t *attend = context;
+    AVL_TRY(begin_selection(attend, layer));
+    if (attend->item_count == 0)
+        return AVL_OK;
+    avl_status_t status =
+        avl_selection_run(attend->selection, attend->items, attend->item_count, AVL_ERR_INTERNAL);
+    return status == AVL_ERR_INTERNAL ? AVL_OK : status;
 }

@@ -53,5 +53,7 @@ void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count
 /* One layer. Collective where a selection is due. Errors: those of kernels and group;
  * AVL_ERR_INTERNAL for a dry page pool (the same on every rank). `context` is the avl_attend_t. */
 AVL_MUST_CHECK avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call);
+/* The layer's collectives alone, on a rank that failed before (avl_attention_hook_t). */
+AVL_MUST_CHECK avl_status_t avl_attend_join(void *context, int layer);
 
 #endif

@@ -466,12 +466,16 @@ static avl_status_t encode(avl_engine_t *engine, const avl_plan_t *plan,
 }
 
 static avl_status_t encode_all(avl_engine_t *engine, const avl_plan_t *plan) {
+    avl_status_t own = AVL_OK;
     for (int32_t i = 0; i < plan->picture_count; i++) {
         int64_t start_ns = avl_clock_now_ns();
-        AVL_TRY(encode(engine, plan, &plan->pictures[i]));
+        avl_status_t status = encode(engine, plan, &plan->pictures[i]);
+        if (status == AVL_ERR_COMM || status == AVL_ERR_TIMEOUT)
+            return status;
+        own = own == AVL_OK ? status : own;
         engine->encode_ns[i] = avl_clock_now_ns() - start_ns;
     }
-    return AVL_OK;
+    return plan->picture_count > 0 ? avl_group_agree(engine->options.group, own) : AVL_OK;
 }
 
 /* Checks a run against its sequence and fills in what attention needs to know of it. */
@@ -578,7 +582,8 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
     };
     AVL_TRY(lay_out_rows(engine, plan, &batch));
     avl_attend_begin(engine->attend, engine->runs, plan->run_count, batch.rows);
-    avl_attention_hook_t hook = {.context = engine->attend, .attend = avl_attend_layer};
+    avl_attention_hook_t hook = {
+        .context = engine->attend, .attend = avl_attend_layer, .join = avl_attend_join};
     AVL_TRY(avl_model_forward(engine->options.model, &batch, &hook, engine->logits));
     for (int32_t i = 0; i < plan->run_count; i++)
         advance(&engine->runs[i]);

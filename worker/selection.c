@@ -1,5 +1,6 @@
 #include "worker/selection.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,8 +210,20 @@ static int32_t collect(avl_selection_t *selection, const avl_selection_item_t *i
     return count;
 }
 
+/* Stands in for offer: candidates that every rank can take, and none of them good. */
+static void offer_nothing(const avl_selection_t *selection, const avl_selection_item_t *items,
+                          int item_count, int64_t total, candidate_t *own) {
+    int rank = avl_group_rank(selection->group), ranks = avl_group_ranks(selection->group);
+    int64_t start = 0, from;
+    for (int i = 0; i < item_count; start += items[i++].count) {
+        int32_t keep = offered(&items[i], start, total, rank, ranks, &from);
+        for (int32_t j = 0; j < keep; j++, own++)
+            *own = (candidate_t){.index = (int32_t)from + j, .score = -INFINITY};
+    }
+}
+
 static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *items,
-                              int item_count, int64_t total) {
+                              int item_count, int64_t total, avl_status_t own_status) {
     avl_group_t *group = selection->group;
     int rank = avl_group_rank(group), ranks = avl_group_ranks(group);
     AVL_TRY(avl_group_reduce_scatter(group, selection->host_weights, total));
@@ -219,9 +232,14 @@ static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *
         int64_t own = offered_in_all(items, item_count, total, r, ranks);
         stride = own > stride ? own : stride;
     }
-    AVL_TRY(offer(selection, items, item_count, total, selection->candidates + rank * stride));
+    candidate_t *own = selection->candidates + rank * stride;
+    if (own_status == AVL_OK)
+        own_status = offer(selection, items, item_count, total, own);
+    if (own_status != AVL_OK)
+        offer_nothing(selection, items, item_count, total, own);
     AVL_TRY(avl_group_all_gather(group, selection->candidates,
                                  (size_t)stride * sizeof *selection->candidates));
+    AVL_TRY(own_status);
     int64_t start = 0;
     for (int i = 0; i < item_count; start += items[i++].count) {
         avl_selection_item_t *item = &items[i];
@@ -250,7 +268,7 @@ static avl_status_t run_alone(avl_selection_t *selection, avl_selection_item_t *
 }
 
 avl_status_t avl_selection_run(avl_selection_t *selection, avl_selection_item_t *items,
-                               int item_count) {
+                               int item_count, avl_status_t own) {
     int64_t total = 0, kept = 0;
     for (int i = 0; i < item_count; i++) {
         items[i].indices = selection->picked + kept;
@@ -259,15 +277,16 @@ avl_status_t avl_selection_run(avl_selection_t *selection, avl_selection_item_t 
         total += items[i].count;
     }
     if (total == 0)
-        return AVL_OK;
+        return own;
     avl_device_t *device = selection->device;
-    if (!device->is_host)
-        AVL_TRY(device->ops->download(device, selection->host_weights, selection->weights,
-                                      (size_t)total * sizeof(float)));
+    if (!device->is_host && own == AVL_OK)
+        own = device->ops->download(device, selection->host_weights, selection->weights,
+                                    (size_t)total * sizeof(float));
     float *scores = selection->host_weights;
     for (int i = 0; i < item_count; scores += items[i++].count)
         memset(scores, 0, (size_t)items[i].unseen * sizeof *scores);
-    if (avl_group_ranks(selection->group) == 1)
-        return run_alone(selection, items, item_count);
-    return run_ranks(selection, items, item_count, total);
+    if (avl_group_ranks(selection->group) > 1)
+        return run_ranks(selection, items, item_count, total, own);
+    AVL_TRY(own);
+    return run_alone(selection, items, item_count);
 }

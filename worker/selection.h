@@ -38,9 +38,12 @@ void avl_selection_destroy(avl_selection_t *selection);
  * scores_max or items_max. */
 AVL_MUST_CHECK avl_status_t avl_selection_begin(avl_selection_t *selection,
                                                 avl_selection_item_t *items, int item_count);
-/* Chooses. Collective when item_count > 0; the counts are the same on every rank. */
+/* Chooses. Collective when item_count > 0; the counts are the same on every rank. With `own` a
+ * failure, the scores mean nothing: the rank joins the collectives all the same, so that the others
+ * are not left waiting, and gets its failure back. */
 AVL_MUST_CHECK avl_status_t avl_selection_run(avl_selection_t *selection,
-                                              avl_selection_item_t *items, int item_count);
+                                              avl_selection_item_t *items, int item_count,
+                                              avl_status_t own);
 /* The `keep` best of host scores, as ascending indices in host memory. Local. */
 AVL_MUST_CHECK avl_status_t avl_selection_best(avl_selection_t *selection, const float *scores,
                                                int32_t count, int32_t keep, int32_t *indices);

@@ -1,10 +1,12 @@
-/* tests/worker/engine.c: a row's numbers depend on its own sequence alone.
+/* tests/worker/engine.c: a row's numbers depend on its own sequence alone; and what fails on one
+ * rank ends the step on all of them, at once and without a token.
  *
  * Requests are replayed after a loss and recomputed after giving way, each time in other company,
  * and must go on with the same tokens. So logits are compared bit for bit: a sequence alone, and
  * the same one beside others, in whole and in chunks. The model is wide enough for every way that
  * products can take. */
 #include <ftw.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "bench/synthetic_model.h"
 #include "worker/engine.h"
 
@@ -64,12 +67,11 @@ static int remove_model(void **state) {
     return nftw(directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-static void open_bench(bench_t *bench, avl_dtype_t dtype) {
-    *bench = (bench_t){0};
+static void open_bench(bench_t *bench, avl_dtype_t dtype, avl_group_t *group) {
+    *bench = (bench_t){.group = group};
     check(avl_config_load(directory, &bench->config));
     check(avl_weights_open(directory, &bench->weights));
     check(avl_device_open_cpu(1, NULL, &bench->device));
-    check(avl_group_open_single(&bench->group));
     avl_engine_limits_t limits = {
         .batch_rows = BATCH_ROWS, .sequences_max = SEQUENCES_MAX, .context_rows = CONTEXT_ROWS};
     avl_model_options_t model = avl_engine_model_options(&bench->config, &limits, dtype);
@@ -88,7 +90,6 @@ static void open_bench(bench_t *bench, avl_dtype_t dtype) {
 }
 
 static void close_bench(bench_t *bench) {
-    assert_int_equal(avl_engine_pages(bench->engine).taken, 0);
     avl_plan_destroy(&bench->plan);
     avl_engine_destroy(bench->engine);
     avl_model_destroy(bench->model);
@@ -205,8 +206,10 @@ static void expect_same(bench_t *bench, int32_t rows, int32_t chunk, company_t c
 }
 
 static void compare(avl_dtype_t dtype) {
+    avl_group_t *group;
     bench_t bench;
-    open_bench(&bench, dtype);
+    check(avl_group_open_single(&group));
+    open_bench(&bench, dtype, group);
     /* Chunks that end before, at and behind the borders of blocks; a last chunk of one row. */
     expect_same(&bench, 300, 300, (company_t){0});
     expect_same(&bench, 300, 299, (company_t){0});
@@ -223,6 +226,7 @@ static void compare(avl_dtype_t dtype) {
     /* So many decode rows that they alone fill a block. */
     expect_same(&bench, 20, 20, (company_t){.decodes = 150});
     expect_same(&bench, 300, 300, (company_t){.decodes = 150});
+    assert_int_equal(avl_engine_pages(bench.engine).taken, 0);
     close_bench(&bench);
 }
 
@@ -232,9 +236,153 @@ static void test_company_changes_nothing(void **state) {
     compare(AVL_DTYPE_BF16);
 }
 
+/* ---- faults ---- */
+
+enum { RANKS = 3, TEXT_BEFORE = 10, PICTURE_ROWS = 576, TEXT_BEHIND = 4, FAULT_STEPS = 3 };
+
+typedef enum fault_operation {
+    FAULT_LINEAR,
+    FAULT_ATTENTION,
+    FAULT_DECODE,
+    FAULT_TOPK
+} operation_t;
+
+/* On rank 1, from the beginning of step `step` on, call number `call` of an operation fails. */
+typedef struct fault {
+    operation_t operation;
+    int step, call;
+} fault_t;
+
+typedef struct fault_rank {
+    fault_t fault;
+    avl_group_t *group;
+    pthread_t thread;
+    avl_status_t status;
+    char detail[AVL_STATUS_DETAIL_BYTES];
+} fault_rank_t;
+
+static _Thread_local const avl_device_ops_t *real_ops;
+static _Thread_local fault_t armed = {.call = -1};
+
+static bool fails(operation_t operation) {
+    return armed.operation == operation && armed.call >= 0 && armed.call-- == 0;
+}
+
+#define FAULTY(name, operation)                                                                    \
+    static avl_status_t faulty_##name(avl_device_t *device,                                        \
+                                      const struct avl_##name##_args *args) {                      \
+        if (fails(operation))                                                                      \
+            return avl_fail(AVL_ERR_MEMORY, "no memory for " #name);                               \
+        return real_ops->name(device, args);                                                       \
+    }
+FAULTY(linear, FAULT_LINEAR)
+FAULTY(attention, FAULT_ATTENTION)
+FAULTY(decode_attention, FAULT_DECODE)
+FAULTY(topk, FAULT_TOPK)
+
+/* Step 1 reads a prompt with a picture, steps 2 and 3 decode; step 3 chooses the core anew. */
+static void plan_step(bench_t *bench, int step, int32_t *ids, const uint8_t *pixels) {
+    static const avl_plan_place_t place = {.feature_row = 0, .rows = PICTURE_ROWS};
+    int32_t rows = TEXT_BEFORE + PICTURE_ROWS + TEXT_BEHIND;
+    size_t side = (size_t)bench->config.model.vision.image_side;
+    begin(bench);
+    if (step > 1) {
+        add_run(bench, 0, 0, 5, 1);
+        return;
+    }
+    for (int32_t i = 0; i < rows; i++)
+        ids[i] = i >= TEXT_BEFORE && i < TEXT_BEFORE + PICTURE_ROWS ? -1 : 3 + i % 50;
+    bench->plan.admissions[bench->plan.admission_count++] =
+        (avl_plan_admission_t){.request_id = 1,
+                               .prompt_rows = rows,
+                               .rows_max = rows + FAULT_STEPS,
+                               .place_count = 1,
+                               .places = &place,
+                               .attention = {.5, .3, 2},
+                               .token_ids = ids};
+    avl_plan_picture_t *picture = &bench->plan.pictures[bench->plan.picture_count++];
+    *picture = (avl_plan_picture_t){.pixels = pixels, .pixel_bytes = 3 * side * side};
+    check(avl_image_layout(&bench->config, (int)side, (int)side, &picture->layout));
+    add_run(bench, 0, rows, -1, 1);
+}
+
+static void *run_with_fault(void *context) {
+    fault_rank_t *rank = context;
+    avl_device_ops_t ops;
+    bench_t bench;
+    static uint8_t pixels[3 * 336 * 336];
+    int32_t ids[TEXT_BEFORE + PICTURE_ROWS + TEXT_BEHIND];
+    open_bench(&bench, AVL_DTYPE_F32, rank->group);
+    real_ops = bench.device->ops;
+    ops = *real_ops;
+    ops.linear = faulty_linear;
+    ops.attention = faulty_attention;
+    ops.decode_attention = faulty_decode_attention;
+    ops.topk = faulty_topk;
+    bench.device->ops = &ops;
+    for (int step = 1; step <= rank->fault.step; step++) {
+        avl_step_result_t result;
+        plan_step(&bench, step, ids, pixels);
+        if (avl_group_rank(rank->group) == 1 && step == rank->fault.step)
+            armed = rank->fault;
+        rank->status = avl_engine_execute(bench.engine, &bench.plan, &result);
+        if (rank->status != AVL_OK)
+            break;
+    }
+    if (rank->status != AVL_OK)
+        snprintf(rank->detail, sizeof rank->detail, "%s", avl_status_detail());
+    armed.call = -1;
+    close_bench(&bench);
+    return NULL;
+}
+
+static void expect_end(fault_t fault, bool encoding) {
+    avl_group_t *groups[RANKS];
+    fault_rank_t ranks[RANKS];
+    check(avl_group_open_loopback(RANKS, groups));
+    for (int i = 0; i < RANKS; i++) {
+        ranks[i] = (fault_rank_t){.fault = fault, .group = groups[i]};
+        avl_group_set_timeout(groups[i], 20 * AVL_NS_PER_S);
+        assert_int_equal(pthread_create(&ranks[i].thread, NULL, run_with_fault, &ranks[i]), 0);
+    }
+    for (int i = 0; i < RANKS; i++)
+        assert_int_equal(pthread_join(ranks[i].thread, NULL), 0);
+    /* The leader learns it with the logits; the third rank only when pictures end with a vote. */
+    const avl_status_t expected[RANKS] = {AVL_ERR_PEER, AVL_ERR_MEMORY,
+                                          encoding ? AVL_ERR_PEER : AVL_OK};
+    for (int i = 0; i < RANKS; i++) {
+        if (ranks[i].status != expected[i])
+            fail_msg("operation %d fails in step %d, call %d: rank %d ends with %s (%s), not %s",
+                     (int)fault.operation, fault.step, fault.call, i,
+                     avl_status_name(ranks[i].status), ranks[i].detail,
+                     avl_status_name(expected[i]));
+    }
+}
+
+static void test_one_rank_fails(void **state) {
+    (void)state;
+    /* The vision tower has one layer of six products and an attention, the projector two products;
+     * a layer of the decoder has seven, and the rows of the prompt go two ways. */
+    expect_end((fault_t){FAULT_LINEAR, 1, 2}, true);
+    expect_end((fault_t){FAULT_ATTENTION, 1, 0}, false); /* rank 1 has no vision head */
+    expect_end((fault_t){FAULT_ATTENTION, 1, 1}, false);
+    expect_end((fault_t){FAULT_DECODE, 1, 0}, false);
+    expect_end((fault_t){FAULT_DECODE, 1, 1}, false);
+    expect_end((fault_t){FAULT_TOPK, 1, 0}, false);
+    expect_end((fault_t){FAULT_TOPK, 1, 3}, false);
+    expect_end((fault_t){FAULT_LINEAR, 2, 0}, false);
+    expect_end((fault_t){FAULT_LINEAR, 3, 0}, false);
+    expect_end((fault_t){FAULT_LINEAR, 3, 9}, false);
+    expect_end((fault_t){FAULT_DECODE, 2, 0}, false);
+    expect_end((fault_t){FAULT_DECODE, 3, 0}, false);
+    expect_end((fault_t){FAULT_DECODE, 3, 1}, false);
+    expect_end((fault_t){FAULT_TOPK, 3, 0}, false);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_company_changes_nothing),
+        cmocka_unit_test(test_one_rank_fails),
     };
     return cmocka_run_group_tests(tests, make_model, remove_model);
 }

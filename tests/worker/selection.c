@@ -55,7 +55,7 @@ static void *choose(void *argument) {
             memcpy(items[i].weights, source + job->unseen[i],
                    (size_t)(job->counts[i] - job->unseen[i]) * sizeof *source);
         if (job->status == AVL_OK)
-            job->status = avl_selection_run(selection, items, job->items);
+            job->status = avl_selection_run(selection, items, job->items, AVL_OK);
         for (int i = 0; i < job->items && job->status == AVL_OK; i++) {
             memcpy(job->indices + job->total, items[i].indices,
                    (size_t)items[i].keep * sizeof(int32_t));
