@@ -298,6 +298,7 @@ static void plan_step(bench_t *bench, int step, int32_t *ids, const uint8_t *pix
                                .rows_max = rows + FAULT_STEPS,
                                .place_count = 1,
                                .places = &place,
+                               .source = -1,
                                .attention = {.5, .3, 2},
                                .token_ids = ids};
     avl_plan_picture_t *picture = &bench->plan.pictures[bench->plan.picture_count++];
@@ -326,6 +327,8 @@ static void *run_with_fault(void *context) {
         if (avl_group_rank(rank->group) == 1 && step == rank->fault.step)
             armed = rank->fault;
         rank->status = avl_engine_execute(bench.engine, &bench.plan, &result);
+        if (rank->status == AVL_OK && result.admission != AVL_OK)
+            rank->status = avl_fail(AVL_ERR_INTERNAL, "admission: %s", result.admission_detail);
         if (rank->status != AVL_OK)
             break;
     }
