@@ -400,20 +400,21 @@ static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
                 device->ops->download(device, logits, decoder->logits, row_bytes * (size_t)vocab);
         return AVL_OK;
     }
-    vote_t vote = (vote_t)*status_p;
-    memcpy(decoder->logits + rows * (int64_t)model->shards.vocab_rows.count, &vote, sizeof vote);
+    vote_t vote;
     for (int peer = 0; peer < ranks; peer++) {
         int64_t first, last;
         avl_group_slice(vocab, peer, ranks, &first, &last);
         decoder->gather_bytes[peer] = row_bytes * (size_t)(last - first) + sizeof vote;
     }
-    const float *own = decoder->logits;
-    if (!model->device->is_host) {
-        if (*status_p == AVL_OK)
-            *status_p = model->device->ops->download(model->device, model->exchange,
-                                                     decoder->logits, decoder->gather_bytes[rank]);
+    size_t own_bytes = decoder->gather_bytes[rank] - sizeof vote;
+    float *own = decoder->logits;
+    if (!device->is_host) {
         own = model->exchange;
+        if (*status_p == AVL_OK)
+            *status_p = device->ops->download(device, own, decoder->logits, own_bytes);
     }
+    vote = (vote_t)*status_p;
+    memcpy((char *)own + own_bytes, &vote, sizeof vote);
     AVL_TRY(avl_group_gather(model->group, own, decoder->gather_bytes, decoder->gathered));
     if (rank == 0 && *status_p == AVL_OK)
         *status_p = interleave(model, rows, logits);

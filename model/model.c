@@ -138,7 +138,8 @@ static avl_status_t allocate_exchange(avl_model_t *model) {
     int64_t patches = (int64_t)vision->patches_per_side * vision->patches_per_side + 1;
     int64_t count = larger(options->rows_max * hidden, rows * avl_vision_feature_width(model));
     count = larger(count, options->tiles_max * patches * larger(vision->hidden_width, hidden));
-    count = larger(count, options->logit_rows_max * (int64_t)model->shards.vocab_rows.count);
+    /* One more for the vote that goes with the logits. */
+    count = larger(count, options->logit_rows_max * (int64_t)model->shards.vocab_rows.count + 1);
     return avl_alloc((size_t)count, sizeof(float), "exchange between ranks", &model->exchange);
 }
 
