@@ -1,9 +1,12 @@
 /* tests/cuda/shim_findings.cu: small broken kernels, and the finding that each must lead to. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 extern "C" {
 #include <cmocka.h>
@@ -277,6 +280,42 @@ static void deferred_streams(void **) {
     assert_int_equal(cudaFree(out), cudaSuccess);
 }
 
+static void host_memory(void **) {
+    use_order(AVL_SHIM_ASCENDING);
+    int host = 0;
+    AVL_LAUNCH(write_one, 1, 1, 0, stream, &host);
+    expect_finding("host memory");
+    assert_int_equal(host, 0);
+}
+
+/* Reads a word of guarded device memory on the host; says how the process that did ended. */
+static int end_of_peeking(void) {
+    avl_shim_options_t options = {};
+    options.devices = options.guarded = 1;
+    avl_shim_configure(&options);
+    int *out = nullptr, host = 0;
+    assert_int_equal(cudaMalloc((void **)&out, sizeof(int)), cudaSuccess);
+    AVL_LAUNCH(write_one, 1, 1, 0, stream, out);
+    assert_int_equal(cudaMemcpyAsync(&host, out, sizeof host, cudaMemcpyDeviceToHost, stream),
+                     cudaSuccess);
+    assert_int_equal(host, 1);
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        _exit(*(volatile int *)out);
+    }
+    assert_true(child > 0 && waitpid(child, &status, 0) == child);
+    assert_int_equal(cudaFree(out), cudaSuccess);
+    return status;
+}
+
+static void guarded_memory(void **) {
+    int status = end_of_peeking();
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    use_order(AVL_SHIM_ASCENDING);
+}
+
 static void refused_calls(void **) {
     use_order(AVL_SHIM_ASCENDING);
     int host = 0;
@@ -308,6 +347,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(shared_memory, open_stream, close_stream),
         cmocka_unit_test_setup_teardown(asynchronous_copies, open_stream, close_stream),
         cmocka_unit_test_setup_teardown(deferred_streams, open_stream, close_stream),
+        cmocka_unit_test_setup_teardown(host_memory, open_stream, close_stream),
+        cmocka_unit_test_setup_teardown(guarded_memory, open_stream, close_stream),
         cmocka_unit_test_setup_teardown(refused_calls, open_stream, close_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
