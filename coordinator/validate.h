@@ -13,7 +13,7 @@
 
 #define AVL_REQUEST_ID_BYTES_MAX 128
 #define AVL_TENANT_BYTES_MAX 64
-#define AVL_PRIORITY_MAX 10 /* the worker's; and the least is -AVL_PRIORITY_MAX */
+#define AVL_PRIORITY_MAX 100 /* the worker's; and the least is -AVL_PRIORITY_MAX */
 #define AVL_STOP_TOKENS_MAX 64
 #define AVL_LOGPROBS_BEST_MAX 20
 

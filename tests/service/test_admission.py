@@ -132,7 +132,7 @@ class Doors(unittest.TestCase):
         with Service("--request-pixels-max", "100", "--prompt-tokens-max", "50", "--answer-tokens-max", "7",
                      fake="") as service:
             for request, word in ((talk(PICTURE, "?"), "may have 100 pixels"), (raw("word " * 60), "50"),
-                                  (raw(priority=11), "priority is 11"), (raw(priority=-11), "-11")):
+                                  (raw(priority=101), "priority is 101"), (raw(priority=-101), "-101")):
                 code, text = failure(service.inference.Generate(request, timeout=20))
                 self.assertEqual((code, word in text), ("INVALID_ARGUMENT", True), text)
             self.assertEqual(len(Answer(service.inference.Generate(raw(), timeout=20)).ids), 7)
