@@ -11,7 +11,7 @@
  * than this. */
 #define DUE_NS (60 * AVL_NS_PER_S)
 /* Estimates are means: a request is refused when the mean and this share more are too long. */
-#define MARGIN 0.1
+#define MARGIN 0.25
 #define RETRY_NS (AVL_NS_PER_S) /* when nothing is known */
 #define RETRY_MIN_NS (AVL_NS_PER_S / 20)
 #define RETRY_MAX_NS (60 * AVL_NS_PER_S)
@@ -67,6 +67,9 @@ static avl_backlog_t backlog_locked(avl_admission_t *admission, int64_t now_ns) 
     /* Each has worked for so long already; whoever is over its estimate has a quarter of it left:
      * it was too low. */
     int64_t elapsed_ns = (int64_t)((uint64_t)now_ns * admission->out - admission->out_since_ns);
+    /* What a group has beyond those it decodes side by side is not at work yet. */
+    if (view.sequences_max > 0 && admission->out > (size_t)view.sequences_max)
+        elapsed_ns = (int64_t)((double)elapsed_ns * view.sequences_max / (double)admission->out);
     int64_t left_ns = admission->out_work_ns - elapsed_ns;
     if (left_ns < admission->out_work_ns / 4)
         left_ns = admission->out_work_ns / 4;
@@ -211,14 +214,27 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
     return status;
 }
 
+/* It was let in, but has waited for longer than was estimated: its answer would come too late, and
+ * make others late. */
+static bool hopeless_locked(const avl_admission_t *admission, const avl_ticket_t *ticket,
+                            int64_t now_ns) {
+    const avl_queue_entry_t *entry = &ticket->entry;
+    return ticket->deadline_ns != AVL_DEADLINE_NONE && !entry->resumed && admission->out > 0 &&
+           entry->work_ns > ticket->deadline_ns - now_ns;
+}
+
 avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint64_t *id_p,
                                 uint64_t *generation_p) {
     pthread_mutex_lock(&admission->lock);
     avl_queue_entry_t *entry = avl_queue_first(admission->queue);
     avl_ticket_t *ticket = entry != NULL ? entry->owner : NULL;
-    avl_status_t status =
-        ticket == NULL ? AVL_ERR_NOT_FOUND
-                       : avl_groups_reserve(admission->groups, &ticket->need, &ticket->generation);
+    avl_status_t status = AVL_ERR_NOT_FOUND;
+    if (ticket != NULL && hopeless_locked(admission, ticket, now_ns)) {
+        avl_queue_remove(admission->queue, entry);
+        status = AVL_ERR_DEADLINE;
+    } else if (ticket != NULL) {
+        status = avl_groups_reserve(admission->groups, &ticket->need, &ticket->generation);
+    }
     if (status == AVL_OK) {
         avl_queue_take(admission->queue, entry);
         ticket->charged = true;

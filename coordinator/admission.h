@@ -61,7 +61,8 @@ AVL_MUST_CHECK avl_status_t avl_admission_queue(avl_admission_t *admission, avl_
                                                 int32_t priority, int64_t now_ns);
 /* Whose turn it is, and the group that has a place for it: the ticket is out. Errors:
  * AVL_ERR_UNAVAILABLE (no group is ready), AVL_ERR_EXHAUSTED (none has room), AVL_ERR_NOT_FOUND
- * (nobody waits); AVL_ERR_TOO_LARGE: the request of *id_p fits no group, and is not queued now. */
+ * (nobody waits); AVL_ERR_TOO_LARGE, AVL_ERR_DEADLINE: the request of *id_p fits no group, or would
+ * be too late, and is not queued now. */
 AVL_MUST_CHECK avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns,
                                                uint64_t *id_p, uint64_t *generation_p);
 /* Its group is lost: it goes to another one before all others; `suspect`: alone of its kind. */

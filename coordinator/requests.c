@@ -270,7 +270,7 @@ static void dispatch(avl_requests_t *requests) {
         uint64_t id = 0, generation = 0;
         avl_status_t status =
             avl_admission_next(requests->config.admission, avl_clock_now_ns(), &id, &generation);
-        if (status != AVL_OK && status != AVL_ERR_TOO_LARGE)
+        if (status != AVL_OK && status != AVL_ERR_TOO_LARGE && status != AVL_ERR_DEADLINE)
             return;
         avl_live_request_t *live = table_find(requests, id);
         if (live == NULL) /* it has just ended, and given its place back */
@@ -278,8 +278,11 @@ static void dispatch(avl_requests_t *requests) {
         pthread_mutex_lock(&live->lock);
         if (status == AVL_OK)
             going = submit_locked(live, generation);
-        else
+        else if (status == AVL_ERR_TOO_LARGE)
             refuse_rows_locked(live);
+        else
+            avl_live_fail_locked(live, status,
+                                 "the wait was longer than estimated: the deadline cannot be met");
         pthread_mutex_unlock(&live->lock);
         avl_live_request_unref(live);
     }
