@@ -8,9 +8,9 @@
  *
  * A request outlives its group: prompt, parameters, seed and the tokens already sent stay here;
  * when the group is lost the request waits for the next one, which gets the tokens as a replay. A
- * request that was running when groups died three times in a row without a token in between is ended; to
- * find the one at fault, requests that have seen such a death are given to the next group one at a
- * time until they make progress.
+ * request that was running when groups died three times in a row without a token in between is
+ * ended; to find the one at fault, requests that have seen such a death are given to the next group
+ * one at a time until they make progress.
  *
  * Locks: a request's lock comes before the table's, the group's and the call's. Nobody holds two
  * requests' locks. Threads: any; avl_requests_group_events and _lost come from one. */
