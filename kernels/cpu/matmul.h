@@ -10,7 +10,11 @@
 
 #include "kernels/linear.h"
 
-enum { AVL_MATMUL_ROWS = AVL_LINEAR_MANY_ROWS, AVL_MATMUL_COLUMNS = 256, AVL_MATMUL_DEPTH_MIN = 256 };
+enum {
+    AVL_MATMUL_ROWS = AVL_LINEAR_MANY_ROWS,
+    AVL_MATMUL_COLUMNS = 256,
+    AVL_MATMUL_DEPTH_MIN = 256
+};
 
 typedef struct avl_matmul avl_matmul_t;
 typedef struct avl_matmul_plan avl_matmul_plan_t;

@@ -9,7 +9,7 @@
 
 #ifdef AVL_CUDA_SHIM
 
-#include "tests/cuda/shim/ptx_shim.h"
+#include <ptx_shim.h>
 
 #define AVL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     avl_shim_launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)

@@ -7,7 +7,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
-    const avl_plan_limits_t limits = {.sequences_max = 8, .indices_max = 12,
+    const avl_plan_limits_t limits = {.sequences_max = 8,
+                                      .indices_max = 12,
                                       .pictures_max = 4,
                                       .context_rows = 512,
                                       .feature_rows = 512,
