@@ -377,6 +377,7 @@ static void stop(service_t *service, bool patient) {
     }
     if (service->groups != NULL) {
         avl_groups_stop(service->groups, patient ? PARTING_NS : 0);
+        avl_requests_stop(service->requests);
         avl_groups_destroy(service->groups);
     }
     avl_requests_destroy(service->requests);

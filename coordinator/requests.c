@@ -667,14 +667,22 @@ void avl_requests_set_groups(avl_requests_t *requests, avl_groups_t *groups) {
     avl_admission_set_groups(requests->config.admission, groups);
 }
 
-void avl_requests_destroy(avl_requests_t *requests) {
+void avl_requests_stop(avl_requests_t *requests) {
     if (requests == NULL)
         return;
     pthread_mutex_lock(&requests->lock);
+    bool first = !requests->stopping;
     requests->stopping = true;
     pthread_cond_broadcast(&requests->changed);
     pthread_mutex_unlock(&requests->lock);
-    pthread_join(requests->ticker, NULL);
+    if (first)
+        pthread_join(requests->ticker, NULL);
+}
+
+void avl_requests_destroy(avl_requests_t *requests) {
+    if (requests == NULL)
+        return;
+    avl_requests_stop(requests);
     AVL_ASSERT(requests->count == 0);
     pthread_cond_destroy(&requests->changed);
     pthread_mutex_destroy(&requests->lock);

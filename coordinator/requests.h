@@ -75,6 +75,8 @@ AVL_MUST_CHECK avl_status_t avl_requests_create(const avl_requests_config_t *con
                                                 avl_requests_t **requests_p);
 /* The groups that requests go to; before the first admission. */
 void avl_requests_set_groups(avl_requests_t *requests, avl_groups_t *groups);
+/* Ends the table's own thread, which looks at the groups: before they go. One thread calls it. */
+void avl_requests_stop(avl_requests_t *requests);
 /* All calls must be over. */
 void avl_requests_destroy(avl_requests_t *requests);
 
