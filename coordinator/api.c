@@ -141,6 +141,20 @@ static avl_status_t prepare_input(const avl_api_t *api, avl_live_request_t *live
     return status;
 }
 
+/* The tokens that the answer consists of, if the client says so. */
+static avl_status_t prepare_forced(const avl_api_t *api, const Avl__V1__GenerateRequest *request,
+                                   avl_prepared_t *prepared) {
+    int32_t tokens = avl_tokenizer_id_limit(api->tokenizer);
+    int32_t rows = api->config->model.text.vocab_rows, most = api->policy.answer_tokens_max;
+    int32_t context = context_rows(api);
+    AVL_TRY(avl_forced_read(request, tokens < rows ? tokens : rows,
+                            most > 0 && most < context ? most : context, &prepared->forced_ids,
+                            &prepared->forced_count));
+    if (prepared->forced_count > 0)
+        prepared->max_tokens = prepared->forced_count;
+    return AVL_OK;
+}
+
 static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
                             const Avl__V1__GenerateRequest *request, avl_prepared_t *prepared) {
     AVL_TRY(avl_generate_check(request));
@@ -156,6 +170,7 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
     int32_t most = api->policy.answer_tokens_max;
     if (most > 0 && (prepared->max_tokens == 0 || prepared->max_tokens > most))
         prepared->max_tokens = most;
+    AVL_TRY(prepare_forced(api, request, prepared));
     prepared->priority = request->priority;
     prepared->ignore_eos = request->ignore_eos;
     if (request->progress)

@@ -86,6 +86,7 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
         attention.visual_rows_computed_per_step =
             (double)result->visual_rows_computed / result->decode_steps;
     attention.kv_bytes_returned = (uint64_t)result->kv_bytes_returned;
+    attention.kv_bytes_held = (uint64_t)result->kv_bytes_held;
     Avl__V1__Timings timings;
     avl__v1__timings__init(&timings);
     const int64_t *stage_ns = live->record.stage_ns;

@@ -8,6 +8,7 @@ void avl_prepared_free(avl_prepared_t *prepared) {
         free(prepared->images[i].pixels);
     free(prepared->images);
     free(prepared->token_ids);
+    free(prepared->forced_ids);
     avl_stop_text_destroy(prepared->stop);
     memset(prepared, 0, sizeof *prepared);
 }

@@ -176,6 +176,8 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         submit.ignore_eos = prepared->ignore_eos;
         submit.priority = prepared->priority;
         submit.time_left_ns = time_left_ns;
+        submit.n_forced_ids = (size_t)prepared->forced_count;
+        submit.forced_ids = prepared->forced_ids;
         submit.n_replay_ids = live->sent_count;
         submit.replay_ids = live->sent_ids;
         status = avl_groups_submit(live->requests->groups, live->generation, &submit);
@@ -195,6 +197,12 @@ static avl_status_t resolve_max_tokens_locked(avl_live_request_t *live, int32_t 
             "the prompt has %d tokens (%d of pictures); the context holds %d, one of them for "
             "the answer",
             prepared->row_count, prepared->visual_rows, context_rows);
+    if (prepared->forced_count > room)
+        return avl_fail(
+            AVL_ERR_TOO_LARGE,
+            "the prompt has %d tokens (%d of pictures) and forced_token_ids %d; the context holds "
+            "%d",
+            prepared->row_count, prepared->visual_rows, prepared->forced_count, context_rows);
     live->max_tokens =
         prepared->max_tokens > 0 && prepared->max_tokens < room ? prepared->max_tokens : room;
     return AVL_OK;
@@ -432,7 +440,7 @@ static void fill_ticket_locked(avl_live_request_t *live, const avl_groups_view_t
     demand->rows = prepared->row_count;
     demand->tokens_max =
         prepared->max_tokens > 0 && prepared->max_tokens < room ? prepared->max_tokens : room;
-    demand->all_tokens = prepared->ignore_eos;
+    demand->all_tokens = prepared->ignore_eos || prepared->forced_count > 0;
     for (size_t i = 0; i < prepared->image_count; i++)
         demand->tiles += prepared->images[i].layout.tile_count;
     live->ticket.need.rows = prepared->row_count + 1;

@@ -57,6 +57,8 @@ typedef struct avl_prepared {
     avl_sampling_choice_t sampling;
     avl_stop_text_t *stop; /* NULL: none */
     int32_t max_tokens;    /* 0: as many as the context holds */
+    int32_t *forced_ids;   /* the answer, when the client chose it */
+    int32_t forced_count;
     int32_t priority;
     bool ignore_eos;
     int64_t preprocess_ns;

@@ -264,6 +264,36 @@ avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *attention,
     return AVL_OK;
 }
 
+avl_status_t avl_forced_read(const Avl__V1__GenerateRequest *request, int32_t id_limit,
+                             int32_t most, int32_t **ids_p, int32_t *count_p) {
+    size_t count = request->n_forced_token_ids;
+    if (count == 0) {
+        *ids_p = NULL;
+        *count_p = 0;
+        return AVL_OK;
+    }
+    if (request->max_tokens > 0 && count > request->max_tokens)
+        return avl_fail(AVL_ERR_INVALID, "forced_token_ids has %zu tokens, and max_tokens is %u",
+                        count, request->max_tokens);
+    if (count > (size_t)most)
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "forced_token_ids has %zu tokens; an answer can have %d here", count, most);
+    if (request->sampling != NULL && request->sampling->n_stop > 0)
+        return avl_fail(AVL_ERR_INVALID, "forced_token_ids excludes sampling.stop");
+    for (size_t i = 0; i < count; i++) {
+        int32_t id = request->forced_token_ids[i];
+        if (id < 0 || id >= id_limit)
+            return avl_fail(AVL_ERR_INVALID, "forced_token_ids[%zu] is %d; allowed: 0 to %d", i, id,
+                            id_limit - 1);
+    }
+    int32_t *ids = NULL;
+    AVL_TRY(avl_alloc(count, sizeof *ids, "forced tokens", &ids));
+    memcpy(ids, request->forced_token_ids, count * sizeof *ids);
+    *ids_p = ids;
+    *count_p = (int32_t)count;
+    return AVL_OK;
+}
+
 avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request) {
     size_t id_bytes = strlen(request->request_id);
     if (id_bytes > AVL_REQUEST_ID_BYTES_MAX)

@@ -76,6 +76,11 @@ AVL_MUST_CHECK avl_status_t avl_attention_read(const Avl__V1__AttentionParameter
                                                avl_attention_choice_t *choice_p);
 /* Also for the operator's own choice. */
 AVL_MUST_CHECK avl_status_t avl_attention_choice_check(const avl_attention_choice_t *choice);
+/* forced_token_ids, copied; *ids_p is NULL without any. `id_limit`: of the vocabulary; `most`: as
+ * many as an answer can have. Errors: AVL_ERR_INVALID, AVL_ERR_TOO_LARGE, AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_forced_read(const Avl__V1__GenerateRequest *request,
+                                            int32_t id_limit, int32_t most, int32_t **ids_p,
+                                            int32_t *count_p);
 /* The fields that stand alone: request_id, max_tokens. */
 AVL_MUST_CHECK avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request);
 

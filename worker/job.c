@@ -22,6 +22,8 @@ static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
     job->due_ns = avl_scheduler_due_ns(request);
     job->layer_count = config->model.text.layer_count;
     job->tokens_max = request->max_tokens < room ? request->max_tokens : room;
+    if (request->forced_count > 0)
+        job->tokens_max = request->forced_count;
     /* The last token drawn is never an input, so it needs no row. */
     job->shape = avl_sequence_shape(request->token_ids, request->row_count,
                                     request->row_count + job->tokens_max - 1, &request->attention);
@@ -31,6 +33,9 @@ static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
                       &job->token_ids));
     AVL_TRY(avl_alloc((size_t)request->image_count, sizeof *job->places, "pictures of a request",
                       &job->places));
+    if (request->forced_count > 0)
+        memcpy(job->token_ids, request->forced_ids,
+               (size_t)request->forced_count * sizeof *job->token_ids);
     job->tokens_known =
         request->replay_count < job->tokens_max ? request->replay_count : job->tokens_max;
     if (job->tokens_known > 0)
@@ -123,6 +128,7 @@ avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_
     report.decode_steps = sequence->decode_steps;
     report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
     report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(engine);
+    report.kv_bytes_held = job->pages_reserved * avl_engine_page_bytes(engine);
     return report;
 }
 
@@ -148,6 +154,8 @@ static bool contains(const int32_t *ids, int32_t count, int32_t token_id) {
 
 bool avl_job_ends(const avl_job_t *job, const avl_generation_config_t *generation,
                   int32_t token_id) {
+    if (job->tokens_done < job->request->forced_count)
+        return false;
     return contains(job->request->stop_ids, job->request->stop_count, token_id) ||
            (!job->request->ignore_eos &&
             contains(generation->eos_ids, generation->eos_count, token_id));

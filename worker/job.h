@@ -24,7 +24,7 @@ typedef struct avl_job {
     avl_reuse_report_t reuse;
     int32_t rows_done;    /* prompt rows */
     int32_t tokens_max;   /* new tokens, the context considered */
-    int32_t *token_ids;   /* [tokens_max] the answer */
+    int32_t *token_ids;   /* [tokens_max] the answer; all of it is there when it is forced */
     int32_t tokens_known; /* the first so many are the client's already: they are replayed */
     int32_t tokens_done;
     int64_t first_step_ns, first_token_ns, last_token_ns, encode_ns;

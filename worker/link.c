@@ -183,6 +183,7 @@ static void result_fill(Avl__Worker__V1__Result *result, avl_event_t *event) {
     result->visual_rows_computed = event->attention.visual_rows_computed;
     result->decode_steps = event->attention.decode_steps;
     result->kv_bytes_returned = event->attention.kv_bytes_returned;
+    result->kv_bytes_held = event->attention.kv_bytes_held;
     result->encoder_cache_hits = event->reuse.pictures;
     result->prompt_rows_reused = event->reuse.prompt_rows;
     result->queue_ns = event->timings.queue_ns;

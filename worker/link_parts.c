@@ -165,8 +165,9 @@ static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *fr
 
 avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_t **request_p) {
     if (submit->n_token_ids == 0 || submit->n_token_ids > INT32_MAX ||
-        submit->n_replay_ids > INT32_MAX || submit->n_stop_ids > INT32_MAX ||
-        submit->n_images > submit->n_token_ids || strlen(submit->tenant) > AVL_TENANT_BYTES_MAX)
+        submit->n_replay_ids > INT32_MAX || submit->n_forced_ids > INT32_MAX ||
+        submit->n_stop_ids > INT32_MAX || submit->n_images > submit->n_token_ids ||
+        strlen(submit->tenant) > AVL_TENANT_BYTES_MAX)
         return avl_fail(AVL_ERR_DATA, "request %llu: %zu rows, %zu pictures, %zu replayed tokens",
                         (unsigned long long)submit->request_id, submit->n_token_ids,
                         submit->n_images, submit->n_replay_ids);
@@ -188,6 +189,10 @@ avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_
     request->replay_count = (int32_t)submit->n_replay_ids;
     submit->replay_ids = NULL;
     submit->n_replay_ids = 0;
+    request->forced_ids = submit->forced_ids;
+    request->forced_count = (int32_t)submit->n_forced_ids;
+    submit->forced_ids = NULL;
+    submit->n_forced_ids = 0;
     request->image_count = (int32_t)submit->n_images;
     for (size_t i = 0; i < submit->n_images; i++)
         image_take(&request->images[i], submit->images[i]);

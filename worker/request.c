@@ -12,6 +12,7 @@ void avl_request_destroy(avl_request_t *request) {
     free(request->images);
     free(request->token_ids);
     free(request->replay_ids);
+    free(request->forced_ids);
     free(request->stop_ids);
     free(request);
 }

@@ -81,6 +81,9 @@ typedef struct avl_request {
      * evolves as before; they make no events. */
     int32_t *replay_ids;
     int32_t replay_count;
+    /* The whole answer, when the caller chose it: taken as if drawn, and told like drawn tokens. */
+    int32_t *forced_ids;
+    int32_t forced_count; /* 0: the model's own answer */
 } avl_request_t;
 
 /* Releases the request and everything it owns. */
@@ -112,6 +115,7 @@ typedef struct avl_attention_report {
     int64_t visual_rows_computed; /* sum over decode steps of the rows computed, mean over layers */
     int32_t decode_steps;
     int64_t kv_bytes_returned; /* of all ranks: pages given back by eviction, in bytes */
+    int64_t kv_bytes_held;     /* of all ranks: pages at the end */
 } avl_attention_report_t;
 
 /* What was there from earlier requests. */

@@ -65,6 +65,13 @@ static avl_status_t check_counts(const avl_request_t *request, int32_t context_r
     if (request->replay_count < 0 || request->replay_count > request->max_tokens)
         return avl_fail(AVL_ERR_INVALID, "%d tokens to replay, and max_tokens is %d",
                         request->replay_count, request->max_tokens);
+    if (request->forced_count < 0 || request->forced_count > request->max_tokens)
+        return avl_fail(AVL_ERR_INVALID, "%d forced tokens, and max_tokens is %d",
+                        request->forced_count, request->max_tokens);
+    if (request->forced_count > context_rows - request->row_count)
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "the prompt has %d rows and %d tokens are forced; the context holds %d",
+                        request->row_count, request->forced_count, context_rows);
     if (request->stop_count < 0 || request->stop_count > AVL_STOP_IDS_MAX)
         return avl_fail(AVL_ERR_INVALID, "%d stop tokens; allowed: 0 to %d", request->stop_count,
                         AVL_STOP_IDS_MAX);
@@ -89,6 +96,7 @@ avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t 
     AVL_TRY(check_counts(request, context_rows));
     AVL_TRY(
         check_tokens(request->replay_ids, request->replay_count, vocab_rows, "token to replay"));
+    AVL_TRY(check_tokens(request->forced_ids, request->forced_count, vocab_rows, "forced token"));
     AVL_TRY(check_tokens(request->stop_ids, request->stop_count, vocab_rows, "stop token"));
     AVL_TRY(check_images(request, config));
     return check_ids(request, vocab_rows);

@@ -507,6 +507,20 @@ static avl_status_t tell_logprobs(avl_sampler_t *sampler, const float *logits, i
     return AVL_OK;
 }
 
+/* The token, with the logprobs that are wanted. */
+static avl_status_t tell(avl_sampler_t *sampler, const float *logits,
+                         const avl_sampling_params_t *params, avl_sampler_token_t token,
+                         avl_sampler_token_t *token_p) {
+    if (params->logprob_count > 0) {
+        AVL_TRY(tell_logprobs(sampler, logits, token.token_id, params->logprob_count));
+        token.logprob_count = params->logprob_count - 1 < sampler->vocab_rows
+                                  ? params->logprob_count
+                                  : sampler->vocab_rows + 1;
+    }
+    *token_p = token;
+    return AVL_OK;
+}
+
 avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
                               const avl_sampling_params_t *params,
                               const avl_sampler_history_t *history, avl_sampler_token_t *token_p) {
@@ -518,12 +532,14 @@ avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
         token.token_id = first_of(adjusted, sampler->vocab_rows, best);
     else
         token.token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
-    if (params->logprob_count > 0) {
-        AVL_TRY(tell_logprobs(sampler, logits, token.token_id, params->logprob_count));
-        token.logprob_count = params->logprob_count - 1 < sampler->vocab_rows
-                                  ? params->logprob_count
-                                  : sampler->vocab_rows + 1;
-    }
-    *token_p = token;
-    return AVL_OK;
+    return tell(sampler, logits, params, token, token_p);
+}
+
+avl_status_t avl_sampler_force(avl_sampler_t *sampler, const float *logits,
+                               const avl_sampling_params_t *params, int32_t token_id,
+                               avl_sampler_token_t *token_p) {
+    avl_sampler_token_t token = {.token_id = token_id, .logprobs = sampler->logprobs};
+    float best;
+    AVL_TRY(largest(logits, sampler->vocab_rows, &best));
+    return tell(sampler, logits, params, token, token_p);
 }

@@ -50,6 +50,12 @@ AVL_MUST_CHECK avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float
                                              const avl_sampler_history_t *history,
                                              avl_sampler_token_t *token_p);
 
+/* Tells of `token_id`, which is less than the vocabulary, what a draw of it would. Errors:
+ * AVL_ERR_INTERNAL for logits that are NaN or +infinity. */
+AVL_MUST_CHECK avl_status_t avl_sampler_force(avl_sampler_t *sampler, const float *logits,
+                                              const avl_sampling_params_t *params, int32_t token_id,
+                                              avl_sampler_token_t *token_p);
+
 /* The generator itself: four words for a counter and a key. */
 void avl_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t words[4]);
 

@@ -548,7 +548,7 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
     }
 }
 
-/* Draws the job's next token and tells it. */
+/* Draws the job's next token, or takes the forced one, and tells it. */
 static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits) {
     const avl_request_t *request = job->request;
     const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
@@ -562,7 +562,11 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const
         .banned_count = avl_job_banned(job, &options->config->generation, banned),
     };
     avl_sampler_token_t token;
-    AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &request->sampling, &history, &token));
+    if (request->forced_count > 0)
+        AVL_TRY(avl_sampler_force(scheduler->sampler, logits, &request->sampling,
+                                  job->token_ids[job->tokens_done], &token));
+    else
+        AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &request->sampling, &history, &token));
     job->token_ids[job->tokens_done] = token.token_id;
     avl_event_t event = {
         .kind = AVL_EVENT_TOKEN,

@@ -190,6 +190,8 @@ static void check_request(const avl_request_t *request) {
     assert_true(request->ignore_eos);
     assert_int_equal(request->replay_count, 2);
     assert_int_equal(request->replay_ids[1], 600);
+    assert_int_equal(request->forced_count, 2);
+    assert_int_equal(request->forced_ids[1], 600);
     int64_t left_ns = request->deadline_ns - avl_clock_now_ns();
     assert_true(left_ns > 0 && left_ns <= 100 * AVL_NS_PER_S);
 }
@@ -221,6 +223,8 @@ static void test_submit(void **state) {
     submit.ignore_eos = true;
     submit.n_replay_ids = 2;
     submit.replay_ids = replay;
+    submit.n_forced_ids = 2;
+    submit.forced_ids = replay;
     submit.time_left_ns = 100 * AVL_NS_PER_S;
     Avl__Worker__V1__CoordinatorMessage message;
     avl__worker__v1__coordinator_message__init(&message);
