@@ -57,7 +57,7 @@ static void submit(bench_t *bench, const avl_sampling_params_t *sampling, bool r
         request->token_ids[i] =
             (int32_t)((bench->next_id * 31 + (uint64_t)i * 7) % (uint64_t)bench->vocab_rows);
     request->replay_count = replay ? ANSWER_TOKENS - 1 : 0;
-    request->attention = (avl_attention_params_t){1, 1, 1};
+    request->attention = (avl_attention_params_t)AVL_ATTENTION(1, 1, 1);
     request->sampling = *sampling;
     request->max_tokens = ANSWER_TOKENS - (int32_t)(bench->next_id % 64);
     if (request->replay_count >= request->max_tokens)

@@ -198,10 +198,10 @@ int main(int argc, char **argv) {
     printf("%-12s %6s %8s %12s %12s %12s %11s\n", "attention", "asked", "at once", "prompt rows/s",
            "decode tok/s", "all tok/s", "in the model");
     static const int counts[] = {1, 4, 16, 64};
-    measure(&bench, "warming up", &(avl_attention_params_t){1, 1, 1}, 4);
+    measure(&bench, "warming up", &(avl_attention_params_t)AVL_ATTENTION(1, 1, 1), 4);
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-        measure(&bench, "dense", &(avl_attention_params_t){1, 1, 1}, counts[i]);
-        measure(&bench, "A-VL", &(avl_attention_params_t){.5, .3, 3}, counts[i]);
+        measure(&bench, "dense", &(avl_attention_params_t)AVL_ATTENTION(1, 1, 1), counts[i]);
+        measure(&bench, "A-VL", &(avl_attention_params_t)AVL_ATTENTION(.5, .3, 3), counts[i]);
     }
     avl_scheduler_destroy(bench.scheduler);
     avl_engine_destroy(bench.engine);

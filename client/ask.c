@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/status.h"
+#include "client/attention_options.h"
 #include "client/client.h"
 #include "client/json.h"
 #include "client/options.h"
@@ -240,6 +241,9 @@ static json_t *json_of_answer(const answer_t *answer) {
         (json_int_t)attention->visual_rows_stored, "visual_rows_computed_per_step",
         attention->visual_rows_computed_per_step, "kv_bytes_returned",
         avl_json_u64(attention->kv_bytes_returned));
+    if (attention->parameters != NULL)
+        json_object_set_new(attention_object, "parameters",
+                            avl_attention_json(attention->parameters));
     json_t *timings_object =
         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "queue_seconds", timings->queue_seconds,
                   "preprocess_seconds", timings->preprocess_seconds, "encode_seconds",

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "client/attention_options.h"
 #include "client/client.h"
 #include "client/info.h"
 #include "client/options.h"
@@ -92,13 +93,21 @@ static void print_info(const Avl__V1__GetModelInfoResponse *info) {
     printf("limits      %u pictures of %" PRIu64 " pixels, %" PRIu64
            " bytes a request; %u decoded together\n",
            info->images_max, info->image_pixels_max, info->message_bytes_max, info->sequences_max);
-    const Avl__V1__AttentionParameters *attention = info->attention_defaults;
-    if (attention != NULL && attention->dense)
-        printf("attention   dense\n");
-    else if (attention != NULL)
-        printf("attention   A-VL: store %g, compute %g, interval %u\n",
-               attention->visual_store_ratio, attention->visual_compute_ratio,
-               attention->visual_update_interval);
+    if (info->attention_defaults != NULL) {
+        printf("attention   ");
+        avl_attention_print(info->attention_defaults);
+        putchar('\n');
+    }
+    for (size_t i = 0; i < info->n_attention_presets; i++) {
+        const Avl__V1__AttentionPreset *preset = info->attention_presets[i];
+        if (preset->parameters == NULL)
+            continue;
+        fputs(i == 0 ? "presets     " : "            ", stdout);
+        avl_terminal_write(stdout, preset->name);
+        fputs(": ", stdout);
+        avl_attention_print(preset->parameters);
+        putchar('\n');
+    }
 }
 
 int avl_command_info(int argc, char **argv) {

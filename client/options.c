@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/status.h"
+#include "client/attention_options.h"
 #include "client/client.h"
 #include "client/rpc.h"
 
@@ -14,10 +15,6 @@ enum {
     KEY_TOP_P,
     KEY_TOP_K,
     KEY_SEED,
-    KEY_STORE,
-    KEY_COMPUTE,
-    KEY_INTERVAL,
-    KEY_DENSE,
     KEY_RAW_PROMPT,
     KEY_SYSTEM,
     KEY_IGNORE_EOS,
@@ -73,11 +70,6 @@ static const struct argp_option request_option_list[] = {
     {"min-tokens", KEY_MIN_TOKENS, "N", 0, "no end before N tokens", 0},
     {"stop", KEY_STOP, "TEXT", 0, "end the answer before TEXT; may be given several times", 0},
     {"seed", KEY_SEED, "S", 0, "the same seed gives the same answer", 0},
-    {"visual-store", KEY_STORE, "R", 0,
-     "share of the picture's rows kept after prefill, 0 < R <= 1", 0},
-    {"visual-compute", KEY_COMPUTE, "R", 0, "share computed in ordinary steps, 0 < R <= store", 0},
-    {"visual-interval", KEY_INTERVAL, "K", 0, "steps between reselections, K >= 1", 0},
-    {"dense", KEY_DENSE, NULL, 0, "attend to everything", 0},
     {"system", KEY_SYSTEM, "TEXT", 0, "system message before the question", 0},
     {"raw-prompt", KEY_RAW_PROMPT, NULL, 0,
      "the question is the whole prompt, image placeholders included; no chat template", 0},
@@ -146,41 +138,15 @@ static void add_stop(avl_request_options_t *options, char *text, struct argp_sta
     options->sampling.stop = options->stop;
 }
 
-/* Only what is no number is refused here: what a ratio may be, the service says. */
-static error_t parse_attention(int key, const char *text, struct argp_state *state,
-                               Avl__V1__AttentionParameters *attention) {
-    switch (key) {
-    case KEY_STORE:
-        attention->visual_store_ratio = avl_option_number(state, "--visual-store", text);
-        attention->_visual_store_ratio_case =
-            AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;
-        return 0;
-    case KEY_COMPUTE:
-        attention->visual_compute_ratio = avl_option_number(state, "--visual-compute", text);
-        attention->_visual_compute_ratio_case =
-            AVL__V1__ATTENTION_PARAMETERS___VISUAL_COMPUTE_RATIO_VISUAL_COMPUTE_RATIO;
-        return 0;
-    case KEY_INTERVAL:
-        attention->visual_update_interval =
-            (uint32_t)avl_option_count(state, "--visual-interval", text, 0, INT32_MAX);
-        attention->_visual_update_interval_case =
-            AVL__V1__ATTENTION_PARAMETERS___VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL;
-        return 0;
-    case KEY_DENSE:
-        attention->dense = true;
-        return 0;
-    default:
-        return ARGP_ERR_UNKNOWN;
-    }
-}
-
 static error_t parse_request_option(int key, char *text, struct argp_state *state) {
     avl_request_options_t *options = state->input;
     if (parse_sampling(key, text, state, &options->sampling) == 0 ||
-        parse_penalties(key, text, state, &options->sampling) == 0 ||
-        parse_attention(key, text, state, &options->attention) == 0)
+        parse_penalties(key, text, state, &options->sampling) == 0)
         return 0;
     switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &options->attention;
+        return 0;
     case KEY_MAX_TOKENS:
         options->max_tokens = (uint32_t)avl_option_count(state, "--max-tokens", text, 1, INT32_MAX);
         return 0;
@@ -205,9 +171,12 @@ static error_t parse_request_option(int key, char *text, struct argp_state *stat
     }
 }
 
+static const struct argp_child request_children[] = {{&avl_attention_argp, 0, NULL, 0}, {0}};
+
 const struct argp avl_request_argp = {
     .options = request_option_list,
     .parser = parse_request_option,
+    .children = request_children,
 };
 
 static const struct argp_option server_option_list[] = {

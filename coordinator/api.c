@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "checkpoint/image_layout.h"
+#include "coordinator/attention.h"
 #include "coordinator/wire.h"
 #include "inputs/image.h"
 #include "inputs/preprocess.h"
@@ -165,7 +166,8 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
     if (request->sampling != NULL)
         AVL_TRY(avl_stop_text_create(request->sampling->stop, request->sampling->n_stop,
                                      &prepared->stop));
-    AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, &prepared->attention));
+    AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, prepared->sampling.seed,
+                               &prepared->attention));
     prepared->max_tokens = (int32_t)request->max_tokens;
     int32_t most = api->policy.answer_tokens_max;
     if (most > 0 && (prepared->max_tokens == 0 || prepared->max_tokens > most))
@@ -355,6 +357,25 @@ static char *shared(const char *text) {
     return pointer.variable;
 }
 
+#define PRESETS_MAX 16
+
+typedef struct preset_message {
+    Avl__V1__AttentionParameters parameters;
+    Avl__V1__AttentionPreset preset;
+} preset_message_t;
+
+static void fill_presets(preset_message_t *messages, Avl__V1__AttentionPreset **list) {
+    AVL_ASSERT(avl_attention_preset_count <= PRESETS_MAX);
+    for (size_t i = 0; i < avl_attention_preset_count; i++) {
+        preset_message_t *message = &messages[i];
+        avl_attention_write(&avl_attention_presets[i].params, &message->parameters);
+        avl__v1__attention_preset__init(&message->preset);
+        message->preset.name = shared(avl_attention_presets[i].name);
+        message->preset.parameters = &message->parameters;
+        list[i] = &message->preset;
+    }
+}
+
 static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     avl_api_t *api = context;
     avl_payload_free(payload); /* the request has no fields */
@@ -362,16 +383,7 @@ static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     avl_groups_view(api->groups, &groups);
     avl_worker_group_view_t view = groups.best;
     Avl__V1__AttentionParameters attention;
-    avl__v1__attention_parameters__init(&attention);
-    attention._visual_store_ratio_case =
-        AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;
-    attention.visual_store_ratio = api->policy.attention.visual_store_ratio;
-    attention._visual_compute_ratio_case =
-        AVL__V1__ATTENTION_PARAMETERS___VISUAL_COMPUTE_RATIO_VISUAL_COMPUTE_RATIO;
-    attention.visual_compute_ratio = api->policy.attention.visual_compute_ratio;
-    attention._visual_update_interval_case =
-        AVL__V1__ATTENTION_PARAMETERS___VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL;
-    attention.visual_update_interval = (uint32_t)api->policy.attention.visual_update_interval;
+    avl_attention_write(&api->policy.attention, &attention);
     Avl__V1__GetModelInfoResponse info;
     avl__v1__get_model_info_response__init(&info);
     info.model = shared(api->model_name);
@@ -396,6 +408,11 @@ static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     info.images_max = (uint32_t)api->policy.images_max;
     info.attention_defaults = &attention;
     info.load_seconds = (double)view.load_ns / 1e9;
+    preset_message_t presets[PRESETS_MAX];
+    Avl__V1__AttentionPreset *list[PRESETS_MAX];
+    fill_presets(presets, list);
+    info.n_attention_presets = avl_attention_preset_count;
+    info.attention_presets = list;
     avl_status_t status = avl_call_send(call, &info.base);
     avl_call_finish(call, avl_rpc_code(status), status == AVL_OK ? "" : avl_status_detail());
 }

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/attention.h"
 #include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
 
@@ -87,6 +88,9 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
             (double)result->visual_rows_computed / result->decode_steps;
     attention.kv_bytes_returned = (uint64_t)result->kv_bytes_returned;
     attention.kv_bytes_held = (uint64_t)result->kv_bytes_held;
+    Avl__V1__AttentionParameters parameters;
+    avl_attention_write(&prepared->attention, &parameters);
+    attention.parameters = &parameters;
     Avl__V1__Timings timings;
     avl__v1__timings__init(&timings);
     const int64_t *stage_ns = live->record.stage_ns;

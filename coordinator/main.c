@@ -240,7 +240,8 @@ static avl_status_t create_server(service_t *service) {
         .groups = service->groups,
         .metrics = &service->metrics,
         .policy = {options->images_max, options->request_pixels_max, options->prompt_tokens_max,
-                   options->answer_tokens_max, options->attention, &service->config.generation},
+                   options->answer_tokens_max, options->attention.params,
+                   &service->config.generation},
         .message_bytes_max = options->message_bytes_max,
         .image_pixels_max = options->image_pixels_max,
     };

@@ -44,10 +44,6 @@ enum key {
     KEY_REPLICAS,
     KEY_JOIN,
     KEY_JOIN_SECRET_FILE,
-    KEY_VISUAL_STORE,
-    KEY_VISUAL_COMPUTE,
-    KEY_VISUAL_INTERVAL,
-    KEY_DENSE,
     KEY_METRICS_LISTEN,
     KEY_LOG_LEVEL,
     KEY_LOG_JSON,
@@ -109,13 +105,6 @@ static const struct argp_option option_table[] = {
      "threads that decode images and tokenize; default: one per processor", 3},
     {"preprocess-queue", KEY_PREPROCESS_QUEUE, "N", 0,
      "requests that wait for one of these at most; default: --queue-max and 64 more", 3},
-    HEADING("Attention, where a request does not say", 4),
-    {"visual-store", KEY_VISUAL_STORE, "RATIO", 0,
-     "share of the visual rows kept after prefill; default 0.5", 4},
-    {"visual-compute", KEY_VISUAL_COMPUTE, "RATIO", 0,
-     "share computed in ordinary steps; default 0.3", 4},
-    {"visual-interval", KEY_VISUAL_INTERVAL, "N", 0, "steps between reselections; default 3", 4},
-    {"dense", KEY_DENSE, NULL, 0, "attend to everything", 4},
     HEADING("Operation", 5),
     {"drain-timeout", KEY_DRAIN_TIMEOUT, "SECONDS", 0,
      "after SIGTERM, running requests have so long to finish; default 30", 5},
@@ -311,13 +300,6 @@ static void finish(struct argp_state *state, avl_options_t *options) {
         argp_error(state, "--join and --join-secret-file belong together");
     if (options->replicas == 0 && options->join_address == NULL)
         argp_error(state, "--replicas 0 needs --join: else nobody computes");
-    if (options->dense)
-        options->attention = (avl_attention_choice_t){1, 1, 1};
-    else if (options->attention.visual_compute_ratio > options->attention.visual_store_ratio)
-        argp_error(state, "--visual-compute (%g) is more than --visual-store (%g)",
-                   options->attention.visual_compute_ratio, options->attention.visual_store_ratio);
-    if (avl_attention_choice_check(&options->attention) != AVL_OK)
-        argp_error(state, "%s", avl_status_detail());
 }
 
 static error_t parse(int key, char *text, struct argp_state *state) {
@@ -325,24 +307,14 @@ static error_t parse(int key, char *text, struct argp_state *state) {
     if (parse_worker(key, text, state, options) || parse_request(key, text, state, options))
         return 0;
     switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &options->attention;
+        break;
     case KEY_MODEL:
         options->model = text;
         break;
     case KEY_LISTEN:
         options->listen = text;
-        break;
-    case KEY_VISUAL_STORE:
-        options->attention.visual_store_ratio = number(state, "visual-store", text, 1);
-        break;
-    case KEY_VISUAL_COMPUTE:
-        options->attention.visual_compute_ratio = number(state, "visual-compute", text, 1);
-        break;
-    case KEY_VISUAL_INTERVAL:
-        options->attention.visual_update_interval =
-            (int32_t)integer(state, "visual-interval", text, 1, INT32_MAX, false);
-        break;
-    case KEY_DENSE:
-        options->dense = true;
         break;
     case KEY_DRAIN_TIMEOUT:
         options->drain_timeout_ns = duration_ns(state, "drain-timeout", text);
@@ -390,14 +362,17 @@ void avl_options_parse(int argc, char **argv, avl_options_t *options_p) {
         .queue_max = 256,
         .queue_timeout_ns = AVL_DEADLINE_NONE,
         .request_pixels_max = 256 << 20,
-        .attention = {0.5, 0.3, 3},
         .log_level = AVL_LOG_INFO,
         .log_level_name = "info",
     };
+    avl_attention_options_init(&options.attention);
     argp_program_version = "avl-coordinator " AVL_VERSION;
+    const struct argp_child children[] = {
+        {&avl_attention_argp, 0, "Attention, where a request does not say", 4}, {0}};
     const struct argp argp = {
         .options = option_table,
         .parser = parse,
+        .children = children,
         .doc = "Serves a vision-language model over gRPC: takes requests, starts and watches the "
                "workers that "
                "compute, and prints one line `ready ADDRESS' when it serves."

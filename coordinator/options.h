@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "base/log.h"
+#include "coordinator/attention_options.h"
 #include "coordinator/queue.h"
 #include "coordinator/validate.h"
 
@@ -45,8 +46,7 @@ typedef struct avl_options {
     int64_t queue_timeout_ns; /* AVL_DEADLINE_NONE: none */
     avl_tenant_weight_t tenant_weights[AVL_TENANT_WEIGHTS_MAX];
     size_t tenant_weight_count;
-    avl_attention_choice_t attention;
-    bool dense;
+    avl_attention_options_t attention;
     avl_log_level_t log_level;
     const char *log_level_name;
     bool log_json;

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/attention.h"
 #include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
 
@@ -168,9 +169,9 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         submit.token_ids = prepared->token_ids;
         submit.n_images = prepared->image_count;
         submit.images = list;
-        submit.visual_store_ratio = prepared->attention.visual_store_ratio;
-        submit.visual_compute_ratio = prepared->attention.visual_compute_ratio;
-        submit.visual_update_interval = prepared->attention.visual_update_interval;
+        Avl__Worker__V1__Attention attention;
+        avl_attention_submit(&prepared->attention, &attention);
+        submit.attention = &attention;
         avl_submit_sampling_fill(&live->prepared.sampling, &submit);
         submit.max_tokens = live->max_tokens;
         submit.ignore_eos = prepared->ignore_eos;

@@ -53,7 +53,7 @@ typedef struct avl_prepared {
     int32_t visual_rows;
     avl_prepared_image_t *images;
     size_t image_count;
-    avl_attention_choice_t attention;
+    avl_attention_params_t attention;
     avl_sampling_choice_t sampling;
     avl_stop_text_t *stop; /* NULL: none */
     int32_t max_tokens;    /* 0: as many as the context holds */

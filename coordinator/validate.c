@@ -208,62 +208,6 @@ avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
     return AVL_OK;
 }
 
-avl_status_t avl_attention_choice_check(const avl_attention_choice_t *choice) {
-    double store = choice->visual_store_ratio, compute = choice->visual_compute_ratio;
-    if (!(store > 0 && store <= 1))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_store_ratio is %g; allowed: more than 0, at most 1",
-                        store);
-    if (!(compute > 0 && compute <= store))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_compute_ratio is %g; allowed: more than 0, at most "
-                        "visual_store_ratio (%g)",
-                        compute, store);
-    if (choice->visual_update_interval < 1)
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_update_interval is %d; allowed: at least 1",
-                        choice->visual_update_interval);
-    return AVL_OK;
-}
-
-avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *attention,
-                                const avl_attention_choice_t *defaults,
-                                avl_attention_choice_t *choice_p) {
-    avl_attention_choice_t choice = *defaults;
-    if (attention != NULL && attention->dense) {
-        if (attention->_visual_store_ratio_case != 0 ||
-            attention->_visual_compute_ratio_case != 0 ||
-            attention->_visual_update_interval_case != 0)
-            return avl_fail(AVL_ERR_INVALID,
-                            "attention.dense excludes visual_store_ratio, visual_compute_ratio and "
-                            "visual_update_interval");
-        *choice_p = (avl_attention_choice_t){1, 1, 1};
-        return AVL_OK;
-    }
-    if (attention != NULL) {
-        if (attention->_visual_store_ratio_case != 0) {
-            choice.visual_store_ratio = attention->visual_store_ratio;
-            /* A default that the caller's store cannot hold gives way; a value of the caller's own
-             * does not. */
-            if (choice.visual_compute_ratio > choice.visual_store_ratio)
-                choice.visual_compute_ratio = choice.visual_store_ratio;
-        }
-        if (attention->_visual_compute_ratio_case != 0)
-            choice.visual_compute_ratio = attention->visual_compute_ratio;
-        if (attention->_visual_update_interval_case != 0) {
-            if (attention->visual_update_interval < 1 ||
-                attention->visual_update_interval > INT32_MAX)
-                return avl_fail(AVL_ERR_INVALID,
-                                "attention.visual_update_interval is %u; allowed: 1 to %d",
-                                attention->visual_update_interval, INT32_MAX);
-            choice.visual_update_interval = (int32_t)attention->visual_update_interval;
-        }
-    }
-    AVL_TRY(avl_attention_choice_check(&choice));
-    *choice_p = choice;
-    return AVL_OK;
-}
-
 avl_status_t avl_forced_read(const Avl__V1__GenerateRequest *request, int32_t id_limit,
                              int32_t most, int32_t **ids_p, int32_t *count_p) {
     size_t count = request->n_forced_token_ids;

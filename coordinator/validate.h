@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/attention.h"
 #include "base/status.h"
 #include "checkpoint/config.h"
 #include "inputs/prompt.h"
@@ -16,13 +17,6 @@
 #define AVL_PRIORITY_MAX 100 /* the worker's; and the least is -AVL_PRIORITY_MAX */
 #define AVL_STOP_TOKENS_MAX 64
 #define AVL_LOGPROBS_BEST_MAX 20
-
-/* How visual rows are stored and computed; store = compute = 1 is dense attention. */
-typedef struct avl_attention_choice {
-    double visual_store_ratio;
-    double visual_compute_ratio;
-    int32_t visual_update_interval;
-} avl_attention_choice_t;
 
 typedef struct avl_sampling_choice {
     double temperature;
@@ -43,7 +37,7 @@ typedef struct avl_request_policy {
     int64_t request_pixels_max; /* of all images together, as sent */
     int32_t prompt_tokens_max;  /* visual ones included; 0: as many as the context holds */
     int32_t answer_tokens_max;  /* the same */
-    avl_attention_choice_t attention;
+    avl_attention_params_t attention;
     const avl_generation_config_t *generation;
 } avl_request_policy_t;
 
@@ -66,16 +60,10 @@ AVL_MUST_CHECK avl_status_t avl_raw_prompt_read(const Avl__V1__RawPrompt *prompt
                                                 avl_conversation_t *conversation_p);
 void avl_conversation_free(avl_conversation_t *conversation);
 
-/* `sampling` and `attention` may be NULL: all absent. Without a seed one is drawn. Errors:
- * AVL_ERR_INVALID. */
+/* `sampling` may be NULL: all absent. Without a seed one is drawn. Errors: AVL_ERR_INVALID. */
 AVL_MUST_CHECK avl_status_t avl_sampling_read(const Avl__V1__SamplingParameters *sampling,
                                               const avl_generation_config_t *generation,
                                               avl_sampling_choice_t *choice_p);
-AVL_MUST_CHECK avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *attention,
-                                               const avl_attention_choice_t *defaults,
-                                               avl_attention_choice_t *choice_p);
-/* Also for the operator's own choice. */
-AVL_MUST_CHECK avl_status_t avl_attention_choice_check(const avl_attention_choice_t *choice);
 /* forced_token_ids, copied; *ids_p is NULL without any. `id_limit`: of the vocabulary; `most`: as
  * many as an answer can have. Errors: AVL_ERR_INVALID, AVL_ERR_TOO_LARGE, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_forced_read(const Avl__V1__GenerateRequest *request,

@@ -140,6 +140,27 @@ avl_status_t avl_link_logprobs_copy(const avl_event_t *event, avl_link_logprobs_
     return AVL_OK;
 }
 
+/* One that is absent is all zeros, which the request's check refuses. */
+static avl_attention_params_t attention_take(const Avl__Worker__V1__Attention *from) {
+    if (from == NULL)
+        return (avl_attention_params_t){0};
+    return (avl_attention_params_t){
+        .visual_store_ratio = from->visual_store_ratio,
+        .visual_compute_ratio = from->visual_compute_ratio,
+        .visual_update_interval = from->visual_update_interval,
+        .visual_selection = (avl_visual_selection_t)from->visual_selection,
+        .visual_uniform_share = from->visual_uniform_share,
+        .selection_seed = from->selection_seed,
+        .prefill_keep_ratio = from->prefill_keep_ratio,
+        .prefill_layer = from->prefill_layer,
+        .text_keep_ratio = from->text_keep_ratio,
+        .text_keep_min = from->text_keep_min,
+        .text_policy = (avl_text_policy_t)from->text_policy,
+        .protect_prompt = from->protect_prompt,
+        .measure_captured_mass = from->measure_captured_mass,
+    };
+}
+
 static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *from) {
     avl_image_layout_t *layout = &to->layout;
     layout->image_width = from->image_width;
@@ -196,9 +217,7 @@ avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_
     request->image_count = (int32_t)submit->n_images;
     for (size_t i = 0; i < submit->n_images; i++)
         image_take(&request->images[i], submit->images[i]);
-    request->attention.visual_store_ratio = submit->visual_store_ratio;
-    request->attention.visual_compute_ratio = submit->visual_compute_ratio;
-    request->attention.visual_update_interval = submit->visual_update_interval;
+    request->attention = attention_take(submit->attention);
     request->sampling.temperature = submit->temperature;
     request->sampling.top_p = submit->top_p;
     request->sampling.top_k = submit->top_k;

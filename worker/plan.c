@@ -6,7 +6,7 @@
 #include "base/memory.h"
 
 #define PLAN_MAGIC UINT32_C(0x504c5641) /* "AVLP" */
-#define PLAN_VERSION UINT32_C(3)
+#define PLAN_VERSION UINT32_C(4)
 #define LAYOUT_FIELDS 11
 
 typedef struct wire_header {
@@ -16,13 +16,20 @@ typedef struct wire_header {
     int32_t retirement_count, release_count, admission_count, picture_count, run_count;
 } wire_header_t;
 
+typedef struct wire_attention {
+    double store_ratio, compute_ratio, uniform_share, prefill_keep_ratio, text_keep_ratio;
+    uint64_t selection_seed;
+    int32_t update_interval, selection, prefill_layer, text_keep_min, text_policy;
+    int32_t flags; /* FLAG_... */
+} wire_attention_t;
+
+enum { FLAG_PROTECT_PROMPT = 1, FLAG_MEASURE_MASS = 2, FLAGS_ALL = 3 };
+
 typedef struct wire_admission {
     uint64_t request_id;
     int32_t sequence, prompt_rows, rows_max, place_count;
-    double store_ratio, compute_ratio;
-    int32_t update_interval;
     int32_t source, source_rows;
-    int32_t zero;
+    wire_attention_t attention;
 } wire_admission_t;
 
 typedef struct wire_picture {
@@ -146,6 +153,43 @@ static avl_image_layout_t layout_from_wire(const int32_t *wire) {
     };
 }
 
+static wire_attention_t attention_to_wire(const avl_attention_params_t *params) {
+    return (wire_attention_t){
+        .store_ratio = params->visual_store_ratio,
+        .compute_ratio = params->visual_compute_ratio,
+        .uniform_share = params->visual_uniform_share,
+        .prefill_keep_ratio = params->prefill_keep_ratio,
+        .text_keep_ratio = params->text_keep_ratio,
+        .selection_seed = params->selection_seed,
+        .update_interval = params->visual_update_interval,
+        .selection = (int32_t)params->visual_selection,
+        .prefill_layer = params->prefill_layer,
+        .text_keep_min = params->text_keep_min,
+        .text_policy = (int32_t)params->text_policy,
+        .flags = (params->protect_prompt ? FLAG_PROTECT_PROMPT : 0) |
+                 (params->measure_captured_mass ? FLAG_MEASURE_MASS : 0),
+    };
+}
+
+/* Numbers that mean nothing are for avl_attention_params_check to find. */
+static avl_attention_params_t attention_from_wire(const wire_attention_t *wire) {
+    return (avl_attention_params_t){
+        .visual_store_ratio = wire->store_ratio,
+        .visual_compute_ratio = wire->compute_ratio,
+        .visual_update_interval = wire->update_interval,
+        .visual_selection = (avl_visual_selection_t)wire->selection,
+        .visual_uniform_share = wire->uniform_share,
+        .selection_seed = wire->selection_seed,
+        .prefill_keep_ratio = wire->prefill_keep_ratio,
+        .prefill_layer = wire->prefill_layer,
+        .text_keep_ratio = wire->text_keep_ratio,
+        .text_keep_min = wire->text_keep_min,
+        .text_policy = (avl_text_policy_t)wire->text_policy,
+        .protect_prompt = (wire->flags & FLAG_PROTECT_PROMPT) != 0,
+        .measure_captured_mass = (wire->flags & FLAG_MEASURE_MASS) != 0,
+    };
+}
+
 void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
     wire_header_t header = {
         .magic = PLAN_MAGIC,
@@ -170,11 +214,9 @@ void avl_plan_encode(const avl_plan_t *plan, void *buffer) {
             .prompt_rows = admission->prompt_rows,
             .rows_max = admission->rows_max,
             .place_count = admission->place_count,
-            .store_ratio = admission->attention.visual_store_ratio,
-            .compute_ratio = admission->attention.visual_compute_ratio,
-            .update_interval = admission->attention.visual_update_interval,
             .source = admission->source,
             .source_rows = admission->source_rows,
+            .attention = attention_to_wire(&admission->attention),
         };
         target = put(target, &wire, sizeof wire);
         target =
@@ -293,10 +335,10 @@ static avl_status_t read_admission(reader_t *reader, const avl_plan_limits_t *li
         .place_count = wire.place_count,
         .source = wire.source,
         .source_rows = wire.source_rows,
-        .attention = {.visual_store_ratio = wire.store_ratio,
-                      .visual_compute_ratio = wire.compute_ratio,
-                      .visual_update_interval = wire.update_interval},
+        .attention = attention_from_wire(&wire.attention),
     };
+    if (!in_range(wire.attention.flags, 0, FLAGS_ALL))
+        return bad("attention flags of an admission", wire.attention.flags);
     AVL_TRY(avl_attention_params_check(&admission->attention));
     admission->token_ids = take(reader, (uint64_t)wire.prompt_rows * sizeof(int32_t));
     if (admission->token_ids == NULL)

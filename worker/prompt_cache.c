@@ -113,8 +113,7 @@ static int32_t usable_rows(const avl_prompt_cache_t *cache, const entry_t *entry
     if (!entry->used || strcmp(entry->tenant, job->request->tenant) != 0)
         return 0;
     int32_t rows = common_rows(entry, job->request);
-    if (rows == shape->prompt_rows && rows == job->shape.prompt_rows &&
-        shape->store_rows == job->shape.store_rows && shape->core_rows == job->shape.core_rows) {
+    if (rows == shape->prompt_rows && avl_sequence_shape_same_prompt(shape, &job->shape)) {
         *whole_p = true;
         return rows;
     }

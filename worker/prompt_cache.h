@@ -5,8 +5,9 @@
  * nobody needs its pages, a request of the same tenant that begins alike takes over rows instead of
  * computing them:
  *
- *   all of it   the same tokens and pictures, the same numbers of stored and computed visual rows:
- *               the state after the prompt, selections and first logits included
+ *   all of it   the same tokens and pictures, the same numbers of stored and computed visual rows,
+ *               chosen in the same way: the state after the prompt, selections and first logits
+ *               included
  *   a prefix    as long as tokens and pictures are the same, and no visual row of it was evicted.
  *               What a question selects depends on the question, so a request that evicts leaves
  *               others the text before its first picture alone; a dense one leaves everything.

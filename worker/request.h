@@ -10,16 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/attention.h"
 #include "base/status.h"
 #include "checkpoint/image_layout.h"
-
-/* How visual rows are stored and computed (docs/A-VL.md). store = compute = 1 is dense attention.
- */
-typedef struct avl_attention_params {
-    double visual_store_ratio;      /* share of the visual rows kept after prefill: (0, 1] */
-    double visual_compute_ratio;    /* share computed in ordinary steps: (0, store] */
-    int32_t visual_update_interval; /* steps between reselections: >= 1 */
-} avl_attention_params_t;
 
 #define AVL_PRIORITY_MOST 100
 #define AVL_STOP_IDS_MAX 64
@@ -94,8 +87,6 @@ void avl_request_destroy(avl_request_t *request);
  * answer). */
 AVL_MUST_CHECK avl_status_t avl_request_check(const avl_request_t *request,
                                               const avl_config_t *config, int32_t context_rows);
-/* Errors: AVL_ERR_INVALID naming parameter, value and allowed range. */
-AVL_MUST_CHECK avl_status_t avl_attention_params_check(const avl_attention_params_t *params);
 /* floor(ratio * count), exact for decimal ratios: a product that is whole up to rounding does not
  * lose a row. */
 int32_t avl_ratio_rows(double ratio, int32_t count);

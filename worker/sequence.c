@@ -16,7 +16,8 @@ static int32_t text_capacity(const avl_sequence_shape_t *shape) {
 
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
                                         int32_t rows_max, const avl_attention_params_t *attention) {
-    avl_sequence_shape_t shape = {.rows_max = rows_max, .prompt_rows = prompt_rows};
+    avl_sequence_shape_t shape = {
+        .rows_max = rows_max, .prompt_rows = prompt_rows, .attention = *attention};
     int32_t first_visual = -1;
     for (int32_t i = 0; i < prompt_rows; i++) {
         if (token_ids[i] >= 0)

@@ -27,6 +27,7 @@ typedef struct avl_sequence_shape {
     int32_t store_rows;  /* m */
     int32_t core_rows;   /* k */
     int32_t update_interval;
+    avl_attention_params_t attention; /* that the numbers above follow from, and the rest of it */
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
      * and whatever else is in the step: so a replay repeats their bits. */
     bool long_prompt;
@@ -87,6 +88,8 @@ typedef struct avl_sequence {
 /* `attention` must have passed avl_attention_params_check. */
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
                                         int32_t rows_max, const avl_attention_params_t *attention);
+/* Whether the same prompt leaves the same state behind, selections included. */
+bool avl_sequence_shape_same_prompt(const avl_sequence_shape_t *a, const avl_sequence_shape_t *b);
 /* `whole`: the prompt is read in one step, so that a full-size visual cache exists for one layer at
  * a time. */
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,

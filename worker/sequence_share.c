@@ -3,11 +3,15 @@
 
 #include "worker/sequence.h"
 
+bool avl_sequence_shape_same_prompt(const avl_sequence_shape_t *a, const avl_sequence_shape_t *b) {
+    return a->prompt_rows == b->prompt_rows && a->visual_rows == b->visual_rows &&
+           a->store_rows == b->store_rows && a->core_rows == b->core_rows &&
+           avl_attention_params_same_prompt(&a->attention, &b->attention);
+}
+
 static bool is_whole(const avl_sequence_t *sequence, const avl_sequence_t *source, int32_t rows) {
     const avl_sequence_shape_t *own = &sequence->shape, *other = &source->shape;
-    return rows == own->prompt_rows && own->prompt_rows == other->prompt_rows &&
-           own->visual_rows == other->visual_rows && own->store_rows == other->store_rows &&
-           own->core_rows == other->core_rows;
+    return rows == own->prompt_rows && avl_sequence_shape_same_prompt(own, other);
 }
 
 static int32_t count_visual(const avl_sequence_t *sequence, int32_t rows) {

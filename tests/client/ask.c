@@ -106,8 +106,11 @@ static void options_reach_the_service(void **state) {
         "0.5", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.5",
         "--presence-penalty", "-2", "--frequency-penalty", "0.25", "--min-tokens", "3", "--stop",
         "\n\n", "--stop", "END", "--seed", "18446744073709551615", "--visual-store", "0.4",
-        "--visual-compute", "0.2", "--visual-interval", "5", "--system", "be brief", "--ignore-eos",
-        "--timeout", "30", "what?");
+        "--visual-compute", "0.2", "--visual-interval", "5", "--preset", "lean",
+        "--visual-selection", "question", "--visual-uniform-share", "0.25", "--selection-seed", "8",
+        "--prefill-keep", "0.5", "--prefill-layer", "3", "--text-keep", "0.75", "--text-keep-min",
+        "12", "--text-policy", "h2o", "--protect-prompt", "no", "--system", "be brief",
+        "--ignore-eos", "--timeout", "30", "what?");
     program_expect(&result, 0);
     program_free(&result);
     assert_int_equal(fake_server_counts(server).with_deadline, 1);
@@ -141,6 +144,18 @@ static void options_reach_the_service(void **state) {
     assert_true(request->attention->visual_store_ratio == 0.4);
     assert_true(request->attention->visual_compute_ratio == 0.2);
     assert_int_equal(request->attention->visual_update_interval, 5);
+    assert_string_equal(request->attention->preset, "lean");
+    assert_int_equal(request->attention->visual_selection,
+                     AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_QUESTION);
+    assert_true(request->attention->visual_uniform_share == 0.25);
+    assert_int_equal(request->attention->selection_seed, 8);
+    assert_true(request->attention->prefill_keep_ratio == 0.5);
+    assert_int_equal(request->attention->prefill_layer, 3);
+    assert_true(request->attention->text_keep_ratio == 0.75);
+    assert_int_equal(request->attention->text_keep_min, 12);
+    assert_int_equal(request->attention->text_policy, AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O);
+    assert_true(request->attention->_protect_prompt_case != 0);
+    assert_false(request->attention->protect_prompt);
     assert_false(request->attention->dense);
     avl__v1__generate_request__free_unpacked(request, NULL);
     remove(first);

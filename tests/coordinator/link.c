@@ -184,6 +184,10 @@ static void check_request(const avl_request_t *request) {
     assert_int_equal(request->images[0].layout.crop_columns, 11);
     assert_int_equal(request->images[0].layout.prompt_rows, 3);
     assert_true(request->attention.visual_store_ratio == 0.5);
+    assert_int_equal(request->attention.visual_selection, AVL_VISUAL_RANDOM);
+    assert_int_equal(request->attention.selection_seed, 77);
+    assert_int_equal(request->attention.text_keep_min, 9);
+    assert_true(request->attention.protect_prompt);
     assert_true(request->sampling.temperature == 0.25);
     assert_true(request->sampling.seed == UINT64_MAX);
     assert_int_equal(request->max_tokens, 9);
@@ -216,7 +220,14 @@ static void test_submit(void **state) {
     submit.token_ids = ids;
     submit.n_images = 1;
     submit.images = images;
-    submit.visual_store_ratio = 0.5;
+    Avl__Worker__V1__Attention attention;
+    avl__worker__v1__attention__init(&attention);
+    attention.visual_store_ratio = 0.5;
+    attention.visual_selection = AVL_VISUAL_RANDOM;
+    attention.selection_seed = 77;
+    attention.text_keep_min = 9;
+    attention.protect_prompt = true;
+    submit.attention = &attention;
     submit.temperature = 0.25;
     submit.seed = UINT64_MAX;
     submit.max_tokens = 9;

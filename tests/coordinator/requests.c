@@ -270,7 +270,7 @@ static void begin_with_priority(stage_t *stage, int i, int32_t rows, int32_t max
     prepared.image_count = 1;
     prepared.row_count = rows;
     prepared.max_tokens = max_tokens;
-    prepared.attention = (avl_attention_choice_t){0.5, 0.3, 3};
+    prepared.attention = (avl_attention_params_t)AVL_ATTENTION(0.5, 0.3, 3);
     avl_live_request_begin(stage->live[i], &prepared);
 }
 

@@ -11,10 +11,8 @@
 
 static const avl_generation_config_t generation = {
     .sample = true, .temperature = 0.5f, .top_p = 0.75f, .top_k = 40};
-static const avl_attention_choice_t defaults = {0.5, 0.3, 3};
 
 #define SAMPLING(name) AVL__V1__SAMPLING_PARAMETERS___##name
-#define ATTENTION(name) AVL__V1__ATTENTION_PARAMETERS___##name
 
 static void test_sampling_defaults(void **state) {
     (void)state;
@@ -62,74 +60,6 @@ static void test_sampling_values(void **state) {
         else
             assert_string_equal(avl_status_detail(), rows[i].text);
     }
-}
-
-static void test_attention(void **state) {
-    (void)state;
-    /* A negative number here: the field is absent. */
-    static const struct {
-        bool dense;
-        double store, compute, interval;
-        avl_attention_choice_t choice; /* store 0: refused */
-        const char *text;
-    } rows[] = {
-        {false, -1, -1, -1, {0.5, 0.3, 3}, ""},
-        {false, 0.2, -1, -1, {0.2, 0.2, 3}, ""},
-        {false, 0.8, 0.8, 7, {0.8, 0.8, 7}, ""},
-        {true, -1, -1, -1, {1, 1, 1}, ""},
-        {true, 0.5, -1, -1, {0, 0, 0}, "attention.dense excludes"},
-        {true, -1, -1, 1, {0, 0, 0}, "attention.dense excludes"},
-        {false, 0, -1, -1, {0, 0, 0}, "attention.visual_store_ratio is 0; allowed"},
-        {false, 1.5, -1, -1, {0, 0, 0}, "attention.visual_store_ratio is 1.5; allowed"},
-        {false,
-         -1,
-         0.6,
-         -1,
-         {0, 0, 0},
-         "attention.visual_compute_ratio is 0.6; allowed: more than 0, at most visual_store_ratio "
-         "(0.5)"},
-        {false, -1, 0, -1, {0, 0, 0}, "attention.visual_compute_ratio is 0; allowed"},
-        {false, -1, -1, 0, {0, 0, 0}, "attention.visual_update_interval is 0; allowed"},
-        {false,
-         -1,
-         -1,
-         4294967295.0,
-         {0, 0, 0},
-         "attention.visual_update_interval is 4294967295; allowed"},
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        Avl__V1__AttentionParameters given;
-        avl__v1__attention_parameters__init(&given);
-        given.dense = rows[i].dense;
-        if (rows[i].store >= 0)
-            given._visual_store_ratio_case = ATTENTION(VISUAL_STORE_RATIO_VISUAL_STORE_RATIO);
-        given.visual_store_ratio = rows[i].store;
-        if (rows[i].compute >= 0)
-            given._visual_compute_ratio_case = ATTENTION(VISUAL_COMPUTE_RATIO_VISUAL_COMPUTE_RATIO);
-        given.visual_compute_ratio = rows[i].compute;
-        if (rows[i].interval >= 0) {
-            given._visual_update_interval_case =
-                ATTENTION(VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL);
-            given.visual_update_interval = (uint32_t)rows[i].interval;
-        }
-        avl_attention_choice_t choice;
-        avl_status_t status = avl_attention_read(&given, &defaults, &choice);
-        if (rows[i].choice.visual_store_ratio == 0) {
-            assert_int_equal(status, AVL_ERR_INVALID);
-            assert_non_null(strstr(avl_status_detail(), rows[i].text));
-        } else {
-            assert_int_equal(status, AVL_OK);
-            assert_true(choice.visual_store_ratio == rows[i].choice.visual_store_ratio);
-            assert_true(choice.visual_compute_ratio == rows[i].choice.visual_compute_ratio);
-            assert_int_equal(choice.visual_update_interval, rows[i].choice.visual_update_interval);
-        }
-    }
-    Avl__V1__AttentionParameters given;
-    avl__v1__attention_parameters__init(&given);
-    given._visual_store_ratio_case = ATTENTION(VISUAL_STORE_RATIO_VISUAL_STORE_RATIO);
-    given.visual_store_ratio = NAN;
-    avl_attention_choice_t choice;
-    assert_int_equal(avl_attention_read(&given, &defaults, &choice), AVL_ERR_INVALID);
 }
 
 static void test_conversation(void **state) {
@@ -185,7 +115,6 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sampling_defaults),
         cmocka_unit_test(test_sampling_values),
-        cmocka_unit_test(test_attention),
         cmocka_unit_test(test_conversation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

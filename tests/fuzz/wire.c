@@ -2,6 +2,7 @@
  * unpacked cleanly or refused, and what is unpacked survives validation. */
 #include <stdlib.h>
 
+#include "coordinator/attention.h"
 #include "coordinator/validate.h"
 #include "coordinator/wire.h"
 #include "proto/reflection.pb-c.h"
@@ -11,9 +12,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void validate(const Avl__V1__GenerateRequest *request) {
     const avl_generation_config_t generation = {.temperature = 1, .top_p = 1};
-    const avl_attention_choice_t defaults = {0.5, 0.3, 3};
+    const avl_attention_params_t defaults = AVL_ATTENTION(0.5, 0.3, 3);
     avl_sampling_choice_t sampling;
-    avl_attention_choice_t attention;
+    avl_attention_params_t attention;
     avl_conversation_t conversation;
     avl_status_t status = avl_generate_check(request);
     if (status == AVL_OK && request->input_case == AVL__V1__GENERATE_REQUEST__INPUT_RAW_PROMPT)
@@ -25,7 +26,7 @@ static void validate(const Avl__V1__GenerateRequest *request) {
     if (avl_sampling_read(request->sampling, &generation, &sampling) == AVL_OK &&
         !(sampling.top_p > 0))
         abort();
-    if (avl_attention_read(request->attention, &defaults, &attention) == AVL_OK &&
+    if (avl_attention_read(request->attention, &defaults, 0, &attention) == AVL_OK &&
         !(attention.visual_compute_ratio <= attention.visual_store_ratio))
         abort();
 }

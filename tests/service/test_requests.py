@@ -79,6 +79,9 @@ class Requests(unittest.TestCase):
         self.assertAlmostEqual(report.visual_compute_ratio, 0.2)
         report = Answer(self.generate(raw(attention=pb.AttentionParameters(dense=True)))).finished.attention
         self.assertEqual((report.visual_store_ratio, report.visual_compute_ratio), (1, 1))
+        report = Answer(self.generate(raw(attention=pb.AttentionParameters(preset="dense")))).finished.attention
+        self.assertEqual(report.parameters.visual_compute_ratio, 1)
+        self.assertEqual(report.parameters.visual_selection, pb.VISUAL_SELECTION_LAST_ROW)
 
     def test_empty(self):
         self.refused(pb.GenerateRequest(), "INVALID_ARGUMENT", "no input")
@@ -110,7 +113,9 @@ class Requests(unittest.TestCase):
                              ({"visual_compute_ratio": -0.1}, "-0.1"),
                              ({"visual_update_interval": 0}, "visual_update_interval is 0"),
                              ({"visual_update_interval": 2**32 - 1}, "4294967295"),
-                             ({"dense": True, "visual_store_ratio": 0.5}, "dense excludes")):
+                             ({"dense": True, "visual_store_ratio": 0.5}, "dense excludes"),
+                             ({"preset": "best"}, "there are dense, a-vl"),
+                             ({"text_keep_min": 5}, "text_keep_min needs text_keep_ratio")):
             self.refused(raw(attention=pb.AttentionParameters(**fields)), "INVALID_ARGUMENT", "attention.", word)
 
     def test_limits(self):
@@ -221,6 +226,9 @@ class Requests(unittest.TestCase):
         self.assertEqual(info.image_placeholder, "<image>")
         self.assertEqual((info.images_max, info.message_bytes_max), (3, 2 << 20))
         self.assertAlmostEqual(info.attention_defaults.visual_store_ratio, 0.5)
+        presets = {preset.name: preset.parameters for preset in info.attention_presets}
+        self.assertEqual(presets["dense"].visual_compute_ratio, 1)
+        self.assertEqual((presets["a-vl"].visual_store_ratio, presets["a-vl"].visual_update_interval), (0.5, 3))
 
     def test_tokenize(self):
         ids = self.service.inference.Tokenize(pb.TokenizeRequest(text="USER: <image>\nHi"), timeout=10).token_ids
@@ -285,7 +293,8 @@ class Addresses(unittest.TestCase):
 
     def test_bad_arguments(self):
         for arguments, text in ((["--listen", "nowhere"], "HOST:PORT"), (["--tp", "0"], "--tp 0"),
-                                (["--visual-compute", "0.9"], "--visual-store"), (["--dtype", "f8"], "f32"),
+                                (["--visual-compute", "0.9"], "visual_store_ratio"), (["--preset", "best"], "dense, a-vl"),
+                                (["--dtype", "f8"], "f32"),
                                 (["--model", "/nonexistent"], "/nonexistent"), (["stray"], "stray")):
             with self.assertRaisesRegex(AssertionError, text):
                 Service(*arguments, fake="")

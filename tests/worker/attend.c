@@ -324,7 +324,7 @@ static avl_status_t open_rank(rank_t *rank) {
     int32_t prompt_rows = (int32_t)strlen(script->kinds), ids[ROWS_MAX];
     for (int i = 0; i < prompt_rows; i++)
         ids[i] = is_visual(script, i) ? -1 : 1;
-    avl_attention_params_t params = {script->store, script->compute, script->interval};
+    avl_attention_params_t params = AVL_ATTENTION(script->store, script->compute, script->interval);
     AVL_TRY(avl_attention_params_check(&params));
     avl_sequence_shape_t shape =
         avl_sequence_shape(ids, prompt_rows, prompt_rows + script->decode_steps, &params);

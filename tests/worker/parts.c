@@ -88,7 +88,7 @@ static void test_sequence_lists(void **state) {
     int32_t ids[40];
     for (int i = 0; i < 40; i++)
         ids[i] = i >= 3 && i < 23 ? -1 : i >= 26 && i < 36 ? -1 : 5; /* 3 t, 20 v, 3 t, 10 v, 4 t */
-    const avl_attention_params_t params = {.5, .25, 2};
+    const avl_attention_params_t params = AVL_ATTENTION(.5, .25, 2);
     avl_sequence_shape_t shape = avl_sequence_shape(ids, 40, 60, &params);
     assert_int_equal(shape.visual_rows, 30);
     assert_int_equal(shape.text_rows, 10);

@@ -35,7 +35,8 @@ static void fill(avl_plan_t *plan) {
         .place_count = 2,
         .source = 5,
         .source_rows = 6,
-        .attention = {.5, .25, 3},
+        .attention = {.5, .25, 3, AVL_VISUAL_RANDOM, 0, 12, .75, 2, .5, 20, AVL_TEXT_H2O, true,
+                      true},
         .token_ids = prompt,
         .places = places,
     };
@@ -96,6 +97,8 @@ static void test_there_and_back(void **state) {
     assert_int_equal(got->pictures[0].feature_row, 29);
     assert_memory_equal(&got->admissions[0].attention, &pair.sent.admissions[0].attention,
                         sizeof(double) * 2 + sizeof(int32_t));
+    assert_true(avl_attention_params_same_prompt(&got->admissions[0].attention,
+                                                 &pair.sent.admissions[0].attention));
     assert_memory_equal(got->admissions[0].token_ids, prompt, sizeof prompt);
     assert_memory_equal(&got->pictures[0].layout, &pair.sent.pictures[0].layout,
                         sizeof(avl_image_layout_t));

@@ -359,7 +359,8 @@ static void ask_again(client_t *client, const client_t *other) {
 
 static void make_parameters(client_t *client) {
     static const avl_attention_params_t attentions[] = {
-        {1, 1, 1}, {.5, .3, 3}, {.3, .1, 2}, {.05, .02, 5}, {1, .25, 4}};
+        AVL_ATTENTION(1, 1, 1), AVL_ATTENTION(.5, .3, 3), AVL_ATTENTION(.3, .1, 2),
+        AVL_ATTENTION(.05, .02, 5), AVL_ATTENTION(1, .25, 4)};
     client->attention = attentions[between(0, 4)];
     client->sampling = (avl_sampling_params_t){.top_p = 1};
     if (one_in(2))
@@ -488,7 +489,8 @@ static void begin_group(world_t *world) {
         .limits = world->limits,
         .page_count = world->page_count,
         .pictures_max = world->pictures_max,
-        .plan_bytes = 4 * (size_t)(world->limits.context_rows + 8) + 3 * SIDE * SIDE + 64,
+        .plan_bytes = 4 * (size_t)(world->limits.context_rows + 8) + 3 * SIDE * SIDE +
+                      avl_plan_admission_bytes(0, 0) + 8,
         .fail = give_up,
         .admits = admits,
         .context = world,
