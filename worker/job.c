@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "worker/answers.h"
 #include "worker/scheduler.h"
 
 int64_t avl_scheduler_due_ns(const avl_request_t *request) {
@@ -14,9 +15,15 @@ int64_t avl_scheduler_due_ns(const avl_request_t *request) {
     return due_ns - request->priority * AVL_PATIENCE_NS;
 }
 
-static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
-                         const avl_engine_limits_t *limits) {
+static avl_status_t fill(avl_job_t *job, const avl_request_choice_t *choice,
+                         const avl_config_t *config, const avl_engine_limits_t *limits) {
     const avl_request_t *request = job->request;
+    const int32_t *replay_ids = choice != NULL ? choice->replay_ids : request->replay_ids;
+    int32_t replay_count = choice != NULL ? choice->replay_count : request->replay_count;
+    job->choice = choice != NULL ? choice->index : 0;
+    job->sampling = request->sampling;
+    if (choice != NULL)
+        job->sampling.seed = choice->seed;
     int32_t room = limits->context_rows - request->row_count;
     job->sequence = -1;
     job->due_ns = avl_scheduler_due_ns(request);
@@ -36,21 +43,19 @@ static avl_status_t fill(avl_job_t *job, const avl_config_t *config,
     if (request->forced_count > 0)
         memcpy(job->token_ids, request->forced_ids,
                (size_t)request->forced_count * sizeof *job->token_ids);
-    job->tokens_known =
-        request->replay_count < job->tokens_max ? request->replay_count : job->tokens_max;
+    job->tokens_known = replay_count < job->tokens_max ? replay_count : job->tokens_max;
     if (job->tokens_known > 0)
-        memcpy(job->token_ids, request->replay_ids,
-               (size_t)job->tokens_known * sizeof *job->token_ids);
+        memcpy(job->token_ids, replay_ids, (size_t)job->tokens_known * sizeof *job->token_ids);
     return AVL_OK;
 }
 
-avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
-                            const avl_engine_limits_t *limits, avl_job_t **job_p) {
-    AVL_TRY(avl_request_check(request, config, limits->context_rows));
+avl_status_t avl_job_create(avl_request_t *request, const avl_request_choice_t *choice,
+                            const avl_config_t *config, const avl_engine_limits_t *limits,
+                            avl_job_t **job_p) {
     avl_job_t *job;
     AVL_TRY(avl_alloc(1, sizeof *job, "request", &job));
     job->request = request;
-    avl_status_t status = fill(job, config, limits);
+    avl_status_t status = fill(job, choice, config, limits);
     if (status != AVL_OK) {
         free(job->token_ids);
         free(job->places);
@@ -62,7 +67,10 @@ avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
 }
 
 void avl_job_destroy(avl_job_t *job) {
-    avl_request_destroy(job->request);
+    if (job->answers != NULL)
+        avl_answers_remove(job->answers, job);
+    else
+        avl_request_destroy(job->request);
     free(job->token_ids);
     free(job->places);
     free(job);
@@ -71,9 +79,10 @@ void avl_job_destroy(avl_job_t *job) {
 bool avl_job_goes_before(const avl_job_t *a, const avl_job_t *b) {
     if (a->due_ns != b->due_ns)
         return a->due_ns < b->due_ns;
-    return a->request->arrival_ns != b->request->arrival_ns
-               ? a->request->arrival_ns < b->request->arrival_ns
-               : a->request->id < b->request->id;
+    if (a->request->arrival_ns != b->request->arrival_ns)
+        return a->request->arrival_ns < b->request->arrival_ns;
+    return a->request->id != b->request->id ? a->request->id < b->request->id
+                                            : a->choice < b->choice;
 }
 
 void avl_job_queue_enter(avl_job_queue_t *queue, avl_job_t *job) {
@@ -97,7 +106,13 @@ void avl_job_queue_leave(avl_job_queue_t *queue, avl_job_t *job) {
 }
 
 static int64_t pages_with(const avl_job_t *job, int32_t tokens) {
-    return avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows + tokens);
+    return avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows + tokens) -
+           job->pages_shared;
+}
+
+int64_t avl_job_prompt_pages(const avl_job_t *job) {
+    int32_t full_rows = job->shape.text_rows / AVL_PAGE_ROWS * AVL_PAGE_ROWS;
+    return avl_sequence_pages(&job->shape, job->layer_count, full_rows);
 }
 
 int64_t avl_job_pages_to_begin(const avl_job_t *job) {
@@ -105,6 +120,8 @@ int64_t avl_job_pages_to_begin(const avl_job_t *job) {
     prompt.rows_max = prompt.prompt_rows;
     int64_t read = avl_sequence_price(&prompt, job->layer_count, job->whole).prefill_pages;
     int64_t known = pages_with(job, job->tokens_known);
+    if (job->pages_shared > 0)
+        return known;
     return read > known ? read : known;
 }
 
@@ -114,7 +131,8 @@ int64_t avl_job_pages_to_decode(const avl_job_t *job) {
 }
 
 int64_t avl_job_growth(const avl_job_t *job, int64_t pages) {
-    return job->price.decode_pages > pages ? job->price.decode_pages - pages : 0;
+    int64_t most = job->price.decode_pages - job->pages_shared;
+    return most > pages ? most - pages : 0;
 }
 
 avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_t *engine) {
@@ -164,7 +182,7 @@ bool avl_job_ends(const avl_job_t *job, const avl_generation_config_t *generatio
 int32_t avl_job_banned(const avl_job_t *job, const avl_generation_config_t *generation,
                        int32_t *banned) {
     int32_t count = 0;
-    if (job->tokens_done >= job->request->sampling.min_tokens)
+    if (job->tokens_done >= job->sampling.min_tokens)
         return 0;
     for (int32_t i = 0; i < generation->eos_count; i++)
         banned[count++] = generation->eos_ids[i];

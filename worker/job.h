@@ -6,8 +6,13 @@
 
 #include "worker/engine.h"
 
+struct avl_answers;
+
 typedef struct avl_job {
     avl_request_t *request;
+    struct avl_answers *answers;    /* several answers to the request (worker/answers.h); or NULL */
+    int32_t choice;                 /* which of them */
+    avl_sampling_params_t sampling; /* the request's, with the answer's own seed */
     struct avl_job *next, *previous; /* in the queue */
     int64_t due_ns;
     avl_stage_t stage;
@@ -17,6 +22,10 @@ typedef struct avl_job {
     avl_sequence_shape_t shape;
     avl_sequence_price_t price;
     int64_t pages_reserved;    /* for what it holds now, the next step included */
+    int64_t pages_shared;      /* of its prompt: reserved once for all its answers, not here */
+    bool forks;                /* has an index; begins when another one has read the prompt */
+    bool shares;               /* holds those pages */
+    bool forked;               /* began with them: another one has read the prompt */
     avl_plan_place_t *places;  /* [image_count] of its pictures' features */
     int32_t first_image;       /* pictures before this one are in rows that were taken over */
     const float *first_logits; /* of a prompt that was taken over whole, in this step; or NULL */
@@ -41,18 +50,23 @@ typedef struct avl_job_queue {
     int64_t deadline_ns; /* no job's deadline is earlier */
 } avl_job_queue_t;
 
-/* Checks the request and takes it over on success. Errors: those of avl_request_check,
- * AVL_ERR_MEMORY. */
-AVL_MUST_CHECK avl_status_t avl_job_create(avl_request_t *request, const avl_config_t *config,
+/* One answer to the request, which must have passed avl_request_check; `choice` NULL: the only
+ * one. Takes the request over on success. Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_job_create(avl_request_t *request,
+                                           const avl_request_choice_t *choice,
+                                           const avl_config_t *config,
                                            const avl_engine_limits_t *limits, avl_job_t **job_p);
-/* The request goes with it. */
+/* The request goes with the last of its answers. */
 void avl_job_destroy(avl_job_t *job);
 
 bool avl_job_goes_before(const avl_job_t *a, const avl_job_t *b);
 void avl_job_queue_enter(avl_job_queue_t *queue, avl_job_t *job);
 void avl_job_queue_leave(avl_job_queue_t *queue, avl_job_t *job);
 
-/* What it must hold to run: its prompt, and then at least the tokens that it had already. */
+/* Pages of the prompt that answers can share: once it is read nobody writes to them. */
+int64_t avl_job_prompt_pages(const avl_job_t *job);
+/* All of these count without pages_shared. What it must hold to run: its prompt, and then at least
+ * the tokens that it had already. */
 int64_t avl_job_pages_to_begin(const avl_job_t *job);
 /* What a decoding sequence holds after its next row, and after all known ones. */
 int64_t avl_job_pages_to_decode(const avl_job_t *job);

@@ -40,6 +40,7 @@ typedef enum tag {
 /* An event in waiting; only a last one is large. */
 typedef struct waiting_event {
     uint64_t request_id;
+    int32_t choice;
     avl_event_kind_t kind;
     avl_stage_t stage;
     int32_t done, total;
@@ -221,6 +222,7 @@ static grpc_byte_buffer *pack_events_locked(avl_link_t *link) {
             Avl__Worker__V1__Event *to = &wire[i].event;
             avl__worker__v1__event__init(to);
             to->request_id = from->request_id;
+            to->choice = from->choice;
             to->kind = kind_number(from->kind);
             to->stage = stage_number(from->stage);
             to->done = from->done;
@@ -309,8 +311,15 @@ static void queue_event_locked(avl_link_t *link, const avl_event_t *event) {
                     "the coordinator does not read: 65536 events wait for it");
         return;
     }
-    waiting_event_t waiting = {event->request_id, event->kind,     event->stage, event->done,
-                               event->total,      event->token_id, NULL,         NULL};
+    waiting_event_t waiting = {
+        .request_id = event->request_id,
+        .choice = event->choice,
+        .kind = event->kind,
+        .stage = event->stage,
+        .done = event->done,
+        .total = event->total,
+        .token_id = event->token_id,
+    };
     avl_status_t status = AVL_OK;
     if (event->kind == AVL_EVENT_FINISHED) {
         status = avl_alloc(1, sizeof *waiting.finished, "an event", &waiting.finished);
@@ -427,7 +436,7 @@ static void command_put_locked(avl_link_t *link, const avl_command_t *command) {
 }
 
 static void take_message(avl_link_t *link, Avl__Worker__V1__CoordinatorMessage *message) {
-    avl_command_t command = {AVL_COMMAND_NONE, NULL, 0, AVL_OK};
+    avl_command_t command = {.kind = AVL_COMMAND_NONE, .choice = -1};
     avl_status_t status = AVL_OK;
     if (message == NULL) {
         status = avl_fail(AVL_ERR_DATA, "the coordinator sent a malformed message");
@@ -437,6 +446,7 @@ static void take_message(avl_link_t *link, Avl__Worker__V1__CoordinatorMessage *
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_CANCEL) {
         command.kind = AVL_COMMAND_CANCEL;
         command.request_id = message->cancel->request_id;
+        command.choice = message->cancel->choice - 1;
     } else if (message->message_case == AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_DRAIN) {
         command.kind = AVL_COMMAND_DRAIN;
     }

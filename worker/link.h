@@ -18,7 +18,7 @@ typedef enum avl_command_kind {
     AVL_COMMAND_NONE,   /* nothing now */
     AVL_COMMAND_SUBMIT, /* `request`: the caller owns it; numbers are as they came: not yet checked
                            against model or capacity */
-    AVL_COMMAND_CANCEL, /* `request_id` */
+    AVL_COMMAND_CANCEL, /* `request_id`, `choice` */
     AVL_COMMAND_DRAIN,  /* finish what runs, accept nothing new, leave when idle */
     AVL_COMMAND_LOST,   /* the link is gone: `status`; repeated at every further poll */
 } avl_command_kind_t;
@@ -27,6 +27,7 @@ typedef struct avl_command {
     avl_command_kind_t kind;
     avl_request_t *request;
     uint64_t request_id;
+    int32_t choice; /* -1: all */
     avl_status_t status;
 } avl_command_t;
 

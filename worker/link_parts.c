@@ -184,6 +184,30 @@ static void image_take(avl_request_image_t *to, Avl__Worker__V1__SubmitImage *fr
     from->pixels.len = 0;
 }
 
+static avl_status_t choices_take(avl_request_t *request, Avl__Worker__V1__Submit *submit) {
+    if (submit->n_choices > AVL_CHOICES_MAX)
+        return avl_fail(AVL_ERR_DATA, "request %llu: %zu answers",
+                        (unsigned long long)submit->request_id, submit->n_choices);
+    if (submit->n_choices == 0)
+        return AVL_OK;
+    AVL_TRY(avl_alloc(submit->n_choices, sizeof *request->choices, "a request's answers",
+                      &request->choices));
+    for (size_t i = 0; i < submit->n_choices; i++) {
+        Avl__Worker__V1__SubmitChoice *from = submit->choices[i];
+        if (from->n_replay_ids > INT32_MAX)
+            return avl_fail(AVL_ERR_DATA, "request %llu: %zu replayed tokens",
+                            (unsigned long long)submit->request_id, from->n_replay_ids);
+        request->choices[i] = (avl_request_choice_t){.index = from->index,
+                                                     .seed = from->seed,
+                                                     .replay_ids = from->replay_ids,
+                                                     .replay_count = (int32_t)from->n_replay_ids};
+        request->choice_count++;
+        from->replay_ids = NULL;
+        from->n_replay_ids = 0;
+    }
+    return AVL_OK;
+}
+
 avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_t **request_p) {
     if (submit->n_token_ids == 0 || submit->n_token_ids > INT32_MAX ||
         submit->n_replay_ids > INT32_MAX || submit->n_forced_ids > INT32_MAX ||
@@ -196,8 +220,10 @@ avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit, avl_request_
     AVL_TRY(avl_alloc(1, sizeof *request, "a request", &request));
     avl_status_t status = avl_alloc(submit->n_images, sizeof *request->images,
                                     "a request's pictures", &request->images);
+    if (status == AVL_OK)
+        status = choices_take(request, submit);
     if (status != AVL_OK) {
-        free(request);
+        avl_request_destroy(request);
         return status;
     }
     request->id = submit->request_id;

@@ -218,7 +218,7 @@ static avl_status_t take_commands(worker_t *worker, int64_t wait_ns) {
             avl_scheduler_submit(worker->scheduler, command.request);
             break;
         case AVL_COMMAND_CANCEL:
-            avl_scheduler_cancel(worker->scheduler, command.request_id);
+            avl_scheduler_cancel(worker->scheduler, command.request_id, command.choice);
             break;
         case AVL_COMMAND_DRAIN:
             begin_drain(worker, "the coordinator says so");

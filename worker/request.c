@@ -9,6 +9,9 @@ void avl_request_destroy(avl_request_t *request) {
         return;
     for (int32_t i = 0; i < request->image_count; i++)
         free(request->images[i].pixels);
+    for (int32_t i = 0; i < request->choice_count; i++)
+        free(request->choices[i].replay_ids);
+    free(request->choices);
     free(request->images);
     free(request->token_ids);
     free(request->replay_ids);

@@ -54,6 +54,15 @@ typedef struct avl_request_image {
     size_t pixel_bytes;
 } avl_request_image_t;
 
+/* One of several answers to the same prompt. */
+typedef struct avl_request_choice {
+    int32_t index; /* the coordinator's name for it; ascending in a request */
+    uint64_t seed; /* instead of the request's */
+    int32_t *replay_ids;
+    int32_t replay_count;
+} avl_request_choice_t;
+#define AVL_CHOICES_MAX 256
+
 typedef struct avl_request {
     uint64_t id; /* the coordinator's; unique while the link lives */
     char tenant[AVL_TENANT_BYTES_MAX + 1];
@@ -77,6 +86,10 @@ typedef struct avl_request {
     /* The whole answer, when the caller chose it: taken as if drawn, and told like drawn tokens. */
     int32_t *forced_ids;
     int32_t forced_count; /* 0: the model's own answer */
+    /* Several answers (worker/answers.h), each with an end of its own; none: one, of index 0, with
+     * the seed and the replay above. */
+    avl_request_choice_t *choices;
+    int32_t choice_count;
 } avl_request_t;
 
 /* Releases the request and everything it owns. */
@@ -125,7 +138,7 @@ typedef struct avl_request_timings {
 typedef enum avl_event_kind {
     AVL_EVENT_PROGRESS, /* encode and prefill advance */
     AVL_EVENT_TOKEN,
-    AVL_EVENT_FINISHED, /* last event of a request; exactly one */
+    AVL_EVENT_FINISHED, /* last event of an answer; exactly one */
 } avl_event_kind_t;
 
 typedef enum avl_stage {
@@ -138,6 +151,7 @@ typedef enum avl_stage {
 typedef struct avl_event {
     avl_event_kind_t kind;
     uint64_t request_id;
+    int32_t choice;    /* index of the answer; progress of the prompt tells that of who reads it */
     avl_stage_t stage; /* progress */
     int32_t done, total;
     int32_t token_id; /* token */

@@ -88,6 +88,25 @@ static avl_status_t check_tokens(const int32_t *ids, int32_t count, int32_t voca
     return AVL_OK;
 }
 
+static avl_status_t check_choices(const avl_request_t *request, int32_t vocab_rows) {
+    if (request->choice_count < 0 || request->choice_count > AVL_CHOICES_MAX)
+        return avl_fail(AVL_ERR_INVALID, "%d answers are asked for; allowed: 1 to %d",
+                        request->choice_count, AVL_CHOICES_MAX);
+    for (int32_t i = 0; i < request->choice_count; i++) {
+        const avl_request_choice_t *choice = &request->choices[i];
+        if (choice->index < 0 || (i > 0 && choice->index <= choice[-1].index))
+            return avl_fail(AVL_ERR_INVALID, "answer %d has index %d, out of order", i,
+                            choice->index);
+        if (choice->replay_count < 0 || choice->replay_count > request->max_tokens)
+            return avl_fail(AVL_ERR_INVALID,
+                            "%d tokens to replay in answer %d, and max_tokens is %d",
+                            choice->replay_count, choice->index, request->max_tokens);
+        AVL_TRY(
+            check_tokens(choice->replay_ids, choice->replay_count, vocab_rows, "token to replay"));
+    }
+    return AVL_OK;
+}
+
 avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t *config,
                                int32_t context_rows) {
     int32_t vocab_rows = config->model.text.vocab_rows;
@@ -97,6 +116,7 @@ avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t 
     AVL_TRY(
         check_tokens(request->replay_ids, request->replay_count, vocab_rows, "token to replay"));
     AVL_TRY(check_tokens(request->forced_ids, request->forced_count, vocab_rows, "forced token"));
+    AVL_TRY(check_choices(request, vocab_rows));
     AVL_TRY(check_tokens(request->stop_ids, request->stop_count, vocab_rows, "stop token"));
     AVL_TRY(check_images(request, config));
     return check_ids(request, vocab_rows);

@@ -9,120 +9,6 @@
 #include "base/memory.h"
 #include "worker/scheduler_state.h"
 
-#define NEVER UINT64_MAX /* a step that there is not */
-
-/* ---- the end of a request ---- */
-
-static void add_totals(avl_scheduler_t *scheduler, const avl_job_t *job,
-                       const avl_attention_report_t *report) {
-    avl_request_totals_t *totals = &scheduler->totals;
-    if (job->first_step_ns == 0)
-        return;
-    totals->prompt_rows += job->rows_done;
-    totals->prompt_rows_reused += job->reuse.prompt_rows;
-    totals->visual_rows_seen += report->visual_rows_seen;
-    totals->visual_rows_stored += report->visual_rows_stored;
-    totals->visual_rows_computed += report->visual_rows_computed;
-    totals->decode_rows += report->decode_steps;
-    totals->pages_evicted += report->kv_bytes_returned / avl_engine_page_bytes(scheduler->engine);
-}
-
-static void send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
-                          avl_finish_reason_t reason, avl_status_t status, const char *detail) {
-    /* An end in the middle of a replay does not take back what the client has. */
-    int32_t replayed = job->tokens_known > 0 ? job->tokens_known : job->request->replay_count;
-    avl_event_t event = {
-        .kind = AVL_EVENT_FINISHED,
-        .request_id = job->request->id,
-        .stage = job->stage,
-        .finish_reason = reason,
-        .status = status,
-        .completion_tokens = job->tokens_done > replayed ? job->tokens_done : replayed,
-        .attention = avl_job_attention(job, scheduler->engine),
-        .reuse = job->reuse,
-        .timings = avl_job_timings(job),
-    };
-    snprintf(event.detail, sizeof event.detail, "%s", detail);
-    add_totals(scheduler, job, &event.attention);
-    scheduler->sink.take(scheduler->sink.context, &event);
-}
-
-static void give_features(avl_scheduler_t *scheduler, avl_job_t *job) {
-    if (job->uses_features)
-        avl_encoder_cache_give(scheduler->encoder_cache, job->places + job->first_image,
-                               job->request->image_count - job->first_image);
-    job->uses_features = false;
-}
-
-static void leave_active(avl_scheduler_t *scheduler, avl_job_t *job) {
-    int32_t place = 0;
-    while (scheduler->active[place] != job)
-        place++;
-    scheduler->active_count--;
-    memmove(&scheduler->active[place], &scheduler->active[place + 1],
-            (size_t)(scheduler->active_count - place) * sizeof *scheduler->active);
-    scheduler->by_sequence[job->sequence] = NULL;
-    give_features(scheduler, job);
-    scheduler->pages_reserved -= job->pages_reserved;
-}
-
-/* Forgets kept prompts until there are `kept_most` and `pages` more can be reserved, but for those
- * that step `step` uses. False when that is not enough. */
-static bool make_room(avl_scheduler_t *scheduler, int64_t pages, int32_t kept_most, uint64_t step) {
-    int64_t total = avl_engine_pages(scheduler->engine).total;
-    while (avl_prompt_cache_kept(scheduler->prompt_cache) > kept_most ||
-           scheduler->pages_reserved + avl_prompt_cache_pages(scheduler->prompt_cache) + pages >
-               total) {
-        int32_t sequence = avl_prompt_cache_evict(scheduler->prompt_cache, step);
-        if (sequence < 0)
-            return false;
-        scheduler->releases[scheduler->release_count++] = sequence;
-    }
-    return true;
-}
-
-/* The sequence of a request that has left: its prompt is kept when there is room for it. */
-static void let_go(avl_scheduler_t *scheduler, const avl_job_t *job, bool keep) {
-    int32_t kept_max = avl_engine_options(scheduler->engine)->limits.kept_max;
-    int64_t pages = avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows);
-    if (keep && avl_prompt_cache_has(scheduler->prompt_cache, job->sequence) &&
-        make_room(scheduler, pages, kept_max - 1, NEVER)) {
-        avl_prompt_cache_keep(scheduler->prompt_cache, job->sequence, pages);
-        scheduler->retirements[scheduler->retirement_count++] = job->sequence;
-        return;
-    }
-    avl_prompt_cache_drop(scheduler->prompt_cache, job->sequence);
-    scheduler->releases[scheduler->release_count++] = job->sequence;
-}
-
-/* Ends an active request: the final event goes out, the sequence goes with the next plan. */
-static void finish(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
-                   avl_status_t status, const char *detail) {
-    send_finished(scheduler, job, reason, status, detail);
-    leave_active(scheduler, job);
-    let_go(scheduler, job, true);
-    avl_job_destroy(job);
-}
-
-static void finish_queued(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
-                          avl_status_t status, const char *detail) {
-    avl_job_queue_leave(&scheduler->queue, job);
-    send_finished(scheduler, job, reason, status, detail);
-    avl_job_destroy(job);
-}
-
-static void send_progress(avl_scheduler_t *scheduler, const avl_job_t *job, avl_stage_t stage,
-                          int32_t done, int32_t total) {
-    avl_event_t event = {
-        .kind = AVL_EVENT_PROGRESS,
-        .request_id = job->request->id,
-        .stage = stage,
-        .done = done,
-        .total = total,
-    };
-    scheduler->sink.take(scheduler->sink.context, &event);
-}
-
 /* ---- submit ---- */
 
 static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const avl_job_t *job) {
@@ -137,7 +23,8 @@ static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const avl_j
                         job->shape.visual_rows, job->tokens_max, (long long)pages);
     if (scheduler->draining)
         return avl_fail(AVL_ERR_UNAVAILABLE, "the worker is draining");
-    if (scheduler->queue.count >= scheduler->queue_max)
+    if (scheduler->queue.count + job->request->choice_count > scheduler->queue_max ||
+        scheduler->queue.count == scheduler->queue_max)
         return avl_fail(AVL_ERR_EXHAUSTED, "the worker's queue of %d requests is full",
                         scheduler->queue_max);
     if (avl_clock_now_ns() >= job->request->deadline_ns)
@@ -145,45 +32,81 @@ static avl_status_t check_capacity(const avl_scheduler_t *scheduler, const avl_j
     return AVL_OK;
 }
 
-void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request) {
-    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
-    avl_job_t *job = NULL;
-    avl_status_t status = avl_job_create(request, options->config, &options->limits, &job);
-    if (status == AVL_OK)
-        status = check_capacity(scheduler, job);
-    if (status != AVL_OK) {
-        const avl_job_t refused = {.request = request, .sequence = -1};
-        send_finished(scheduler, job != NULL ? job : &refused, AVL_FINISH_ERROR, status,
-                      avl_status_detail());
-        if (job != NULL)
-            avl_job_destroy(job);
-        else
-            avl_request_destroy(request);
-        return;
+/* Before there is a job. */
+static void refuse(avl_scheduler_t *scheduler, avl_request_t *request, avl_status_t status) {
+    avl_job_t refused = {.request = request, .sequence = -1};
+    char detail[AVL_STATUS_DETAIL_BYTES];
+    snprintf(detail, sizeof detail, "%s", avl_status_detail());
+    for (int32_t i = 0; i < request->choice_count; i++) {
+        refused.choice = request->choices[i].index;
+        refused.tokens_known = request->choices[i].replay_count;
+        avl_scheduler_send_finished(scheduler, &refused, AVL_FINISH_ERROR, status, detail);
     }
-    if (job->tokens_known >= job->tokens_max) {
-        /* Everything was already sent when the group was lost; only the end was not. */
-        send_finished(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
-        avl_job_destroy(job);
-        return;
-    }
-    avl_job_queue_enter(&scheduler->queue, job);
+    if (request->choice_count <= 0)
+        avl_scheduler_send_finished(scheduler, &refused, AVL_FINISH_ERROR, status, detail);
+    avl_request_destroy(request);
 }
 
-void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id) {
+static void submit_job(avl_scheduler_t *scheduler, avl_job_t *job, avl_status_t status) {
+    if (status != AVL_OK) {
+        avl_scheduler_send_finished(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
+        avl_job_destroy(job);
+    } else if (job->tokens_known >= job->tokens_max) {
+        /* Everything was already sent when the group was lost; only the end was not. */
+        avl_scheduler_send_finished(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
+        avl_job_destroy(job);
+    } else {
+        avl_job_queue_enter(&scheduler->queue, job);
+    }
+}
+
+void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request) {
+    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
+    const avl_engine_limits_t *limits = &options->limits;
+    avl_job_t *job = NULL;
+    avl_answers_t *answers = NULL;
+    avl_status_t status = avl_request_check(request, options->config, limits->context_rows);
+    if (status == AVL_OK && request->choice_count > 0)
+        status = avl_answers_create(request, options->config, limits, &answers);
+    else if (status == AVL_OK)
+        status = avl_job_create(request, NULL, options->config, limits, &job);
+    if (status != AVL_OK) {
+        refuse(scheduler, request, status);
+        return;
+    }
+    status = check_capacity(scheduler, answers != NULL ? answers->jobs[0] : job);
+    if (job != NULL)
+        submit_job(scheduler, job, status);
+    int32_t count = answers != NULL ? request->choice_count : 0; /* it may go with the last job */
+    for (int32_t i = 0; i < count; i++)
+        submit_job(scheduler, answers->jobs[i], status);
+}
+
+static bool is_meant(const avl_job_t *job, uint64_t request_id, int32_t choice) {
+    return job->request->id == request_id && (choice < 0 || choice == job->choice);
+}
+
+/* One that is meant; false when there is none. */
+static bool cancel_one(avl_scheduler_t *scheduler, uint64_t request_id, int32_t choice) {
     for (int32_t i = 0; i < scheduler->active_count; i++) {
-        if (scheduler->active[i]->request->id == request_id) {
-            finish(scheduler, scheduler->active[i], AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
-                   "cancelled");
-            return;
+        if (is_meant(scheduler->active[i], request_id, choice)) {
+            avl_scheduler_finish(scheduler, scheduler->active[i], AVL_FINISH_CANCELLED,
+                                 AVL_ERR_CANCELLED, "cancelled");
+            return true;
         }
     }
     for (avl_job_t *job = scheduler->queue.first; job != NULL; job = job->next) {
-        if (job->request->id == request_id) {
-            finish_queued(scheduler, job, AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
-                          "cancelled while queued");
-            return;
+        if (is_meant(job, request_id, choice)) {
+            avl_scheduler_finish_queued(scheduler, job, AVL_FINISH_CANCELLED, AVL_ERR_CANCELLED,
+                                        "cancelled while queued");
+            return true;
         }
+    }
+    return false;
+}
+
+void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id, int32_t choice) {
+    while (cancel_one(scheduler, request_id, choice)) {
     }
 }
 
@@ -199,10 +122,14 @@ bool avl_scheduler_is_idle(const avl_scheduler_t *scheduler) {
 /* ---- deadlines ---- */
 
 static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
-    for (int32_t i = scheduler->active_count; i-- > 0;) {
-        if (now_ns >= scheduler->active[i]->request->deadline_ns)
-            finish(scheduler, scheduler->active[i], AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
-                   "the deadline passed while the request was running");
+    for (int32_t i = 0; i < scheduler->active_count;) {
+        if (now_ns < scheduler->active[i]->request->deadline_ns) {
+            i++;
+            continue;
+        }
+        avl_scheduler_finish(scheduler, scheduler->active[i], AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
+                             "the deadline passed while the request was running");
+        i = 0; /* others may have left with it */
     }
     if (now_ns < scheduler->queue.deadline_ns)
         return;
@@ -210,8 +137,8 @@ static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
     for (avl_job_t *job = scheduler->queue.first; job != NULL;) {
         avl_job_t *next = job->next;
         if (now_ns >= job->request->deadline_ns)
-            finish_queued(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
-                          "the deadline passed while the request was queued");
+            avl_scheduler_finish_queued(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_DEADLINE,
+                                        "the deadline passed while the request was queued");
         else if (job->request->deadline_ns < scheduler->queue.deadline_ns)
             scheduler->queue.deadline_ns = job->request->deadline_ns;
         job = next;
@@ -219,11 +146,6 @@ static void end_late_requests(avl_scheduler_t *scheduler, int64_t now_ns) {
 }
 
 /* ---- pages ---- */
-
-static void reserve(avl_scheduler_t *scheduler, avl_job_t *job, int64_t pages) {
-    scheduler->pages_reserved += pages - job->pages_reserved;
-    job->pages_reserved = pages;
-}
 
 /* Whether the pages for another request are there. */
 static bool has_pages_for(const avl_scheduler_t *scheduler, const avl_job_t *job, int64_t pages) {
@@ -243,15 +165,11 @@ static void preempt(avl_scheduler_t *scheduler, avl_job_t *job) {
                  job->tokens_done, job->tokens_max);
     scheduler->preemptions++;
     scheduler->rows_recomputed += job->rows_done + job->tokens_done;
-    leave_active(scheduler, job);
-    let_go(scheduler, job, false);
+    avl_scheduler_leave_active(scheduler, job);
+    avl_scheduler_let_go(scheduler, job, false);
     if (job->tokens_done > job->tokens_known)
         job->tokens_known = job->tokens_done;
-    job->sequence = -1;
-    job->stage = AVL_STAGE_QUEUED;
-    job->pages_reserved = 0;
-    job->rows_done = job->tokens_done = 0;
-    avl_job_queue_enter(&scheduler->queue, job);
+    avl_scheduler_queue_again(scheduler, job);
 }
 
 static avl_job_t *due_last(const avl_scheduler_t *scheduler) {
@@ -274,8 +192,8 @@ static void grow_decodes(avl_scheduler_t *scheduler) {
         if (pages <= job->pages_reserved) {
             i++;
         } else if (scheduler->pages_reserved + pages - job->pages_reserved <= total) {
-            reserve(scheduler, job, pages);
-            bool room = make_room(scheduler, 0, INT32_MAX, NEVER);
+            avl_scheduler_reserve(scheduler, job, pages);
+            bool room = avl_scheduler_make_room(scheduler, 0, INT32_MAX, AVL_STEP_NONE);
             AVL_ASSERT(room);
             i++;
         } else {
@@ -317,10 +235,11 @@ static bool fits(avl_scheduler_t *scheduler, avl_job_t *job, const avl_prompt_ma
     *pages_p = avl_job_pages_to_begin(job);
     if (!spared)
         avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, step);
-    if (has_pages_for(scheduler, job, *pages_p) && make_room(scheduler, *pages_p, INT32_MAX, step))
+    if (has_pages_for(scheduler, job, *pages_p) &&
+        avl_scheduler_make_room(scheduler, *pages_p, INT32_MAX, step))
         return true;
     if (!spared)
-        avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, NEVER);
+        avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, AVL_STEP_NONE);
     return false;
 }
 
@@ -343,18 +262,22 @@ static bool take_features(avl_scheduler_t *scheduler, avl_job_t *job,
     return job->uses_features;
 }
 
-static void begin_job(avl_scheduler_t *scheduler, avl_job_t *job, int32_t sequence,
-                      const avl_prompt_match_t *match) {
+static void make_active(avl_scheduler_t *scheduler, avl_job_t *job, int32_t sequence) {
     avl_job_queue_leave(&scheduler->queue, job);
     job->sequence = sequence;
+    scheduler->active[scheduler->active_count++] = job;
+    scheduler->by_sequence[sequence] = job;
+}
+
+static void begin_job(avl_scheduler_t *scheduler, avl_job_t *job, const avl_prompt_match_t *match) {
     job->stage = AVL_STAGE_ENCODE;
     job->rows_done = match->rows;
     job->first_logits = match->logits;
-    scheduler->active[scheduler->active_count++] = job;
-    scheduler->by_sequence[sequence] = job;
+    scheduler->plan_bytes +=
+        avl_plan_admission_bytes(job->shape.prompt_rows, job->request->image_count);
     scheduler->plan.admissions[scheduler->plan.admission_count++] = (avl_plan_admission_t){
         .request_id = job->request->id,
-        .sequence = sequence,
+        .sequence = job->sequence,
         .prompt_rows = job->shape.prompt_rows,
         .rows_max = job->shape.rows_max,
         .place_count = job->request->image_count,
@@ -366,19 +289,87 @@ static void begin_job(avl_scheduler_t *scheduler, avl_job_t *job, int32_t sequen
     };
 }
 
-/* Admits the head of the queue when everything it needs is free. */
+static bool plan_holds(const avl_scheduler_t *scheduler, const avl_job_t *job) {
+    size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows, job->request->image_count);
+    return scheduler->plan_bytes + bytes <= avl_engine_plan_limits(scheduler->engine)->bytes_max;
+}
+
+/* ---- several answers to one prompt (worker/answers.h) ---- */
+
+/* The job begins with the prompt that another one has read. */
+static void begin_fork(avl_scheduler_t *scheduler, avl_job_t *job) {
+    int32_t hits = 0;
+    avl_prompt_match_t match = avl_answers_match(job);
+    bool taken = take_features(scheduler, job, &match, &hits);
+    AVL_ASSERT(taken); /* none are needed */
+    avl_answers_share(job);
+    job->forked = true;
+    begin_job(scheduler, job, &match);
+}
+
+/* Gives a waiting job an index and the pages of its answer alone. */
+static bool take_place(avl_scheduler_t *scheduler, avl_job_t *job) {
+    int32_t sequence = free_sequence(scheduler);
+    if (sequence < 0)
+        return false;
+    job->pages_shared = avl_job_prompt_pages(job);
+    int64_t pages = avl_job_pages_to_begin(job);
+    if (!has_pages_for(scheduler, job, pages) ||
+        !avl_scheduler_make_room(scheduler, pages, INT32_MAX, scheduler->step + 1)) {
+        job->pages_shared = 0;
+        return false;
+    }
+    avl_scheduler_reserve(scheduler, job, pages);
+    make_active(scheduler, job, sequence);
+    job->forks = true;
+    return true;
+}
+
+/* The job reads the prompt for all: the others take places, in order, as far as there are any. */
+static void begin_reading(avl_scheduler_t *scheduler, avl_job_t *job) {
+    avl_answers_t *answers = job->answers;
+    answers->reader = job;
+    for (int32_t i = 0; i < answers->request->choice_count; i++) {
+        avl_job_t *other = answers->jobs[i];
+        if (other != NULL && other->sequence < 0 && !take_place(scheduler, other))
+            break;
+    }
+}
+
+static void plan_forks(avl_scheduler_t *scheduler) {
+    for (int32_t i = 0; i < scheduler->active_count; i++) {
+        avl_job_t *job = scheduler->active[i];
+        if (job->forks && job->answers->source >= 0 && plan_holds(scheduler, job))
+            begin_fork(scheduler, job);
+    }
+}
+
+static void prompt_is_read(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits) {
+    int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
+    if (job->answers != NULL)
+        job->pages_reserved -= avl_answers_read(job->answers, job, logits, vocab_rows);
+}
+
+/* ---- admission ---- */
+
+/* Admits the first in the queue, but for those that wait for another one's reading, when everything
+ * it needs is free. */
 static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
     avl_job_t *job = scheduler->queue.first;
-    if (job == NULL)
+    while (job != NULL && avl_answers_being_read(job))
+        job = job->next;
+    if (job == NULL || !plan_holds(scheduler, job))
         return NULL;
+    if (job->answers != NULL && job->answers->source >= 0) {
+        if (!take_place(scheduler, job))
+            return NULL;
+        begin_fork(scheduler, job);
+        return job;
+    }
     int32_t sequence = free_sequence(scheduler), hits = 0;
-    size_t bytes = avl_plan_admission_bytes(job->shape.prompt_rows, job->request->image_count);
-    if (sequence < 0 ||
-        scheduler->plan_bytes + bytes > avl_engine_plan_limits(scheduler->engine)->bytes_max)
-        return NULL;
     /* Nothing that is shared makes it need less. */
     job->whole = reads_whole(scheduler, job);
-    if (!has_pages_for(scheduler, job, avl_job_pages_to_begin(job)))
+    if (sequence < 0 || !has_pages_for(scheduler, job, avl_job_pages_to_begin(job)))
         return NULL;
     const avl_prompt_match_t nothing = {.sequence = -1};
     avl_prompt_match_t match = avl_prompt_cache_find(scheduler->prompt_cache, job);
@@ -395,9 +386,11 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
         job->reuse = (avl_reuse_report_t){.pictures = hits, .prompt_rows = match.rows};
         avl_prompt_cache_count(scheduler->prompt_cache, match.rows > 0);
     }
-    reserve(scheduler, job, pages);
-    scheduler->plan_bytes += bytes;
-    begin_job(scheduler, job, sequence, &match);
+    avl_scheduler_reserve(scheduler, job, pages);
+    make_active(scheduler, job, sequence);
+    begin_job(scheduler, job, &match);
+    if (job->answers != NULL)
+        begin_reading(scheduler, job);
     return job;
 }
 
@@ -434,8 +427,10 @@ static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_r
     bool ends = job->rows_done + prompt_rows == job->shape.prompt_rows;
     job->planned = true;
     job->plan_rows = prompt_rows;
-    /* The token after this run is known already while there are tokens to replay. */
-    job->plan_logits = ends && job->tokens_done >= job->tokens_known;
+    /* The token after this run is known already while there are tokens to replay; other answers to
+     * the prompt may have none. */
+    bool reads = job->answers != NULL && job->answers->reader == job && job->answers->living > 1;
+    job->plan_logits = ends && (job->tokens_done >= job->tokens_known || reads);
     plan->runs[plan->run_count++] = (avl_plan_run_t){
         .sequence = job->sequence,
         .row_count = prompt_rows,
@@ -472,8 +467,9 @@ static void plan_prefill(avl_scheduler_t *scheduler, int64_t now_ns) {
     int32_t rows_left = avl_engine_options(scheduler->engine)->limits.batch_rows;
     bool room = true;
     for (int32_t i = 0; i < scheduler->active_count && room; i++) {
-        if (scheduler->active[i]->stage != AVL_STAGE_DECODE)
-            room = plan_prompt(scheduler, scheduler->active[i], &rows_left);
+        avl_job_t *job = scheduler->active[i];
+        if (job->stage != AVL_STAGE_DECODE && !job->forks && job->first_logits == NULL)
+            room = plan_prompt(scheduler, job, &rows_left);
     }
     while (room) {
         avl_job_t *job = admit_next(scheduler, now_ns);
@@ -506,6 +502,7 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
     for (int32_t i = 0; i < scheduler->active_count; i++)
         scheduler->active[i]->planned = false;
     plan_decodes(scheduler);
+    plan_forks(scheduler);
     plan_prefill(scheduler, now_ns);
     plan_ends(scheduler);
     if (!avl_plan_is_empty(plan))
@@ -522,9 +519,9 @@ static void undo_admissions(avl_scheduler_t *scheduler, const avl_step_result_t 
                                     scheduler->plan.pictures[i].feature_row, false);
     for (int32_t i = 0; i < scheduler->plan.admission_count; i++) {
         avl_job_t *job = scheduler->by_sequence[scheduler->plan.admissions[i].sequence];
-        send_finished(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_EXHAUSTED,
-                      result->admission_detail);
-        leave_active(scheduler, job);
+        avl_scheduler_send_finished(scheduler, job, AVL_FINISH_ERROR, AVL_ERR_EXHAUSTED,
+                                    result->admission_detail);
+        avl_scheduler_leave_active(scheduler, job);
         avl_job_destroy(job);
     }
 }
@@ -543,8 +540,8 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
         bool last = i + 1 == scheduler->plan.picture_count ||
                     scheduler->plan.pictures[i + 1].sequence != job->sequence;
         if (last)
-            send_progress(scheduler, job, AVL_STAGE_ENCODE, count_ready(scheduler, job),
-                          job->request->image_count);
+            avl_scheduler_send_progress(scheduler, job, AVL_STAGE_ENCODE,
+                                        count_ready(scheduler, job), job->request->image_count);
     }
 }
 
@@ -563,14 +560,15 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const
     };
     avl_sampler_token_t token;
     if (request->forced_count > 0)
-        AVL_TRY(avl_sampler_force(scheduler->sampler, logits, &request->sampling,
+        AVL_TRY(avl_sampler_force(scheduler->sampler, logits, &job->sampling,
                                   job->token_ids[job->tokens_done], &token));
     else
-        AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &request->sampling, &history, &token));
+        AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &job->sampling, &history, &token));
     job->token_ids[job->tokens_done] = token.token_id;
     avl_event_t event = {
         .kind = AVL_EVENT_TOKEN,
         .request_id = request->id,
+        .choice = job->choice,
         .stage = AVL_STAGE_DECODE,
         .token_id = token.token_id,
         .logprob_count = token.logprob_count,
@@ -588,7 +586,7 @@ static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *
         if (status != AVL_OK) {
             const avl_log_field_t field = AVL_LOG_INTEGER("request", job->request->id);
             avl_log_with(AVL_LOG_ERROR, &field, 1, "no token: %s", avl_status_detail());
-            finish(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
+            avl_scheduler_finish(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
             return;
         }
     }
@@ -597,16 +595,16 @@ static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *
     job->last_token_ns = now_ns;
     int32_t token_id = job->token_ids[job->tokens_done++];
     if (avl_job_ends(job, &avl_engine_options(scheduler->engine)->config->generation, token_id))
-        finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
+        avl_scheduler_finish(scheduler, job, AVL_FINISH_STOP, AVL_OK, "");
     else if (job->tokens_done >= job->tokens_max)
-        finish(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
+        avl_scheduler_finish(scheduler, job, AVL_FINISH_LENGTH, AVL_OK, "");
 }
 
 /* The prompt is in the cache: what only reading it needed is free again. */
 static void begin_decoding(avl_scheduler_t *scheduler, avl_job_t *job) {
     job->stage = AVL_STAGE_DECODE;
-    give_features(scheduler, job);
-    reserve(scheduler, job, avl_job_pages_to_decode(job));
+    avl_scheduler_give_features(scheduler, job);
+    avl_scheduler_reserve(scheduler, job, avl_job_pages_to_decode(job));
 }
 
 static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits,
@@ -614,14 +612,17 @@ static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float
     if (job->stage != AVL_STAGE_DECODE) {
         job->stage = AVL_STAGE_PREFILL;
         job->rows_done += job->plan_rows;
-        send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done, job->shape.prompt_rows);
+        avl_scheduler_send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done,
+                                    job->shape.prompt_rows);
         if (job->rows_done < job->shape.prompt_rows)
             return;
-        if (logits != NULL)
+        if (logits != NULL) {
             avl_prompt_cache_add(scheduler->prompt_cache, job, logits);
+            prompt_is_read(scheduler, job, logits);
+        }
         begin_decoding(scheduler, job);
     }
-    take_token(scheduler, job, logits, now_ns);
+    take_token(scheduler, job, job->tokens_done < job->tokens_known ? NULL : logits, now_ns);
 }
 
 /* Prompts that were taken over whole: their first token needs no computing. */
@@ -633,7 +634,10 @@ static void complete_shared(avl_scheduler_t *scheduler, int64_t now_ns) {
         if (logits == NULL)
             continue;
         job->first_logits = NULL;
-        send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done, job->shape.prompt_rows);
+        if (!job->forked)
+            avl_scheduler_send_progress(scheduler, job, AVL_STAGE_PREFILL, job->rows_done,
+                                        job->shape.prompt_rows);
+        prompt_is_read(scheduler, job, logits);
         begin_decoding(scheduler, job);
         take_token(scheduler, job, job->tokens_known > 0 ? NULL : logits, now_ns);
     }

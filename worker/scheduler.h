@@ -30,6 +30,9 @@
  * into the pool alone (submit refuses what does not), so the oldest always advances. The engine
  * never lacks a page.
  *
+ * Several answers to one request are jobs of their own, which begin with one reading of the prompt
+ * (worker/answers.h). Those that wait for it do not keep others in the queue waiting.
+ *
  * The scheduler never blocks. Threads: one. */
 #ifndef AVL_WORKER_SCHEDULER_H
 #define AVL_WORKER_SCHEDULER_H
@@ -68,9 +71,9 @@ int64_t avl_scheduler_due_ns(const avl_request_t *request);
  *   AVL_ERR_UNAVAILABLE  draining
  *   AVL_ERR_DEADLINE     already passed */
 void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request);
-/* Finishes the request with AVL_FINISH_CANCELLED; an unknown id is no error (it may have finished
- * meanwhile). */
-void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id);
+/* Finishes that answer to the request, or all of them (`choice` -1), with AVL_FINISH_CANCELLED; an
+ * unknown one is no error (it may have finished meanwhile). */
+void avl_scheduler_cancel(avl_scheduler_t *scheduler, uint64_t request_id, int32_t choice);
 /* Refuses new requests from now on. */
 void avl_scheduler_drain(avl_scheduler_t *scheduler);
 /* Nothing queued, in flight, or to be released. */

@@ -3,6 +3,7 @@
 #ifndef AVL_WORKER_SCHEDULER_STATE_H
 #define AVL_WORKER_SCHEDULER_STATE_H
 
+#include "worker/answers.h"
 #include "worker/job.h"
 #include "worker/prompt_cache.h"
 #include "worker/sampler.h"
@@ -32,5 +33,36 @@ struct avl_scheduler {
     int32_t *retirements; /* [sequences_max] prompts that are kept */
     int32_t release_count, retirement_count;
 };
+
+#define AVL_STEP_NONE UINT64_MAX /* a step that there is not */
+
+/* worker/scheduler_end.c */
+
+void avl_scheduler_send_progress(avl_scheduler_t *scheduler, const avl_job_t *job,
+                                 avl_stage_t stage, int32_t done, int32_t total);
+/* The last event of the job. */
+void avl_scheduler_send_finished(avl_scheduler_t *scheduler, const avl_job_t *job,
+                                 avl_finish_reason_t reason, avl_status_t status,
+                                 const char *detail);
+/* The job holds so many pages. */
+void avl_scheduler_reserve(avl_scheduler_t *scheduler, avl_job_t *job, int64_t pages);
+/* Forgets kept prompts until there are `kept_most` and `pages` more can be reserved, but for those
+ * that step `step` uses. False when that is not enough. */
+bool avl_scheduler_make_room(avl_scheduler_t *scheduler, int64_t pages, int32_t kept_most,
+                             uint64_t step);
+/* Ends the use of its pictures' features. */
+void avl_scheduler_give_features(avl_scheduler_t *scheduler, avl_job_t *job);
+/* Takes an active job out of the books; its sequence lives on. */
+void avl_scheduler_leave_active(avl_scheduler_t *scheduler, avl_job_t *job);
+/* The sequence of a job that has left: its prompt is kept when there is room for it. */
+void avl_scheduler_let_go(avl_scheduler_t *scheduler, const avl_job_t *job, bool keep);
+/* A job that has left waits again, as if it had never been active. */
+void avl_scheduler_queue_again(avl_scheduler_t *scheduler, avl_job_t *job);
+/* Ends an active job: the final event goes out, the sequence goes with the next plan. */
+void avl_scheduler_finish(avl_scheduler_t *scheduler, avl_job_t *job, avl_finish_reason_t reason,
+                          avl_status_t status, const char *detail);
+void avl_scheduler_finish_queued(avl_scheduler_t *scheduler, avl_job_t *job,
+                                 avl_finish_reason_t reason, avl_status_t status,
+                                 const char *detail);
 
 #endif

@@ -247,9 +247,9 @@ static void test_cancelled_before_encoding(void **state) {
     rig_case_t data = rig_case_load(rig_config(rig), "models/cases/00");
     for (uint64_t id = 1; id <= 3; id++)
         avl_scheduler_submit(rig_scheduler(rig), ask(&data, id, 7));
-    avl_scheduler_cancel(rig_scheduler(rig), 1);
+    avl_scheduler_cancel(rig_scheduler(rig), 1, -1);
     rig_step(rig);
-    avl_scheduler_cancel(rig_scheduler(rig), 2);
+    avl_scheduler_cancel(rig_scheduler(rig), 2, -1);
     rig_run(rig);
     assert_int_equal(rig_result(rig, 1)->end.finish_reason, AVL_FINISH_CANCELLED);
     assert_int_equal(rig_result(rig, 2)->end.finish_reason, AVL_FINISH_CANCELLED);

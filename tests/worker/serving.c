@@ -386,8 +386,8 @@ static void test_cancel_and_deadline(void **state) {
         avl_scheduler_submit(scheduler, rig_request(&data, id, 20));
         for (int i = 0; i < steps; i++)
             rig_step(rig);
-        avl_scheduler_cancel(scheduler, id);
-        avl_scheduler_cancel(scheduler, id); /* twice is once */
+        avl_scheduler_cancel(scheduler, id, -1);
+        avl_scheduler_cancel(scheduler, id, -1); /* twice is once */
         assert_int_equal(rig_result(rig, id)->end.finish_reason, AVL_FINISH_CANCELLED);
         rig_run(rig);
         assert_int_equal(avl_engine_pages(rig_engine(rig, 0)).taken, 0);
@@ -466,7 +466,7 @@ static void check_random(int ranks, uint64_t seed, int request_count) {
         for (uint32_t j = random_below(3); j > 0; j--)
             rig_step(rig);
         if (random_below(4) == 0)
-            avl_scheduler_cancel(scheduler, 1 + random_below((uint32_t)i + 1));
+            avl_scheduler_cancel(scheduler, 1 + random_below((uint32_t)i + 1), -1);
     }
     rig_run(rig);
     for (int i = 0; i < request_count; i++) {
