@@ -93,7 +93,7 @@ static void *follow(void *argument) {
 }
 
 static void take_event(void *context, const avl_event_t *event) {
-    rig_result_t *result = rig_result(context, event->request_id);
+    rig_result_t *result = rig_result(context, rig_answer_id(event->request_id, event->choice));
     assert_false(result->finished);
     switch (event->kind) {
     case AVL_EVENT_PROGRESS:
@@ -205,6 +205,10 @@ void rig_run(rig_t *rig) {
     assert_true(avl_scheduler_is_idle(rig->scheduler));
 }
 
+uint64_t rig_answer_id(uint64_t request_id, int32_t choice) {
+    return request_id | (uint64_t)choice << 32;
+}
+
 rig_result_t *rig_result(rig_t *rig, uint64_t request_id) {
     for (int i = 0; i < rig->result_count; i++) {
         if (rig->results[i].request_id == request_id)
@@ -289,6 +293,19 @@ rig_case_t rig_case_load(const avl_config_t *config, const char *directory) {
     }
     assert_int_equal(image, data.image_count);
     return data;
+}
+
+static void set_choice(avl_request_choice_t *choice, int32_t index, uint64_t seed) {
+    *choice = (avl_request_choice_t){.index = index, .seed = seed, .replay_ids = malloc(1)};
+    assert_non_null(choice->replay_ids);
+}
+
+void rig_set_choices(avl_request_t *request, const uint64_t *seeds, int32_t count) {
+    request->choices = calloc((size_t)count, sizeof *request->choices);
+    assert_non_null(request->choices);
+    request->choice_count = count;
+    for (int32_t i = 0; i < count; i++)
+        set_choice(&request->choices[i], i, seeds[i]);
 }
 
 void rig_case_release(rig_case_t *data) {

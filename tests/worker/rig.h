@@ -49,6 +49,8 @@ avl_engine_t *rig_engine(rig_t *rig, int rank);
 bool rig_step(rig_t *rig);
 /* Steps until nothing is left. */
 void rig_run(rig_t *rig);
+/* The name of an answer among several to one request, for rig_result. */
+uint64_t rig_answer_id(uint64_t request_id, int32_t choice);
 /* The result of a request; made empty when it is new. */
 rig_result_t *rig_result(rig_t *rig, uint64_t request_id);
 /* Submits `request`, runs until idle and returns its result. */
@@ -77,6 +79,8 @@ avl_request_t *rig_request(const rig_case_t *data, uint64_t id, int32_t max_toke
 avl_request_t *rig_text_request(const int32_t *ids, int32_t count, uint64_t id, int32_t max_tokens);
 void rig_set_attention(avl_request_t *request, double store, double compute, int32_t interval);
 void rig_set_replay(avl_request_t *request, const int32_t *ids, int32_t count);
+/* `count` answers with these seeds. */
+void rig_set_choices(avl_request_t *request, const uint64_t *seeds, int32_t count);
 
 /* The result's tokens are exactly `ids`. */
 void rig_expect_tokens(const rig_result_t *result, const int32_t *ids, int32_t count,

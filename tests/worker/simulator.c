@@ -293,7 +293,8 @@ static void begin_group(world_t *world) {
         .limits = world->limits,
         .page_count = world->page_count,
         .pictures_max = world->pictures_max,
-        .plan_bytes = 4 * (size_t)(world->limits.context_rows + 8) + 3 * SIDE * SIDE + 64,
+        .plan_bytes = 4 * (size_t)(world->limits.context_rows + 8) + 3 * SIDE * SIDE +
+                      avl_plan_admission_bytes(0, 0) + 8,
         .fail = simulator_give_up,
         .admits = admits,
         .context = world,
