@@ -14,15 +14,22 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/numbers.h"
 
+/* tools/gpu-check measures other values, too. */
+#ifndef AVL_DECODE_CHUNK
+#define AVL_DECODE_CHUNK 256
+#endif
+#ifndef AVL_DECODE_UNROLL
+#define AVL_DECODE_UNROLL 4
+#endif
+
 namespace {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / AVL_WARP;
-constexpr int CHUNK = 256; /* rows a block: 128 KB of cache at 128 wide bf16 heads */
-constexpr int INLINE_ENTRIES =
-    24;                   /* sequences that travel in the launch's parameters, of 4 KB at most */
-constexpr int UNROLL = 4; /* rows under way for every thread */
-constexpr int VECTOR = 8; /* bf16 numbers of a 16-byte load */
+constexpr int CHUNK = AVL_DECODE_CHUNK;   /* rows a block: 128 KB of cache at 128 wide bf16 heads */
+constexpr int INLINE_ENTRIES = 24;        /* travel in the launch's parameters, of 4 KB at most */
+constexpr int UNROLL = AVL_DECODE_UNROLL; /* rows under way for every thread */
+constexpr int VECTOR = 8;                 /* bf16 numbers of a 16-byte load */
 constexpr int VECTOR_WIDTH_MAX = 256;
 constexpr int WEIGHT_THREADS = 256;
 constexpr int HEAD_WIDTH_MAX = 4096;

@@ -3,14 +3,18 @@
  * the stream before somebody waits. */
 #include "kernels/device.h"
 #include "tests/cuda/devices.h"
+#ifdef AVL_CUDA_SHIM
 #include "tests/cuda/shim/shim.h"
+#endif
 
 avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **device_p);
 
 avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **device_p) {
     (void)threads;
     (void)isa;
+#ifdef AVL_CUDA_SHIM
     avl_shim_configure(&(avl_shim_options_t){
         .order = AVL_SHIM_DESCENDING, .deferred = 1, .guarded = 1, .devices = 1});
+#endif
     return avl_cuda_device_open(device_p);
 }

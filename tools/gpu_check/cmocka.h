@@ -17,6 +17,8 @@ struct CMUnitTest {
     { #function, function }
 #define cmocka_run_group_tests(tests, setup, teardown)                                             \
     check_run((tests), sizeof(tests) / sizeof *(tests))
+#define cmocka_run_group_tests_name(name, tests, setup, teardown)                                  \
+    cmocka_run_group_tests(tests, setup, teardown)
 
 int check_run(const struct CMUnitTest *tests, size_t count);
 void check_fail(const char *file, int line, const char *format, ...)
@@ -30,9 +32,12 @@ void check_fail(const char *file, int line, const char *format, ...)
             fail_msg("not true: %s", #condition);                                                  \
     } while (0)
 #define assert_false(condition) assert_true(!(condition))
+#define assert_in_range(value, least, most)                                                        \
+    assert_true((long long)(value) >= (long long)(least) && (long long)(value) <= (long long)(most))
 #define assert_non_null(pointer) assert_true((pointer) != NULL)
 #define assert_null(pointer) assert_true((pointer) == NULL)
 #define assert_int_equal(a, b) assert_true((long long)(a) == (long long)(b))
+#define assert_int_not_equal(a, b) assert_true((long long)(a) != (long long)(b))
 #define assert_string_equal(a, b) assert_true(strcmp((a), (b)) == 0)
 #define assert_memory_equal(a, b, bytes) assert_true(memcmp((a), (b), (bytes)) == 0)
 
