@@ -14,11 +14,6 @@ const size_t avl_attention_preset_count =
 
 /* What is accepted nowhere yet. */
 static avl_status_t refuse_unsupported(const avl_attention_params_t *params) {
-    if (params->visual_selection != AVL_VISUAL_LAST_ROW)
-        return avl_fail(AVL_ERR_UNSUPPORTED,
-                        "attention.visual_selection other than last-row is not supported");
-    if (params->visual_uniform_share > 0)
-        return avl_fail(AVL_ERR_UNSUPPORTED, "attention.visual_uniform_share is not supported");
     if (params->prefill_keep_ratio != 0)
         return avl_fail(AVL_ERR_UNSUPPORTED, "attention.prefill_keep_ratio is not supported");
     if (params->text_keep_ratio != 0)

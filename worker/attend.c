@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "kernels/elementwise.h"
 #include "worker/visual_store.h"
 
 struct avl_attend {
@@ -21,11 +22,13 @@ struct avl_attend {
     avl_decode_sequence_t *scorings;  /* [runs_max] */
     avl_selection_item_t *items;      /* [runs_max] */
     const avl_run_t **item_runs;      /* [runs_max] */
+    float *row_scores;                /* device: one scoring row's weights */
     int item_count;
 };
 
 int64_t avl_attend_bytes(const avl_attend_options_t *options) {
     return avl_selection_bytes(options->scores_max) +
+           options->sequence_scores_max * (int64_t)sizeof(float) +
            (int64_t)options->layer_count * options->rows_max * (int64_t)sizeof(int32_t);
 }
 
@@ -54,8 +57,14 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
                                        arrays[i].memory_p),
                      err_destroy);
     attend->device_slots = attend->slots;
+    void *memory;
+    AVL_TRY_GOTO(status,
+                 options->device->ops->allocate(
+                     options->device, (size_t)options->sequence_scores_max * sizeof(float),
+                     "attention scores of a row", &memory),
+                 err_destroy);
+    attend->row_scores = memory;
     if (!options->device->is_host) {
-        void *memory;
         AVL_TRY_GOTO(status,
                      options->device->ops->allocate(options->device, slots * sizeof(int32_t),
                                                     "slots of a step", &memory),
@@ -79,6 +88,8 @@ void avl_attend_destroy(avl_attend_t *attend) {
     avl_selection_destroy(attend->selection);
     if (attend->device_slots != NULL && attend->device_slots != attend->slots)
         attend->options.device->ops->release(attend->options.device, attend->device_slots);
+    if (attend->row_scores != NULL)
+        attend->options.device->ops->release(attend->options.device, attend->row_scores);
     free(attend->slots);
     free(attend->chunks);
     free(attend->decodes);
@@ -219,7 +230,7 @@ static void fill_text_spans(const avl_attend_t *attend, const avl_sequence_t *se
     spans[AVL_SPAN_TEXT] = (avl_row_span_t){text->device + first, text->count - first};
 }
 
-/* Lays out who is chosen for in this layer: prompts that end, and decode rows that update. */
+/* Lays out for whom scores choose in this layer: prompts that end, and decode rows that update. */
 static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
     attend->item_count = 0;
     for (int i = 0; i < attend->run_count; i++) {
@@ -227,6 +238,8 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
         const avl_sequence_shape_t *shape = &run->sequence->shape;
         avl_selection_item_t item = {0};
         int32_t first = visible_first(attend, run->first_position + run->row_count - 1);
+        if (!avl_visual_store_ranks(shape))
+            continue;
         if (run->decode) {
             if (!avl_visual_store_reselects(shape, run->sequence->decode_steps + 1))
                 continue;
@@ -239,6 +252,7 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
                 continue;
             item.count = shape->visual_rows;
             item.keep = shape->store_rows;
+            item.even = shape->even_rows;
             item.unseen =
                 avl_visual_store_hidden(run->sequence->visual_positions, item.count, first);
         }
@@ -276,24 +290,96 @@ static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_cal
     return attend_singles(attend, call, attend->decodes, count, call->output);
 }
 
-/* The pass after prompt attention: the last prompt row's weights over every visual row. */
+/* What prompt row `position` needs to tell its weights over the visual rows, all of which are
+ * before it but those of its own picture. The first `unseen` ones it does not read. */
+static avl_decode_sequence_t scoring_of(const avl_attend_t *attend, const avl_run_t *run, int layer,
+                                        int32_t position, int32_t unseen, float *weights) {
+    avl_sequence_t *sequence = run->sequence;
+    const avl_row_list_t *visual = &sequence->layers[layer].visual.slots;
+    avl_decode_sequence_t scoring = {.query_row = run->first_row + position - run->first_position};
+    fill_text_spans(attend, sequence, layer, position, scoring.spans);
+    /* Text behind the row is there already. */
+    int32_t later = sequence->layers[layer].text.slots.count -
+                    avl_visual_store_hidden(sequence->text_positions,
+                                            sequence->layers[layer].text.slots.count, position + 1);
+    scoring.spans[AVL_SPAN_TEXT].row_count -= later;
+    scoring.spans[AVL_SPAN_VISUAL] =
+        (avl_row_span_t){visual->device + unseen, visual->count - unseen};
+    scoring.visual_weights = weights;
+    return scoring;
+}
+
+/* Adds up the weights of the run's scoring rows but the prompt's last one: row by row in the order
+ * of the prompt, however it is cut into chunks. */
+static avl_status_t sum_scores(avl_attend_t *attend, const avl_attention_call_t *call,
+                               const avl_run_t *run) {
+    const avl_sequence_shape_t *shape = &run->sequence->shape;
+    float *sums = run->sequence->layers[call->layer].scores;
+    int32_t end = run->first_position + run->row_count;
+    int32_t first =
+        run->first_position > shape->scored_from ? run->first_position : shape->scored_from;
+    for (int32_t position = first; position < end && position < shape->prompt_rows - 1;
+         position++) {
+        int32_t unseen = avl_visual_store_hidden(
+            run->sequence->visual_positions, shape->visual_rows, visible_first(attend, position));
+        bool begins = position == shape->scored_from;
+        float *weights = begins ? sums : attend->row_scores;
+        avl_decode_sequence_t scoring =
+            scoring_of(attend, run, call->layer, position, unseen, weights + unseen);
+        AVL_TRY(attend_singles(attend, call, &scoring, 1, NULL));
+        /* What this row does not see, later ones do not either. */
+        if (!begins)
+            AVL_TRY(avl_add(attend->options.device,
+                            &(avl_add_args_t){.target = sums + unseen,
+                                              .addend = attend->row_scores + unseen,
+                                              .count = shape->visual_rows - unseen}));
+    }
+    return AVL_OK;
+}
+
+/* The pass after prompt attention: the weights of the scoring rows over every visual row. */
 static avl_status_t score_prompts(avl_attend_t *attend, const avl_attention_call_t *call) {
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        if (!run->decode && avl_sequence_sums_scores(&run->sequence->shape))
+            AVL_TRY(sum_scores(attend, call, run));
+    }
     int count = 0;
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
-        if (run->decode)
-            continue;
-        const avl_row_list_t *visual = &run->sequence->layers[call->layer].visual.slots;
-        int32_t unseen = attend->items[i].unseen;
-        avl_decode_sequence_t *scoring = &attend->scorings[count++];
-        scoring->query_row = run->first_row + run->row_count - 1;
-        fill_text_spans(attend, run->sequence, call->layer,
-                        run->first_position + run->row_count - 1, scoring->spans);
-        scoring->spans[AVL_SPAN_VISUAL] =
-            (avl_row_span_t){visual->device + unseen, visual->count - unseen};
-        scoring->visual_weights = attend->items[i].weights;
+        if (!run->decode)
+            attend->scorings[count++] =
+                scoring_of(attend, run, call->layer, run->sequence->shape.prompt_rows - 1,
+                           attend->items[i].unseen, attend->items[i].weights);
     }
-    return attend_singles(attend, call, attend->scorings, count, NULL);
+    AVL_TRY(attend_singles(attend, call, attend->scorings, count, NULL));
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_run_t *run = attend->item_runs[i];
+        const avl_selection_item_t *item = &attend->items[i];
+        if (!run->decode && avl_sequence_sums_scores(&run->sequence->shape))
+            AVL_TRY(avl_add(attend->options.device,
+                            &(avl_add_args_t){.target = item->weights,
+                                              .addend = run->sequence->layers[call->layer].scores +
+                                                        item->unseen,
+                                              .count = item->count - item->unseen}));
+    }
+    return AVL_OK;
+}
+
+/* The choices that need no scores. */
+static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        avl_sequence_t *sequence = run->sequence;
+        if (!sequence->shape.selects || avl_visual_store_ranks(&sequence->shape))
+            continue;
+        int32_t step = sequence->decode_steps + 1;
+        if (!run->decode && ends_prompt(run))
+            AVL_TRY(avl_visual_store_spread(sequence, attend->options.pages, layer));
+        else if (run->decode && avl_visual_store_reselects(&sequence->shape, step))
+            AVL_TRY(avl_visual_store_respread(sequence, layer, step));
+    }
+    return AVL_OK;
 }
 
 /* Joins the collectives of a selection whatever `own` says. */
@@ -324,6 +410,8 @@ avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
     /* Follows from the plan alone, and so does whether it fails. */
     AVL_TRY(begin_selection(attend, call->layer));
     avl_status_t status = attend_rows(attend, call);
+    if (status == AVL_OK)
+        status = spread_rows(attend, call->layer);
     return select_rows(attend, call->layer, status);
 }
 

@@ -3,7 +3,8 @@
  * This is the hook that the model calls for every layer (model/model.h). For the step's runs it
  *   1. gives every row a slot and writes its key and value there,
  *   2. attends for the prompt chunks, then for the decode rows,
- *   3. where a prompt ends in this step, computes how much its last row looks at each visual row,
+ *   3. where a prompt ends in this step, computes how much its last row (or all rows of its
+ *      question, also where they are read in several steps) looks at each visual row,
  *   4. chooses stores and cores over all ranks, evicts, and returns pages (worker/visual_store.h).
  *
  * Sliding window: rows outside a query's window are not read; a visual row that the last prompt row
@@ -38,7 +39,8 @@ typedef struct avl_attend_options {
     int window;       /* 0: none */
     int32_t rows_max; /* of a step */
     int32_t runs_max;
-    int64_t scores_max; /* visual rows of all sequences chosen for in one step */
+    int64_t scores_max;          /* visual rows of all sequences chosen for in one step */
+    int64_t sequence_scores_max; /* of one of them */
 } avl_attend_options_t;
 
 /* Bytes that create will allocate. */

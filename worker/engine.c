@@ -138,6 +138,7 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
         .rows_max = sizes.rows_max,
         .runs_max = limits->sequences_max,
         .scores_max = (int64_t)limits->sequences_max * limits->context_rows,
+        .sequence_scores_max = limits->context_rows,
     };
     return sizes;
 }

@@ -121,8 +121,9 @@ static int32_t usable_rows(const avl_prompt_cache_t *cache, const entry_t *entry
         return 0;
     if (shape->store_rows < shape->visual_rows && rows > shape->system_rows)
         rows = shape->system_rows;
-    if (rows == job->shape.prompt_rows)
-        rows--; /* the last row is computed for its logits */
+    /* The rows that rank the visual ones are computed, the last one for its logits, too. */
+    if (rows > job->shape.scored_from)
+        rows = job->shape.scored_from;
     return rows >= PREFIX_ROWS_LEAST ? rows : 0;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "worker/spread.h"
 
 /* What travels between ranks. */
 typedef struct candidate {
@@ -23,6 +24,7 @@ struct avl_selection {
         *device_scores; /* device scratch of avl_selection_best; NULL when the device is the host */
     int32_t *device_indices;
     candidate_t *candidates; /* [ranks, most of a rank] */
+    float *keys; /* [most of a list or the gathered candidates] scores that the even rows win */
     float *merged_scores;
     int32_t *merged_indices;
     int32_t *picked; /* [scores_max] results of all items */
@@ -36,7 +38,7 @@ static int64_t candidates_max(int64_t scores_max, int ranks) {
 }
 
 int64_t avl_selection_bytes(int64_t scores_max) {
-    return scores_max * (int64_t)(6 * sizeof(float) + sizeof(candidate_t));
+    return scores_max * (int64_t)(7 * sizeof(float) + sizeof(candidate_t));
 }
 
 avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int64_t scores_max,
@@ -54,6 +56,7 @@ avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int6
         void *memory_p;
     } arrays[] = {
         {most, sizeof(candidate_t), &selection->candidates},
+        {most, sizeof(float), &selection->keys},
         {most, sizeof(float), &selection->merged_scores},
         {most, sizeof(int32_t), &selection->merged_indices},
         {count, sizeof(int32_t), &selection->picked},
@@ -105,6 +108,7 @@ void avl_selection_destroy(avl_selection_t *selection) {
     if (selection->device_indices != NULL)
         ops->release(selection->device, selection->device_indices);
     free(selection->candidates);
+    free(selection->keys);
     free(selection->merged_scores);
     free(selection->merged_indices);
     free(selection->picked);
@@ -129,6 +133,21 @@ avl_status_t avl_selection_best(avl_selection_t *selection, const float *scores,
                                                 .indices = selection->device_indices}));
     return device->ops->download(device, indices, selection->device_indices,
                                  (size_t)keep * sizeof *indices);
+}
+
+/* The `keep` best of an item's rows [first, first + count), or of the listed ones: evenly spaced
+ * rows before all others. */
+static avl_status_t best_of_item(avl_selection_t *selection, const avl_selection_item_t *item,
+                                 const float *scores, int32_t first, const int32_t *rows,
+                                 int32_t count, int32_t keep, int32_t *indices) {
+    if (item->even == 0)
+        return avl_selection_best(selection, scores, count, keep, indices);
+    for (int32_t i = 0; i < count; i++) {
+        int32_t row = rows != NULL ? rows[i] : first + i;
+        bool even = avl_spread_has(item->count, item->even, row);
+        selection->keys[i] = even ? INFINITY : scores[i];
+    }
+    return avl_selection_best(selection, selection->keys, count, keep, indices);
 }
 
 avl_status_t avl_selection_begin(avl_selection_t *selection, avl_selection_item_t *items,
@@ -180,8 +199,9 @@ static avl_status_t offer(avl_selection_t *selection, const avl_selection_item_t
         int64_t to = last < start + items[i].count ? last : start + items[i].count;
         if (keep == 0)
             continue;
-        AVL_TRY(avl_selection_best(selection, selection->host_weights + from, (int32_t)(to - from),
-                                   keep, selection->merged_indices));
+        AVL_TRY(best_of_item(selection, &items[i], selection->host_weights + from,
+                             (int32_t)(from - start), NULL, (int32_t)(to - from), keep,
+                             selection->merged_indices));
         for (int32_t j = 0; j < keep; j++, own++) {
             own->index = (int32_t)from + selection->merged_indices[j];
             own->score = selection->host_weights[own->index];
@@ -244,8 +264,8 @@ static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *
     for (int i = 0; i < item_count; start += items[i++].count) {
         avl_selection_item_t *item = &items[i];
         int32_t count = collect(selection, items, i, start, total, stride);
-        AVL_TRY(avl_selection_best(selection, selection->merged_scores, count, item->keep,
-                                   item->indices));
+        AVL_TRY(best_of_item(selection, item, selection->merged_scores, 0,
+                             selection->merged_indices, count, item->keep, item->indices));
         for (int32_t j = 0; j < item->keep; j++) {
             int32_t merged = item->indices[j];
             item->indices[j] = selection->merged_indices[merged];
@@ -260,7 +280,8 @@ static avl_status_t run_alone(avl_selection_t *selection, avl_selection_item_t *
     const float *scores = selection->host_weights;
     for (int i = 0; i < item_count; scores += items[i++].count) {
         avl_selection_item_t *item = &items[i];
-        AVL_TRY(avl_selection_best(selection, scores, item->count, item->keep, item->indices));
+        AVL_TRY(
+            best_of_item(selection, item, scores, 0, NULL, item->count, item->keep, item->indices));
         for (int32_t j = 0; j < item->keep; j++)
             item->scores[j] = scores[item->indices[j]];
     }

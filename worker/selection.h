@@ -5,7 +5,8 @@
  * merged: every rank merges the same bytes, so the lists are bit-identical by construction. Several
  * sequences are chosen for at once: one reduce-scatter and one gather a layer.
  *
- * Order of merit: the larger score, then the lower index (kernels/select.h). */
+ * Order of merit: the evenly spaced ones that the item asks for, the larger score, then the lower
+ * index (kernels/select.h). */
 #ifndef AVL_WORKER_SELECTION_H
 #define AVL_WORKER_SELECTION_H
 
@@ -18,6 +19,7 @@ typedef struct avl_selection avl_selection_t;
 typedef struct avl_selection_item {
     int32_t count;  /* scores */
     int32_t keep;   /* <= count */
+    int32_t even;   /* so many of the kept ones are evenly spaced (worker/spread.h): <= keep */
     int32_t unseen; /* the first so many were not computed (sliding window): they score 0 */
     /* Set by begin: where decode attention is to write scores[unseen..count), device memory. */
     float *weights;

@@ -18,22 +18,37 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
                                         int32_t rows_max, const avl_attention_params_t *attention) {
     avl_sequence_shape_t shape = {
         .rows_max = rows_max, .prompt_rows = prompt_rows, .attention = *attention};
-    int32_t first_visual = -1;
+    int32_t first_visual = -1, last_visual = -1;
     for (int32_t i = 0; i < prompt_rows; i++) {
         if (token_ids[i] >= 0)
             continue;
         if (first_visual < 0)
             first_visual = i;
+        last_visual = i;
         shape.visual_rows++;
     }
     shape.text_rows = prompt_rows - shape.visual_rows;
     shape.system_rows = first_visual < 0 ? 0 : first_visual;
     shape.store_rows = avl_ratio_rows(attention->visual_store_ratio, shape.visual_rows);
     shape.core_rows = avl_ratio_rows(attention->visual_compute_ratio, shape.visual_rows);
+    shape.even_rows = avl_ratio_rows(attention->visual_uniform_share, shape.store_rows);
+    shape.scored_from = prompt_rows - 1;
+    if (attention->visual_selection == AVL_VISUAL_QUESTION && last_visual + 1 < prompt_rows)
+        shape.scored_from = last_visual + 1 > prompt_rows - AVL_SCORING_ROWS_MAX
+                                ? last_visual + 1
+                                : prompt_rows - AVL_SCORING_ROWS_MAX;
     shape.update_interval = attention->visual_update_interval;
     shape.long_prompt = prompt_rows >= AVL_LINEAR_MANY_ROWS;
     shape.selects = shape.core_rows < shape.visual_rows;
     return shape;
+}
+
+bool avl_sequence_sums_scores(const avl_sequence_shape_t *shape) {
+    return shape->selects && shape->scored_from < shape->prompt_rows - 1;
+}
+
+static size_t score_entries(const avl_sequence_shape_t *shape) {
+    return avl_sequence_sums_scores(shape) ? (size_t)shape->visual_rows : 0;
 }
 
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows) {
@@ -49,10 +64,11 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
     return price;
 }
 
-/* Per layer: the four lists, places and positions of the store, two page tables. */
+/* Per layer: the four lists and the sums of scores, places and positions of the store, two page
+ * tables. */
 static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
     return (size_t)text_capacity(shape) + (size_t)shape->visual_rows + (size_t)shape->prompt_rows +
-           (size_t)shape->core_rows;
+           (size_t)shape->core_rows + score_entries(shape);
 }
 
 static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
@@ -61,9 +77,9 @@ static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
 }
 
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
-    /* At worst every row is visual and stored: four lists and three arrays of rows_max, less one
-     * for text, and the page tables. */
-    int64_t rows = 6 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
+    /* At worst every row is visual and stored: four lists, their scores and three arrays of
+     * rows_max, less one for text, and the page tables. */
+    int64_t rows = 7 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
     return (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
 }
 
@@ -83,6 +99,10 @@ static void carve(avl_sequence_t *sequence) {
             host += capacities[j];
             device += capacities[j];
         }
+        if (score_entries(shape) > 0)
+            layer->scores = (float *)(void *)device;
+        host += score_entries(shape);
+        device += score_entries(shape);
     }
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         avl_sequence_layer_t *layer = &sequence->layers[i];

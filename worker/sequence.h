@@ -17,6 +17,10 @@
 #include "worker/pages.h"
 #include "worker/request.h"
 
+/* AVL_VISUAL_QUESTION: as many prompt rows rank the visual ones at most, the last of those after
+ * the last picture. */
+#define AVL_SCORING_ROWS_MAX 64
+
 /* What follows from prompt and parameters alone: the same on every rank. */
 typedef struct avl_sequence_shape {
     int32_t rows_max; /* rows ever cached: prompt and generated */
@@ -26,6 +30,8 @@ typedef struct avl_sequence_shape {
     int32_t system_rows; /* text before the first visual row; 0 without a picture */
     int32_t store_rows;  /* m */
     int32_t core_rows;   /* k */
+    int32_t even_rows;   /* of the store: evenly spaced, whatever their scores */
+    int32_t scored_from; /* prompt rows from here on rank the visual ones; the last one always */
     int32_t update_interval;
     avl_attention_params_t attention; /* that the numbers above follow from, and the rest of it */
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
@@ -61,6 +67,7 @@ typedef struct avl_sequence_layer {
     int32_t *core_indices;    /* [core.count] places in the store, ascending */
     int32_t *first_core;      /* [core.count] what those were when the prompt was read */
     int32_t *store_positions; /* [visual.slots.count] once `selected` */
+    float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
 } avl_sequence_layer_t;
 
@@ -118,6 +125,9 @@ void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int l
 /* Forgets the answer: the sequence is then as it was when its prompt was read, but for the core
  * that is in force; its text pages beyond the prompt are free. For sequences to be shared from. */
 void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages);
+
+/* Whether scores add up over several rows. */
+bool avl_sequence_sums_scores(const avl_sequence_shape_t *shape);
 
 /* Whether `sequence`, new and with the same tokens there, can begin with the first `rows` rows of
  * `source`, whose prompt is read: all of the prompt with the same store and core, or rows that are

@@ -31,7 +31,7 @@ bool avl_sequence_can_share(const avl_sequence_t *sequence, const avl_sequence_t
         return false;
     if (is_whole(sequence, source, rows))
         return true;
-    return rows < own->prompt_rows && own->long_prompt == other->long_prompt &&
+    return rows <= own->scored_from && own->long_prompt == other->long_prompt &&
            (other->store_rows == other->visual_rows || count_visual(source, rows) == 0);
 }
 

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "worker/spread.h"
+
 bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step) {
     return step % shape->update_interval == 0;
 }
@@ -9,6 +11,11 @@ bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step) {
 bool avl_visual_store_reselects(const avl_sequence_shape_t *shape, int32_t step) {
     return shape->selects && shape->core_rows < shape->store_rows &&
            avl_visual_store_updates(shape, step);
+}
+
+bool avl_visual_store_ranks(const avl_sequence_shape_t *shape) {
+    return shape->attention.visual_selection == AVL_VISUAL_LAST_ROW ||
+           shape->attention.visual_selection == AVL_VISUAL_QUESTION;
 }
 
 /* Makes the store's rows of places core_indices[0..core_rows) the core list. */
@@ -24,15 +31,16 @@ static avl_status_t list_core(avl_sequence_t *sequence, avl_sequence_layer_t *la
 /* Moves the chosen rows to the front. The list `order` has no further use in this layer and serves
  * as the list of sources. */
 static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
-                              avl_sequence_layer_t *layer, const avl_selection_item_t *chosen) {
+                              avl_sequence_layer_t *layer, const int32_t *kept) {
     const avl_row_list_t *targets = &layer->visual.slots;
     avl_row_list_t *sources = &layer->order;
-    for (int32_t i = 0; i < chosen->keep; i++)
-        sources->host[i] = targets->host[chosen->indices[i]];
-    sources->count = chosen->keep;
+    int32_t count = sequence->shape.store_rows;
+    for (int32_t i = 0; i < count; i++)
+        sources->host[i] = targets->host[kept[i]];
+    sources->count = count;
     AVL_TRY(avl_sequence_publish(sequence, sources, 0));
     /* Rows that came from another sequence stay where they are for that one. */
-    if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), chosen->keep))
+    if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), count))
         return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
                         (long long)avl_pages_counts(pages).total,
                         (unsigned long long)sequence->request_id);
@@ -43,10 +51,33 @@ static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
                                              .values = avl_pages_values(pages),
                                              .sources = sources->device,
                                              .targets = targets->device,
-                                             .rows = chosen->keep,
+                                             .rows = count,
                                              .row_width = view.row_stride,
                                              .dtype = view.dtype,
                                          });
+}
+
+/* Keeps the visual rows of these indices, which may stand in store_positions. */
+static avl_status_t keep_rows(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                              const int32_t *kept) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    AVL_ASSERT(!layer->selected);
+    if (shape->store_rows < shape->visual_rows) {
+        AVL_TRY(move_rows(sequence, pages, layer, kept));
+        avl_sequence_cut_visual(sequence, pages, layer_index, shape->store_rows);
+    }
+    for (int32_t i = 0; i < shape->store_rows; i++)
+        layer->store_positions[i] = sequence->visual_positions[kept[i]];
+    layer->selected = true;
+    return AVL_OK;
+}
+
+/* The rows in core_indices are the core that the prompt leaves. */
+static avl_status_t begin_core(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
+    memcpy(layer->first_core, layer->core_indices,
+           (size_t)sequence->shape.core_rows * sizeof *layer->first_core);
+    return list_core(sequence, layer);
 }
 
 avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
@@ -54,19 +85,11 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
                                    const avl_selection_item_t *chosen) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
-    AVL_ASSERT(!layer->selected && chosen->keep == shape->store_rows);
-    for (int32_t i = 0; i < chosen->keep; i++)
-        layer->store_positions[i] = sequence->visual_positions[chosen->indices[i]];
-    if (shape->store_rows < shape->visual_rows) {
-        AVL_TRY(move_rows(sequence, pages, layer, chosen));
-        avl_sequence_cut_visual(sequence, pages, layer_index, shape->store_rows);
-    }
-    layer->selected = true;
+    AVL_ASSERT(chosen->keep == shape->store_rows);
+    AVL_TRY(keep_rows(sequence, pages, layer_index, chosen->indices));
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
-    memcpy(layer->first_core, layer->core_indices,
-           (size_t)shape->core_rows * sizeof *layer->first_core);
-    return list_core(sequence, layer);
+    return begin_core(sequence, layer);
 }
 
 avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index,
@@ -75,6 +98,38 @@ avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index
     AVL_ASSERT(layer->selected && chosen->keep == sequence->shape.core_rows);
     memcpy(layer->core_indices, chosen->indices, (size_t)chosen->keep * sizeof *chosen->indices);
     return list_core(sequence, layer);
+}
+
+/* The core as it is after `step` (0: the prompt). */
+static void spread_core(avl_sequence_t *sequence, int layer_index, int32_t step) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    int32_t *core = sequence->layers[layer_index].core_indices;
+    if (shape->attention.visual_selection == AVL_VISUAL_RANDOM)
+        avl_spread_chance(shape->attention.selection_seed, layer_index, step, AVL_SPREAD_CORE,
+                          shape->store_rows, shape->core_rows, core);
+    else
+        avl_spread_even(shape->store_rows, shape->core_rows, core);
+}
+
+avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, avl_pages_t *pages,
+                                     int layer_index) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    int32_t *kept = layer->store_positions; /* until they are positions */
+    if (shape->attention.visual_selection == AVL_VISUAL_RANDOM)
+        avl_spread_chance(shape->attention.selection_seed, layer_index, 0, AVL_SPREAD_STORE,
+                          shape->visual_rows, shape->store_rows, kept);
+    else
+        avl_spread_even(shape->visual_rows, shape->store_rows, kept);
+    AVL_TRY(keep_rows(sequence, pages, layer_index, kept));
+    spread_core(sequence, layer_index, 0);
+    return begin_core(sequence, layer);
+}
+
+avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer_index, int32_t step) {
+    AVL_ASSERT(sequence->layers[layer_index].selected);
+    spread_core(sequence, layer_index, step);
+    return list_core(sequence, &sequence->layers[layer_index]);
 }
 
 int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t first) {

@@ -1,9 +1,10 @@
 /* worker/visual_store.h: A-VL's visual store of one sequence in one layer (docs/A-VL.md).
  *
- * After the layer's prompt attention the `store_rows` visual rows that the last prompt row looks at
- * most are kept, moved together in ascending position to the front of the sequence's visual pages;
- * the other pages go back to the pool at once. The `core_rows` best of them are the core. The store
- * never changes afterwards; the core is chosen anew after every `update_interval`-th step.
+ * After the layer's prompt attention `store_rows` visual rows are kept, those that the prompt's
+ * scoring rows look at most (or evenly spaced ones, or any), moved together in ascending position
+ * to the front of the sequence's visual pages; the other pages go back to the pool at once. The
+ * `core_rows` best of them are the core. The store never changes afterwards; the core is chosen
+ * anew after every `update_interval`-th step.
  *
  * Keys are stored rotated and never rotated again: positions stay what they were. */
 #ifndef AVL_WORKER_VISUAL_STORE_H
@@ -18,6 +19,9 @@ bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step);
 /* Whether that choice can change anything: without it the weights need not be exported. */
 bool avl_visual_store_reselects(const avl_sequence_shape_t *shape, int32_t step);
 
+/* Whether attention scores choose; else nothing is exported and nothing travels. */
+bool avl_visual_store_ranks(const avl_sequence_shape_t *shape);
+
 /* Keeps the rows that `chosen` names (indices into all visual rows, scores as sums over heads) and
  * makes the first core. Local. */
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
@@ -26,6 +30,11 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_
 /* Makes `chosen` (indices into the store) the core. Local. */
 AVL_MUST_CHECK avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer,
                                                       const avl_selection_item_t *chosen);
+/* The same where no scores choose: the store and its first core, and the core after `step`. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, avl_pages_t *pages,
+                                                    int layer);
+AVL_MUST_CHECK avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer,
+                                                      int32_t step);
 
 /* The visual rows that decode step `step` at `position` reads; only those at or after
  * `visible_first`. *skipped_p: how many of the list's first rows are not visible. */

@@ -147,8 +147,6 @@ static void test_refusals(void **state) {
         {"policy=1", "attention.text_policy needs text_keep_ratio", REFUSED},
         {"protect=1", "attention.protect_prompt needs text_keep_ratio", REFUSED},
         {"text=0.5 min=0", "attention.text_keep_min is 0; allowed: 1 to", REFUSED},
-        {"selection=2", "attention.visual_selection other than last-row", AVL_ERR_UNSUPPORTED},
-        {"uniform=0.5", "attention.visual_uniform_share", AVL_ERR_UNSUPPORTED},
         {"keep=0.5", "attention.prefill_keep_ratio", AVL_ERR_UNSUPPORTED},
         {"text=0.5 min=3 policy=2 protect=0", "attention.text_keep_ratio", AVL_ERR_UNSUPPORTED},
     };

@@ -82,6 +82,9 @@ class Requests(unittest.TestCase):
         report = Answer(self.generate(raw(attention=pb.AttentionParameters(preset="dense")))).finished.attention
         self.assertEqual(report.parameters.visual_compute_ratio, 1)
         self.assertEqual(report.parameters.visual_selection, pb.VISUAL_SELECTION_LAST_ROW)
+        chosen = pb.AttentionParameters(visual_selection=pb.VISUAL_SELECTION_RANDOM)
+        finished = Answer(self.generate(raw(attention=chosen))).finished
+        self.assertEqual(finished.attention.parameters.selection_seed, finished.seed)
 
     def test_empty(self):
         self.refused(pb.GenerateRequest(), "INVALID_ARGUMENT", "no input")
@@ -115,6 +118,9 @@ class Requests(unittest.TestCase):
                              ({"visual_update_interval": 2**32 - 1}, "4294967295"),
                              ({"dense": True, "visual_store_ratio": 0.5}, "dense excludes"),
                              ({"preset": "best"}, "there are dense, a-vl"),
+                             ({"visual_selection": 9}, "visual_selection is 9"),
+                             ({"visual_uniform_share": 1}, "visual_uniform_share is 1"),
+                             ({"selection_seed": 1}, "random alone"),
                              ({"text_keep_min": 5}, "text_keep_min needs text_keep_ratio")):
             self.refused(raw(attention=pb.AttentionParameters(**fields)), "INVALID_ARGUMENT", "attention.", word)
 

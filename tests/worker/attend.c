@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "worker/attend.h"
+#include "worker/sampler.h"
 #include "worker/visual_store.h"
 
 #define LAYERS 2
@@ -35,7 +36,18 @@ typedef struct script {
     int interval;
     int window;
     int chunk_rows; /* 0: the prompt at once */
+    avl_visual_selection_t selection;
+    double uniform; /* share of the store */
+    uint64_t seed;
 } script_t;
+
+/* A-VL's own way to choose. */
+#define SCRIPT(ranks_, kinds_, steps_, store_, compute_, interval_, window_, chunk_)               \
+    {                                                                                              \
+        .ranks = (ranks_), .kinds = (kinds_), .decode_steps = (steps_), .store = (store_),         \
+        .compute = (compute_), .interval = (interval_), .window = (window_),                       \
+        .chunk_rows = (chunk_)                                                                     \
+    }
 
 /* What came out of one layer; of all heads. */
 typedef struct trace {
@@ -125,6 +137,68 @@ static void best_rows(const int32_t *rows, const double *weights, int count, int
     }
 }
 
+/* `keep` places at even distances of `count`: the middles of equal parts. */
+static void even_places(int count, int keep, int32_t *places) {
+    for (int i = 0; i < keep; i++)
+        places[i] = (int32_t)floor((i + 0.5) * count / keep + 1e-9);
+}
+
+/* Row by row, each with the share of rows still wanted among those left. */
+static void chance_places(uint64_t seed, int layer, int step, int purpose, int count, int keep,
+                          int32_t *places) {
+    for (int i = 0, taken = 0; i < count; i++) {
+        uint32_t words[4], key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+        uint32_t counter[4] = {(uint32_t)i, (uint32_t)layer, (uint32_t)step, (uint32_t)purpose};
+        avl_philox(counter, key, words);
+        if (words[0] / 4294967296.0 < (double)(keep - taken) / (count - i))
+            places[taken++] = i;
+    }
+}
+
+static void take_places(const int32_t *rows, const int32_t *places, int count, int32_t *taken) {
+    for (int i = 0; i < count; i++)
+        taken[i] = rows[places[i]];
+}
+
+/* The store of a prompt with these weights over its visual rows, of the scoring rows together. */
+static void reference_store(const reference_t *reference, int layer, const double *weights,
+                            int32_t *store) {
+    const script_t *script = reference->script;
+    int32_t places[ROWS_MAX];
+    int count = reference->visual_count, keep = reference->stored;
+    if (script->selection == AVL_VISUAL_RANDOM) {
+        chance_places(script->seed, layer, 0, 1, count, keep, places);
+        take_places(reference->visual, places, keep, store);
+    } else if (script->selection == AVL_VISUAL_UNIFORM) {
+        even_places(count, keep, places);
+        take_places(reference->visual, places, keep, store);
+    } else {
+        double merits[ROWS_MAX];
+        memcpy(merits, weights, (size_t)count * sizeof *merits);
+        int even = avl_ratio_rows(script->uniform, keep);
+        even_places(count, even, places);
+        for (int i = 0; i < even; i++)
+            merits[places[i]] = INFINITY;
+        best_rows(reference->visual, merits, count, keep, store);
+    }
+}
+
+/* The core after `step`, 0: the prompt. */
+static void reference_core(const reference_t *reference, int layer, int step, const int32_t *store,
+                           const double *weights, int32_t *core) {
+    const script_t *script = reference->script;
+    int32_t places[ROWS_MAX];
+    int count = reference->stored, keep = reference->computed;
+    if (script->selection == AVL_VISUAL_RANDOM)
+        chance_places(script->seed, layer, step, 2, count, keep, places);
+    else if (script->selection == AVL_VISUAL_UNIFORM)
+        even_places(count, keep, places);
+    else
+        best_rows(store, weights, count, keep, core);
+    if (script->selection == AVL_VISUAL_RANDOM || script->selection == AVL_VISUAL_UNIFORM)
+        take_places(store, places, keep, core);
+}
+
 /* The rows that a decode step reads: all text up to `row`, and the given visual ones (first in the
  * list). */
 static int gather(const script_t *script, int row, const int32_t *visual, int visual_count,
@@ -138,22 +212,36 @@ static int gather(const script_t *script, int row, const int32_t *visual, int vi
     return count;
 }
 
+static bool scores_visual(const reference_t *reference, int row) {
+    int last = reference->prompt_rows - 1, seen = reference->visual_count;
+    if (row == last || reference->script->selection != AVL_VISUAL_QUESTION)
+        return row == last;
+    return (seen == 0 || row > reference->visual[seen - 1]) && last - row < AVL_SCORING_ROWS_MAX;
+}
+
 static void reference_prompt(reference_t *reference, int layer, trace_t *trace) {
     const script_t *script = reference->script;
-    double weights[ROWS_MAX], visual[ROWS_MAX], kept[ROWS_MAX];
+    double weights[ROWS_MAX], visual[ROWS_MAX] = {0}, kept[ROWS_MAX];
     int32_t rows[ROWS_MAX];
     for (int row = 0; row < reference->prompt_rows; row++) {
         rows[row] = row;
         reference_attend(script, layer, row, rows, row + 1, weights, trace->outputs[layer][row]);
+        if (!scores_visual(reference, row))
+            continue;
+        for (int i = 0; i < reference->visual_count; i++) {
+            int last = reference->prompt_rows - 1;
+            bool sees = script->window == 0 || reference->visual[i] > last - script->window;
+            visual[i] += sees ? weights[reference->visual[i]] : 0;
+        }
     }
-    for (int i = 0; i < reference->visual_count; i++)
-        visual[i] = weights[reference->visual[i]];
-    best_rows(reference->visual, visual, reference->visual_count, reference->stored,
-              reference->store[layer]);
-    for (int i = 0; i < reference->stored; i++)
-        kept[i] = weights[reference->store[layer][i]];
-    best_rows(reference->store[layer], kept, reference->stored, reference->computed,
-              reference->core[layer]);
+    reference_store(reference, layer, visual, reference->store[layer]);
+    for (int i = 0; i < reference->stored; i++) {
+        for (int j = 0; j < reference->visual_count; j++) {
+            if (reference->visual[j] == reference->store[layer][i])
+                kept[i] = visual[j];
+        }
+    }
+    reference_core(reference, layer, 0, reference->store[layer], kept, reference->core[layer]);
 }
 
 static void reference_decode(reference_t *reference, int layer, int step, trace_t *trace) {
@@ -169,8 +257,8 @@ static void reference_decode(reference_t *reference, int layer, int step, trace_
     for (int i = 0; i < visual_count; i++)
         reference->computed_rows += script->window == 0 || visual[i] > row - script->window;
     if (update)
-        best_rows(reference->store[layer], weights, reference->stored, reference->computed,
-                  reference->core[layer]);
+        reference_core(reference, layer, step, reference->store[layer], weights,
+                       reference->core[layer]);
 }
 
 static void run_reference(const script_t *script, trace_t *trace) {
@@ -325,6 +413,9 @@ static avl_status_t open_rank(rank_t *rank) {
     for (int i = 0; i < prompt_rows; i++)
         ids[i] = is_visual(script, i) ? -1 : 1;
     avl_attention_params_t params = AVL_ATTENTION(script->store, script->compute, script->interval);
+    params.visual_selection = script->selection;
+    params.visual_uniform_share = script->uniform;
+    params.selection_seed = script->seed;
     AVL_TRY(avl_attention_params_check(&params));
     avl_sequence_shape_t shape =
         avl_sequence_shape(ids, prompt_rows, prompt_rows + script->decode_steps, &params);
@@ -342,7 +433,8 @@ static avl_status_t open_rank(rank_t *rank) {
                                     .window = script->window,
                                     .rows_max = ROWS_MAX,
                                     .runs_max = 1,
-                                    .scores_max = ROWS_MAX};
+                                    .scores_max = ROWS_MAX,
+                                    .sequence_scores_max = ROWS_MAX};
     AVL_TRY(avl_attend_create(&options, &rank->attend));
     return avl_sequence_create(rank->device, 0, &shape, LAYERS, ids, &rank->sequence);
 }
@@ -428,6 +520,11 @@ static const char *const prompts[] = {
     "ttttttttttttttttttttt",
 };
 
+/* More rows after the picture than rank it. */
+static const char long_question[] =
+    "tttvvvvvvvvvvvvvvvvvvvvvvvvvvvttttttttttttttttttttttttttttttttt"
+    "ttttttttttttttttttttttttttttttttttttttttttt";
+
 static void check(script_t script) {
     trace_t *got = calloc(1, sizeof *got), *expected = calloc(1, sizeof *expected);
     assert_true(got != NULL && expected != NULL);
@@ -448,8 +545,9 @@ static void test_against_reference(void **state) {
     for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
         for (size_t j = 0; j < sizeof settings / sizeof *settings; j++) {
             for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
-                check((script_t){ranks, prompts[i], 14, settings[j].store, settings[j].compute,
-                                 settings[j].interval, 0, chunks[(i + j + (size_t)ranks) % 2]});
+                check((script_t)SCRIPT(ranks, prompts[i], 14, settings[j].store,
+                                       settings[j].compute, settings[j].interval, 0,
+                                       chunks[(i + j + (size_t)ranks) % 2]));
         }
     }
 }
@@ -459,11 +557,82 @@ static void test_sliding_window(void **state) {
     static const int windows[] = {1, 8, 20, 45, 100};
     for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
         for (size_t j = 0; j < sizeof windows / sizeof *windows; j++) {
-            check((script_t){1, prompts[i], 14, .5, .3, 3, windows[j], 0});
-            check((script_t){3, prompts[i], 14, .3, .2, 2, windows[j], 17});
-            check((script_t){2, prompts[i], 14, 1, 1, 2, windows[j], 0});
+            check((script_t)SCRIPT(1, prompts[i], 14, .5, .3, 3, windows[j], 0));
+            check((script_t)SCRIPT(3, prompts[i], 14, .3, .2, 2, windows[j], 17));
+            check((script_t)SCRIPT(2, prompts[i], 14, 1, 1, 2, windows[j], 0));
         }
     }
+}
+
+/* Every other way to choose, with the same budgets. */
+static void test_selections(void **state) {
+    (void)state;
+    static const struct {
+        avl_visual_selection_t selection;
+        double uniform;
+    } ways[] = {{AVL_VISUAL_QUESTION, 0},  {AVL_VISUAL_QUESTION, .5}, {AVL_VISUAL_LAST_ROW, .3},
+                {AVL_VISUAL_LAST_ROW, .9}, {AVL_VISUAL_RANDOM, 0},    {AVL_VISUAL_UNIFORM, 0}};
+    static const struct {
+        double store, compute;
+        int interval, window;
+    } settings[] = {{.5, .3, 3, 0}, {.3, .15, 1, 0}, {.1, .02, 4, 0}, {1, .25, 2, 0},
+                    {.5, .5, 3, 0}, {1, 1, 2, 0},    {.4, .2, 2, 30}};
+    static const int chunks[] = {0, 11, 17, 1};
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        for (size_t j = 0; j < sizeof settings / sizeof *settings; j++) {
+            for (size_t way = 0; way < sizeof ways / sizeof *ways; way++) {
+                size_t turn = i + j + way;
+                script_t script = SCRIPT(1 + (int)(turn % 4), prompts[i], 14, settings[j].store,
+                                         settings[j].compute, settings[j].interval,
+                                         settings[j].window, chunks[(turn + i) % 4]);
+                script.selection = ways[way].selection;
+                script.uniform = ways[way].uniform;
+                script.seed = turn % 2 ? 7 : UINT64_C(0x123456789abcdef0);
+                check(script);
+            }
+        }
+    }
+}
+
+/* The rows of a question add up to the same bits however they are cut into chunks. */
+static void test_question_in_chunks(void **state) {
+    (void)state;
+    trace_t *whole = calloc(1, sizeof *whole), *cut = calloc(1, sizeof *cut);
+    assert_true(whole != NULL && cut != NULL);
+    script_t script = SCRIPT(2, prompts[2], 14, .5, .3, 3, 0, 0);
+    script.selection = AVL_VISUAL_QUESTION;
+    run_ranks(&script, whole);
+    script_t other = script;
+    other.kinds = long_question;
+    other.chunk_rows = 40;
+    check(other);
+    for (int chunk = 1; chunk < 50; chunk += 7) {
+        script.chunk_rows = chunk;
+        memset(cut, 0, sizeof *cut);
+        run_ranks(&script, cut);
+        assert_memory_equal(cut->store, whole->store, sizeof whole->store);
+        assert_memory_equal(cut->core, whole->core, sizeof whole->core);
+    }
+    free(whole);
+    free(cut);
+}
+
+/* Another seed, other rows; every layer its own. */
+static void test_random_depends_on_seed_and_layer(void **state) {
+    (void)state;
+    trace_t *one = calloc(1, sizeof *one), *two = calloc(1, sizeof *two);
+    assert_true(one != NULL && two != NULL);
+    script_t script = SCRIPT(1, prompts[0], 6, .5, .3, 3, 0, 0);
+    script.selection = AVL_VISUAL_RANDOM;
+    run_ranks(&script, one);
+    script.seed = 1;
+    run_ranks(&script, two);
+    assert_memory_not_equal(one->store[0], two->store[0], 19 * sizeof(int32_t));
+    assert_memory_not_equal(one->store[0], one->store[1], 19 * sizeof(int32_t));
+    assert_memory_not_equal(one->core[0][0], one->core[0][3], 11 * sizeof(int32_t));
+    assert_memory_equal(one->core[0][0], one->core[0][2], 11 * sizeof(int32_t));
+    free(one);
+    free(two);
 }
 
 static void expect_same_bits(script_t left, script_t right) {
@@ -481,13 +650,13 @@ static void expect_same_bits(script_t left, script_t right) {
  * does not matter. */
 static void test_dense_bit_for_bit(void **state) {
     (void)state;
-    script_t dense = {2, prompts[0], 14, 1, 1, 1, 0, 0}, other = dense;
+    script_t dense = SCRIPT(2, prompts[0], 14, 1, 1, 1, 0, 0), other = dense;
     other.interval = 3;
     expect_same_bits(dense, other);
     other = dense;
     other.compute = .4;
     expect_same_bits(dense, other);
-    script_t left = {2, prompts[1], 14, .5, .5, 3, 0, 0}, right = left;
+    script_t left = SCRIPT(2, prompts[1], 14, .5, .5, 3, 0, 0), right = left;
     right.interval = 1;
     expect_same_bits(left, right);
     right.compute = .2;
@@ -496,7 +665,7 @@ static void test_dense_bit_for_bit(void **state) {
 
 static void test_pages_follow_the_price(void **state) {
     (void)state;
-    script_t script = {1, prompts[0], 14, .5, .3, 3, 0, 0};
+    script_t script = SCRIPT(1, prompts[0], 14, .5, .3, 3, 0, 0);
     trace_t *trace = calloc(1, sizeof *trace);
     assert_non_null(trace);
     run_ranks(&script, trace);
@@ -515,6 +684,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_reference),
         cmocka_unit_test(test_sliding_window),
+        cmocka_unit_test(test_selections),
+        cmocka_unit_test(test_question_in_chunks),
+        cmocka_unit_test(test_random_depends_on_seed_and_layer),
         cmocka_unit_test(test_dense_bit_for_bit),
         cmocka_unit_test(test_pages_follow_the_price),
     };

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "worker/ledger.h"
 #include "worker/sequence.h"
+#include "worker/spread.h"
 #include "worker/stats.h"
 
 /* Every thousandth, as a decimal literal would be read, against integer arithmetic. */
@@ -124,6 +125,43 @@ static void test_sequence_lists(void **state) {
     avl_device_close(device);
 }
 
+static void test_spread(void **state) {
+    (void)state;
+    int32_t rows[64];
+    avl_spread_even(10, 3, rows);
+    assert_true(rows[0] == 1 && rows[1] == 5 && rows[2] == 8);
+    for (int32_t count = 1; count <= 64; count++) {
+        for (int32_t keep = 0; keep <= count; keep++) {
+            avl_spread_even(count, keep, rows);
+            int32_t next = 0;
+            for (int32_t i = 0; i < count; i++) {
+                bool listed = next < keep && rows[next] == i;
+                assert_true(avl_spread_has(count, keep, i) == listed);
+                next += listed;
+            }
+            assert_int_equal(next, keep);
+        }
+    }
+}
+
+/* Sets of the wished size, each row as often as another. */
+static void test_chance(void **state) {
+    (void)state;
+    int32_t rows[20], times[20] = {0};
+    for (uint64_t seed = 0; seed < 4000; seed++) {
+        avl_spread_chance(seed, 3, 0, AVL_SPREAD_STORE, 20, 5, rows);
+        for (int i = 0; i < 5; i++) {
+            assert_true(rows[i] < 20 && (i == 0 || rows[i] > rows[i - 1]));
+            times[rows[i]]++;
+        }
+    }
+    for (int i = 0; i < 20; i++)
+        assert_in_range(times[i], 1000 - 120, 1000 + 120); /* four standard deviations and more */
+    avl_spread_chance(1, 0, 0, AVL_SPREAD_CORE, 20, 20, rows);
+    assert_int_equal(rows[19], 19);
+    avl_spread_chance(1, 0, 0, AVL_SPREAD_CORE, 20, 0, rows);
+}
+
 static void test_ledger(void **state) {
     (void)state;
     avl_ledger_t ledger = {.budget_bytes = 1000};
@@ -176,7 +214,8 @@ static void test_stats_clock(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ratios_are_exact), cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_sequence_lists),   cmocka_unit_test(test_ledger),
+        cmocka_unit_test(test_sequence_lists),   cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_chance),           cmocka_unit_test(test_ledger),
         cmocka_unit_test(test_ledgers_of_ranks), cmocka_unit_test(test_stats_clock),
     };
     return cmocka_run_group_tests_name("worker parts", tests, NULL, NULL);

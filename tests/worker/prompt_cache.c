@@ -148,6 +148,55 @@ static void test_prefixes(void **state) {
     check_prefixes(3, 64);
 }
 
+/* Every way to choose rows: what ranks them is computed, whatever is there already, and a prompt's
+ * state is another one's only where the rows were chosen in the same way. */
+static void check_selections(int ranks, int32_t batch_rows) {
+    rig_t *without = open_rig(ranks, 512, 0, 0);
+    rig_t *rig = open_rig(ranks, batch_rows, 8, 0);
+    rig_case_t data = rig_case_load(rig_config(rig), "models/cases/00");
+    int32_t after = data.images[0].first_row + data.images[0].layout.prompt_rows;
+    static const struct {
+        avl_visual_selection_t selection;
+        double uniform;
+    } ways[] = {{AVL_VISUAL_QUESTION, 0},
+                {AVL_VISUAL_QUESTION, .5},
+                {AVL_VISUAL_LAST_ROW, .5},
+                {AVL_VISUAL_RANDOM, 0},
+                {AVL_VISUAL_UNIFORM, 0}};
+    assert_int_equal(data.image_count, 1);
+    (void)rig_answer(rig, ask(&data, 1, 90, 1, 1));
+    for (int i = 0; i < (int)(sizeof ways / sizeof *ways); i++) {
+        const rig_result_t *results[4];
+        for (int j = 0; j < 4; j++) {
+            avl_request_t *request = ask(&data, 10 * (uint64_t)i + 2 + (uint64_t)j, 91, .4, .2);
+            request->attention.visual_selection = ways[i].selection;
+            request->attention.visual_uniform_share = ways[i].uniform;
+            if (ways[i].selection == AVL_VISUAL_RANDOM)
+                request->attention.selection_seed = j == 3 ? 6 : 5;
+            results[j] = rig_answer(j == 0 ? without : rig, request);
+        }
+        expect_same(results[1], results[0], "after a dense request");
+        expect_same(results[2], results[0], "again");
+        int32_t reused = results[1]->end.reuse.prompt_rows;
+        if (ways[i].selection == AVL_VISUAL_QUESTION)
+            assert_int_equal(reused, after);
+        else
+            assert_int_equal(reused, data.row_count - 2);
+        assert_int_equal(results[2]->end.reuse.prompt_rows, data.row_count);
+        if (ways[i].selection == AVL_VISUAL_RANDOM)
+            assert_int_equal(results[3]->end.reuse.prompt_rows, data.row_count - 2);
+    }
+    rig_case_release(&data);
+    rig_close(rig);
+    rig_close(without);
+}
+
+static void test_selections(void **state) {
+    (void)state;
+    check_selections(1, 512);
+    check_selections(3, 64);
+}
+
 static void test_tenants_share_nothing(void **state) {
     (void)state;
     rig_t *rig = open_rig(1, 512, 8, 0);
@@ -198,9 +247,8 @@ static void test_requests_come_first(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole_prompts),
-        cmocka_unit_test(test_prefixes),
-        cmocka_unit_test(test_tenants_share_nothing),
+        cmocka_unit_test(test_whole_prompts),       cmocka_unit_test(test_prefixes),
+        cmocka_unit_test(test_selections),          cmocka_unit_test(test_tenants_share_nothing),
         cmocka_unit_test(test_requests_come_first),
     };
     return cmocka_run_group_tests_name("prompt cache", tests, NULL, NULL);
