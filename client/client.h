@@ -13,6 +13,7 @@
 
 int avl_command_ask(int argc, char **argv);
 int avl_command_bench(int argc, char **argv);
+int avl_command_eval(int argc, char **argv);
 int avl_command_info(int argc, char **argv);
 int avl_command_top(int argc, char **argv);
 

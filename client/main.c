@@ -12,6 +12,7 @@ static const struct {
 } commands[] = {
     {"ask", avl_command_ask, "ask a question about pictures and stream the answer"},
     {"bench", avl_command_bench, "put a service under load and report latencies"},
+    {"eval", avl_command_eval, "measure answers with less attention against dense attention"},
     {"info", avl_command_info, "show the model behind a service and what it accepts"},
     {"top", avl_command_top, "watch what a service is doing"},
 };

@@ -4,6 +4,7 @@
 #include <grpc/grpc.h>
 #include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,12 +152,36 @@ static grpc_byte_buffer *progress_message(int stage) {
     return pack_response(&response);
 }
 
+/* Two tokens of the vocabulary of ten: this one and the next. Without dense attention the second
+ * one is the likelier where the token's number is odd. */
+static void fill_logprobs(Avl__V1__TokenLogprob entries[3], int token, bool dense) {
+    bool other = !dense && token % 2 == 1;
+    const float logs[] = {logf(.7f), logf(.2f)};
+    for (int i = 0; i < 3; i++)
+        avl__v1__token_logprob__init(&entries[i]);
+    entries[0].token_id = token;
+    entries[0].logprob = logs[other];
+    entries[1].token_id = token + other;
+    entries[1].logprob = logs[0];
+    entries[2].token_id = token + !other;
+    entries[2].logprob = logs[1];
+}
+
 static grpc_byte_buffer *delta_message(const fake_behaviour_t *behaviour, int token) {
+    Avl__V1__TokenLogprob entries[3], *best[] = {&entries[1], &entries[2]};
+    Avl__V1__TokenLogprobs logprobs, *list[] = {&logprobs};
+    fill_logprobs(entries, token, behaviour->dense);
+    avl__v1__token_logprobs__init(&logprobs);
+    logprobs.token = &entries[0];
+    logprobs.n_best = 2;
+    logprobs.best = best;
     Avl__V1__Delta delta;
     avl__v1__delta__init(&delta);
     delta.text = (char *)(uintptr_t)(behaviour->text != NULL ? behaviour->text : "w ");
     delta.n_token_ids = 1;
     delta.token_ids = &token;
+    delta.n_logprobs = behaviour->logprobs ? 1 : 0;
+    delta.logprobs = list;
     Avl__V1__GenerateResponse response = AVL__V1__GENERATE_RESPONSE__INIT;
     response.event_case = AVL__V1__GENERATE_RESPONSE__EVENT_DELTA;
     response.delta = &delta;
@@ -177,6 +202,7 @@ static grpc_byte_buffer *finished_message(const fake_behaviour_t *behaviour) {
     attention.visual_rows_stored = 98;
     attention.visual_rows_computed_per_step = 65.5;
     attention.kv_bytes_returned = UINT64_MAX;
+    attention.kv_bytes_held = 4096;
     Avl__V1__Timings timings = AVL__V1__TIMINGS__INIT;
     timings.queue_seconds = 0.001;
     timings.preprocess_seconds = 0.002;
@@ -325,6 +351,10 @@ static void answer_generate(fake_server_t *server, fake_call_t *call) {
         avl__v1__generate_request__unpack(NULL, server->request_bytes, server->request);
     REQUIRE(request != NULL);
     call->behaviour.progress = call->behaviour.progress && request->progress;
+    call->behaviour.dense = request->attention != NULL && request->attention->dense;
+    call->behaviour.logprobs = request->sampling != NULL && request->sampling->_logprobs_case != 0;
+    if (request->n_forced_token_ids > 0 && !call->behaviour.ignore_forced)
+        call->behaviour.tokens = (int)request->n_forced_token_ids;
     avl__v1__generate_request__free_unpacked(request, NULL);
     pthread_mutex_unlock(&server->lock);
     int every = call->behaviour.refuse_every;
