@@ -30,11 +30,12 @@ typedef struct ask_options {
     bool json;
 } ask_options_t;
 
-enum { KEY_JSON = 0x100, KEY_TIMEOUT };
+enum { KEY_JSON = 0x100, KEY_TIMEOUT, KEY_ANSWERS };
 
 static const struct argp_option ask_option_list[] = {
     {"image", 'i', "FILE", 0,
      "a JPEG, PNG or WebP picture; repeatable, in the order of the question", 0},
+    {"n", KEY_ANSWERS, "N", 0, "draw N answers side by side, each with a seed of its own", 0},
     {"timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of the request, kept by the service as well",
      0},
     {"json", KEY_JSON, NULL, 0, "print one JSON object instead of the text", 0},
@@ -55,6 +56,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state) {
         break;
     case KEY_TIMEOUT:
         options->timeout_s = avl_option_number_in(state, "--timeout", text, 1e-3, 1e6);
+        break;
+    case KEY_ANSWERS:
+        options->request.answers = (uint32_t)avl_option_count(state, "--n", text, 1, 256);
         break;
     case KEY_JSON:
         options->json = true;
@@ -125,18 +129,23 @@ out:
     return status;
 }
 
-/* What has arrived of the answer. */
+/* What has arrived of one answer. */
 typedef struct answer {
-    bool json;
-    bool any_text;
-    avl_progress_t progress;
-    char *text; /* for JSON */
+    char *text; /* for JSON, and of several answers */
     size_t text_bytes, text_capacity;
     json_t *token_ids;
     Avl__V1__Finished *finished;
 } answer_t;
 
-static void show_progress(answer_t *answer, const Avl__V1__Progress *progress) {
+typedef struct asked {
+    bool json;
+    bool any_text;
+    avl_progress_t progress;
+    answer_t *answers; /* [count] */
+    uint32_t count, left;
+} asked_t;
+
+static void show_progress(asked_t *asked, const Avl__V1__Progress *progress) {
     static const struct {
         const char *label, *unit;
     } stages[] = {
@@ -149,26 +158,27 @@ static void show_progress(answer_t *answer, const Avl__V1__Progress *progress) {
         [AVL__V1__STAGE__STAGE_DECODE] = {"answering", "tokens"},
     };
     size_t stage = (size_t)progress->stage;
-    if (answer->any_text || stage >= sizeof stages / sizeof stages[0])
+    if (asked->any_text || stage >= sizeof stages / sizeof stages[0])
         return;
     uint32_t done = progress->done, total = progress->total;
     if (stage == AVL__V1__STAGE__STAGE_LOADING) { /* parts per thousand on the wire */
         done /= 10;
         total /= 10;
     }
-    avl_progress_show(&answer->progress, stages[stage].label, done, total, stages[stage].unit);
+    avl_progress_show(&asked->progress, stages[stage].label, done, total, stages[stage].unit);
 }
 
 static avl_status_t output_failed(void) {
     return avl_fail(AVL_ERR_IO, "standard output: %s", strerror(errno));
 }
 
-static avl_status_t take_delta(answer_t *answer, const Avl__V1__Delta *delta) {
-    if (!answer->json) {
+static avl_status_t take_delta(asked_t *asked, const Avl__V1__Delta *delta) {
+    answer_t *answer = &asked->answers[delta->choice];
+    if (!asked->json && asked->count == 1) {
         if (delta->text[0] == '\0')
             return AVL_OK;
-        avl_progress_clear(&answer->progress);
-        answer->any_text = true;
+        avl_progress_clear(&asked->progress);
+        asked->any_text = true;
         avl_terminal_write(stdout, delta->text);
         return fflush(stdout) != 0 || ferror(stdout) ? output_failed() : AVL_OK;
     }
@@ -184,26 +194,47 @@ static avl_status_t take_delta(answer_t *answer, const Avl__V1__Delta *delta) {
     return AVL_OK;
 }
 
+/* What belongs to an answer must name one that was asked for and has not ended. */
+static avl_status_t check_choice(const asked_t *asked, const Avl__V1__GenerateResponse *response) {
+    uint32_t choice = 0;
+    if (response->event_case == AVL__V1__GENERATE_RESPONSE__EVENT_DELTA)
+        choice = response->delta->choice;
+    else if (response->event_case == AVL__V1__GENERATE_RESPONSE__EVENT_FINISHED)
+        choice = response->finished->choice;
+    else
+        return AVL_OK;
+    if (choice >= asked->count)
+        return avl_fail(AVL_ERR_INTERNAL, "the server sent answer %u, and %u %s asked for", choice,
+                        asked->count, asked->count == 1 ? "was" : "were");
+    if (asked->answers[choice].finished != NULL)
+        return avl_fail(AVL_ERR_INTERNAL, "the server went on after the end of the answer");
+    return AVL_OK;
+}
+
 static avl_status_t take_message(void *context, const uint8_t *bytes, size_t byte_count) {
-    answer_t *answer = context;
+    asked_t *asked = context;
     Avl__V1__GenerateResponse *response =
         avl__v1__generate_response__unpack(NULL, byte_count, bytes);
     if (response == NULL)
         return avl_fail(AVL_ERR_INTERNAL, "the server sent a message that is no GenerateResponse");
-    avl_status_t status = AVL_OK;
-    if (answer->finished != NULL) {
+    avl_status_t status =
+        asked->left > 0 ? check_choice(asked, response)
+                        : avl_fail(AVL_ERR_INTERNAL, "the server went on after the end of the "
+                                                     "answer");
+    if (status != AVL_OK) {
         avl__v1__generate_response__free_unpacked(response, NULL);
-        return avl_fail(AVL_ERR_INTERNAL, "the server went on after the end of the answer");
+        return status;
     }
     switch (response->event_case) {
     case AVL__V1__GENERATE_RESPONSE__EVENT_PROGRESS:
-        show_progress(answer, response->progress);
+        show_progress(asked, response->progress);
         break;
     case AVL__V1__GENERATE_RESPONSE__EVENT_DELTA:
-        status = take_delta(answer, response->delta);
+        status = take_delta(asked, response->delta);
         break;
     case AVL__V1__GENERATE_RESPONSE__EVENT_FINISHED:
-        answer->finished = response->finished;
+        asked->answers[response->finished->choice].finished = response->finished;
+        asked->left--;
         response->event_case = AVL__V1__GENERATE_RESPONSE__EVENT__NOT_SET; /* ours now */
         break;
     default: /* a newer server's event: nothing we could show */
@@ -257,8 +288,28 @@ static json_t *json_of_answer(const answer_t *answer) {
         usage_object, "attention", attention_object, "timings", timings_object);
 }
 
-static avl_status_t print_json(const answer_t *answer) {
-    json_t *object = json_of_answer(answer);
+/* Several answers, and what they took together. */
+static json_t *json_of_answers(const asked_t *asked) {
+    json_int_t prompt = 0, visual = 0, completion = 0;
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < asked->count && list != NULL; i++) {
+        json_t *object = json_of_answer(&asked->answers[i]);
+        const Avl__V1__Usage *usage = asked->answers[i].finished->usage;
+        prompt += usage != NULL ? usage->prompt_tokens : 0;
+        visual += usage != NULL ? usage->visual_tokens : 0;
+        completion += usage != NULL ? usage->completion_tokens : 0;
+        if (object == NULL || json_object_set_new(object, "choice", json_integer(i)) != 0 ||
+            json_array_append_new(list, object) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return json_pack("{s:o, s:{s:I, s:I, s:I}}", "choices", list, "usage", "prompt_tokens", prompt,
+                     "visual_tokens", visual, "completion_tokens", completion);
+}
+
+static avl_status_t print_json(const asked_t *asked) {
+    json_t *object = asked->count == 1 ? json_of_answer(asked->answers) : json_of_answers(asked);
     char *text = object != NULL ? json_dumps(object, JSON_REAL_PRECISION(9) | JSON_COMPACT) : NULL;
     json_decref(object);
     if (text == NULL) /* text that is no UTF-8, numbers that are none */
@@ -268,21 +319,43 @@ static avl_status_t print_json(const answer_t *answer) {
     return putchar('\n') == EOF || fflush(stdout) != 0 || ferror(stdout) ? output_failed() : AVL_OK;
 }
 
+/* Of several answers; a single one was shown as it came, but for its last newline. */
+static avl_status_t print_texts(const asked_t *asked) {
+    for (uint32_t i = 0; i < asked->count && asked->count > 1; i++) {
+        const answer_t *answer = &asked->answers[i];
+        printf("%s[%u, seed %llu] ", i > 0 ? "\n\n" : "", i,
+               (unsigned long long)answer->finished->seed);
+        avl_terminal_write(stdout, answer->text != NULL ? answer->text : "");
+    }
+    return putchar('\n') == EOF || fflush(stdout) != 0 || ferror(stdout) ? output_failed() : AVL_OK;
+}
+
 /* The one-line summary below an answer, for a person. */
-static void print_summary(const answer_t *answer) {
-    const Avl__V1__Finished *finished = answer->finished;
-    if (!answer->progress.enabled || finished->usage == NULL || finished->timings == NULL ||
-        finished->attention == NULL)
+static void print_summary(const asked_t *asked) {
+    uint32_t tokens = 0, prompt = 0, visual = 0, cut = 0;
+    double seconds = 0;
+    if (!asked->progress.enabled)
         return;
-    fprintf(stderr, "(%u prompt tokens, %u of them visual; %u tokens in %.2f s",
-            finished->usage->prompt_tokens, finished->usage->visual_tokens,
-            finished->usage->completion_tokens, finished->timings->total_seconds);
-    if (finished->usage->visual_tokens > 0)
+    for (uint32_t i = 0; i < asked->count; i++) {
+        const Avl__V1__Finished *one = asked->answers[i].finished;
+        if (one->usage == NULL || one->timings == NULL || one->attention == NULL)
+            return;
+        prompt += one->usage->prompt_tokens;
+        visual += one->usage->visual_tokens;
+        tokens += one->usage->completion_tokens;
+        cut += one->finish_reason == AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH;
+        seconds = one->timings->total_seconds > seconds ? one->timings->total_seconds : seconds;
+    }
+    fprintf(stderr, "(%u prompt tokens, %u of them visual; %u tokens in %.2f s", prompt, visual,
+            tokens, seconds);
+    const Avl__V1__AttentionReport *attention = asked->answers[0].finished->attention;
+    if (visual > 0)
         fprintf(stderr, "; visual rows: %u seen, %u stored, %.1f computed a step",
-                finished->attention->visual_rows_seen, finished->attention->visual_rows_stored,
-                finished->attention->visual_rows_computed_per_step);
-    if (finished->finish_reason == AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH)
-        fputs("; cut by the length limit", stderr);
+                attention->visual_rows_seen, attention->visual_rows_stored,
+                attention->visual_rows_computed_per_step);
+    if (cut > 0)
+        fputs(asked->count > 1 ? "; some cut by the length limit" : "; cut by the length limit",
+              stderr);
     fputs(")\n", stderr);
 }
 
@@ -293,36 +366,51 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-static avl_status_t ask(const ask_options_t *options, answer_t *answer) {
+static avl_status_t prepare_answers(const ask_options_t *options, asked_t *asked) {
+    asked->count = asked->left = options->request.answers > 1 ? options->request.answers : 1;
+    AVL_TRY(avl_alloc(asked->count, sizeof *asked->answers, "answers", &asked->answers));
+    for (uint32_t i = 0; i < asked->count; i++) {
+        asked->answers[i].token_ids = json_array();
+        if (asked->answers[i].token_ids == NULL)
+            return avl_fail(AVL_ERR_MEMORY, "answer: no memory");
+    }
+    return AVL_OK;
+}
+
+static void free_answers(asked_t *asked) {
+    for (uint32_t i = 0; i < asked->count && asked->answers != NULL; i++) {
+        free(asked->answers[i].text);
+        json_decref(asked->answers[i].token_ids);
+        if (asked->answers[i].finished != NULL)
+            avl__v1__finished__free_unpacked(asked->answers[i].finished, NULL);
+    }
+    free(asked->answers);
+}
+
+static avl_status_t ask(const ask_options_t *options, asked_t *asked) {
     avl_rpc_request_t *request = NULL;
     avl_rpc_t *rpc = NULL;
     avl_status_t status = AVL_OK;
-    answer->token_ids = json_array();
-    if (answer->token_ids == NULL)
-        return avl_fail(AVL_ERR_MEMORY, "answer: no memory");
-    AVL_TRY(make_request(options, answer->progress.enabled, &request));
+    AVL_TRY(prepare_answers(options, asked));
+    AVL_TRY(make_request(options, asked->progress.enabled, &request));
     AVL_TRY_GOTO(status, avl_rpc_open(options->server, 1, &rpc), out);
     int64_t timeout_ns =
         options->timeout_s > 0 ? (int64_t)(options->timeout_s * 1e9) : AVL_DEADLINE_NONE;
-    avl_progress_show(&answer->progress, "sending", 0, 0, "");
+    avl_progress_show(&asked->progress, "sending", 0, 0, "");
     AVL_TRY_GOTO(status,
                  avl_rpc_call(rpc, "/avl.v1.Inference/Generate", request, timeout_ns, &interrupted,
-                              take_message, answer),
+                              take_message, asked),
                  out);
-    avl_progress_clear(&answer->progress);
-    if (answer->finished == NULL) {
+    avl_progress_clear(&asked->progress);
+    if (asked->left > 0) {
         status = avl_fail(AVL_ERR_INTERNAL, "the server ended the answer without finishing it");
         goto out;
     }
-    if (options->json) {
-        status = print_json(answer);
-    } else if (putchar('\n') == EOF || fflush(stdout) != 0) {
-        status = output_failed();
-    } else {
-        print_summary(answer);
-    }
+    status = options->json ? print_json(asked) : print_texts(asked);
+    if (status == AVL_OK && !options->json)
+        print_summary(asked);
 out:
-    avl_progress_clear(&answer->progress);
+    avl_progress_clear(&asked->progress);
     avl_rpc_close(rpc);
     avl_rpc_request_destroy(request);
     return status;
@@ -342,19 +430,16 @@ int avl_command_ask(int argc, char **argv) {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
-    answer_t answer = {.json = options->json};
-    avl_progress_begin(&answer.progress);
-    avl_status_t status = ask(options, &answer);
+    asked_t asked = {.json = options->json};
+    avl_progress_begin(&asked.progress);
+    avl_status_t status = ask(options, &asked);
     if (status != AVL_OK) {
-        if (answer.any_text)
+        if (asked.any_text)
             putchar('\n');
         fflush(stdout);
         avl_terminal_report("avl ask", status, avl_status_detail());
     }
-    free(answer.text);
-    json_decref(answer.token_ids);
-    if (answer.finished != NULL)
-        avl__v1__finished__free_unpacked(answer.finished, NULL);
+    free_answers(&asked);
     free(options);
     if (status == AVL_OK)
         return 0;

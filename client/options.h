@@ -15,6 +15,7 @@
 typedef struct avl_request_options {
     const char *system; /* NULL: none */
     uint32_t max_tokens;
+    uint32_t answers; /* 0: one */
     bool raw_prompt, ignore_eos;
     Avl__V1__SamplingParameters
         sampling; /* its `stop` is the one below, of the first of all copies */

@@ -155,6 +155,7 @@ static void fill_request(parts_t *parts, const avl_request_options_t *options, c
     request->attention = &parts->attention;
     request->max_tokens = options->max_tokens;
     request->ignore_eos = options->ignore_eos;
+    request->n = options->answers;
 }
 
 avl_status_t avl_request_pack(const avl_request_options_t *options, const char *question,

@@ -199,7 +199,9 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
     avl_queue_entry_t *entry = &ticket->entry;
     entry->priority = priority;
     entry->work_ns = avl_estimate_work_ns(&admission->estimate, demand);
-    entry->cost = (int64_t)demand->rows + avl_estimate_tokens(&admission->estimate, demand);
+    int64_t answers = demand->answers > 1 ? demand->answers : 1;
+    entry->cost =
+        (int64_t)demand->rows + answers * avl_estimate_tokens(&admission->estimate, demand);
     avl_status_t status = AVL_OK;
     if (admission->out > 0 || avl_queue_count(admission->queue) > 0) {
         int64_t wait_ns = wait_locked(admission, ticket, now_ns);
@@ -260,7 +262,7 @@ static void come_back_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
     admission->out--;
     admission->out_work_ns -= ticket->entry.work_ns;
     admission->out_since_ns -= (uint64_t)ticket->out_ns;
-    avl_groups_release(admission->groups, ticket->generation);
+    avl_groups_release(admission->groups, ticket->generation, &ticket->need);
 }
 
 /* The next suspect may go, when there is none. */

@@ -163,9 +163,13 @@ static avl_status_t prepare(const avl_api_t *api, avl_live_request_t *live,
     snprintf(prepared->tenant, sizeof prepared->tenant, "%s", avl_live_request_tenant(live));
     avl_live_request_named(live, prepared->name);
     AVL_TRY(avl_sampling_read(request->sampling, api->policy.generation, &prepared->sampling));
-    if (request->sampling != NULL)
-        AVL_TRY(avl_stop_text_create(request->sampling->stop, request->sampling->n_stop,
-                                     &prepared->stop));
+    int32_t choices = 1;
+    const Avl__V1__SamplingParameters *sampling = request->sampling;
+    AVL_TRY(avl_choice_count_read(request, api->policy.choices_max, &choices));
+    AVL_TRY(avl_choices_create(api->tokenizer, sampling != NULL ? sampling->stop : NULL,
+                               sampling != NULL ? sampling->n_stop : 0, prepared->sampling.seed,
+                               choices, &prepared->choices));
+    prepared->choice_count = choices;
     AVL_TRY(avl_attention_read(request->attention, &api->policy.attention, prepared->sampling.seed,
                                &prepared->attention));
     prepared->max_tokens = (int32_t)request->max_tokens;
@@ -406,6 +410,7 @@ static void on_info(void *context, avl_call_t *call, avl_payload_t *payload) {
     info.message_bytes_max = (uint64_t)api->message_bytes_max;
     info.image_pixels_max = (uint64_t)api->image_pixels_max;
     info.images_max = (uint32_t)api->policy.images_max;
+    info.choices_max = (uint32_t)api->policy.choices_max;
     info.attention_defaults = &attention;
     info.load_seconds = (double)view.load_ns / 1e9;
     preset_message_t presets[PRESETS_MAX];

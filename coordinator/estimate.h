@@ -30,6 +30,7 @@ typedef struct avl_demand {
     int32_t tiles, rows;
     int32_t tokens_max;
     bool all_tokens; /* the answer will be that long */
+    int32_t answers; /* side by side; 0 is 1 */
 } avl_demand_t;
 
 /* A token came so long after the one before it. */

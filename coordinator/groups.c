@@ -215,6 +215,10 @@ typedef struct candidate {
     uint64_t generation;
 } candidate_t;
 
+static int32_t places_of(const avl_groups_need_t *need) {
+    return need->answers > 1 ? need->answers : 1;
+}
+
 avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
                                 uint64_t *generation_p) {
     candidate_t candidates[AVL_GROUPS_MAX];
@@ -235,7 +239,8 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
         }
         ready++;
         fitting += view.context_rows_max >= need->rows;
-        if (view.context_rows_max < need->rows || slot->places >= room_of(&view))
+        if (view.context_rows_max < need->rows ||
+            (slot->places > 0 && slot->places + places_of(need) > room_of(&view)))
             continue;
         candidates[count] = (candidate_t){slot, load_of(slot, &view), view.generation};
         if (best == NULL || candidates[count].load < best->load)
@@ -249,7 +254,7 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
              rank_of(candidates[i].slot, need->picture) > rank_of(chosen->slot, need->picture)))
             chosen = &candidates[i];
     if (chosen != NULL) {
-        chosen->slot->places++;
+        chosen->slot->places += places_of(need);
         *generation_p = chosen->generation;
     }
     pthread_mutex_unlock(&groups->lock);
@@ -262,12 +267,12 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
     return avl_fail(AVL_ERR_EXHAUSTED, "no worker group has room now");
 }
 
-void avl_groups_release(avl_groups_t *groups, uint64_t generation) {
+void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_groups_need_t *need) {
     pthread_mutex_lock(&groups->lock);
     for (int i = 0; i < AVL_GROUPS_MAX; i++) {
         slot_t *slot = &groups->slots[i];
         if (slot->group != NULL && slot->generation == generation && slot->places > 0) {
-            slot->places--;
+            slot->places -= places_of(need);
             break;
         }
     }
@@ -293,12 +298,13 @@ avl_status_t avl_groups_submit(avl_groups_t *groups, uint64_t generation,
     return status;
 }
 
-void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id) {
+void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id,
+                       int32_t choice) {
     avl_worker_group_view_t view;
     pthread_mutex_lock(&groups->lock);
     const slot_t *slot = find_locked(groups, generation, &view);
     if (slot != NULL)
-        avl_worker_group_cancel(slot->group, generation, request_id);
+        avl_worker_group_cancel(slot->group, generation, request_id, choice);
     pthread_mutex_unlock(&groups->lock);
 }
 

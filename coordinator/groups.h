@@ -41,6 +41,7 @@ typedef struct avl_groups_view {
 /* What a request needs. */
 typedef struct avl_groups_need {
     int32_t rows;     /* of context */
+    int32_t answers;  /* side by side; 0 is 1 */
     uint64_t picture; /* of the identity of its first picture; 0: none */
 } avl_groups_need_t;
 
@@ -57,18 +58,21 @@ void avl_groups_each(avl_groups_t *groups,
                      void (*each)(void *context, int number, avl_worker_group_t *group),
                      void *context);
 
-/* Chooses a group and takes a place in it. Errors: AVL_ERR_UNAVAILABLE (none is ready),
- * AVL_ERR_EXHAUSTED (none has room now), AVL_ERR_TOO_LARGE (none has a context of so many rows). */
+/* Chooses a group and takes a place in it for every answer; an idle group takes more answers than
+ * it has room for. Errors: AVL_ERR_UNAVAILABLE (none is ready), AVL_ERR_EXHAUSTED (none has room
+ * now), AVL_ERR_TOO_LARGE (none has a context of so many rows). */
 AVL_MUST_CHECK avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
                                                uint64_t *generation_p);
-/* Gives the place back; after the group's end nothing happens. */
-void avl_groups_release(avl_groups_t *groups, uint64_t generation);
+/* Gives the places back; after the group's end nothing happens. */
+void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_groups_need_t *need);
 /* Rows of context in that group; 0 when it has ended. */
 int32_t avl_groups_context(avl_groups_t *groups, uint64_t generation);
 /* Errors: AVL_ERR_UNAVAILABLE. */
 AVL_MUST_CHECK avl_status_t avl_groups_submit(avl_groups_t *groups, uint64_t generation,
                                               Avl__Worker__V1__Submit *submit);
-void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id);
+/* One answer, or all of them (`choice` -1). */
+void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id,
+                       int32_t choice);
 
 /* As avl_worker_group_stop, all at once. */
 void avl_groups_stop(avl_groups_t *groups, int64_t drain_ns);

@@ -7,24 +7,22 @@
 #include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
 
+static int32_t number_of(const avl_live_request_t *live, const avl_choice_t *choice) {
+    return (int32_t)(choice - live->prepared.choices);
+}
+
 /* `token` may be NULL. */
-static void send_delta_locked(avl_live_request_t *live, const char *text,
-                              const Avl__Worker__V1__Event *token) {
+static void send_delta_locked(avl_live_request_t *live, const avl_choice_t *choice,
+                              const char *text, const Avl__Worker__V1__Event *token) {
     avl_delta_message_t message;
-    avl_delta_message_fill(text, token, &message);
+    avl_delta_message_fill((uint32_t)number_of(live, choice), text, token, &message);
     avl_live_send_locked(live, &message.response);
 }
 
-/* What the client may see of `text`, which follows from the tokens so far. */
-static avl_status_t pass_stop_texts(avl_live_request_t *live, const char **text_p) {
-    if (live->prepared.stop == NULL)
-        return AVL_OK;
-    return avl_stop_text_add(live->prepared.stop, *text_p, text_p, &live->stopped);
-}
-
-static void on_token_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event) {
+static void on_token_locked(avl_live_request_t *live, avl_choice_t *choice,
+                            const Avl__Worker__V1__Event *event) {
     int32_t id = event->token_id;
-    if (live->stopped) /* on its way when the group was told to end it */
+    if (choice->stopped) /* on its way when the group was told to end it */
         return;
     if (id < 0 || id >= avl_tokenizer_id_limit(live->requests->config.tokenizer)) {
         char text[96];
@@ -32,50 +30,55 @@ static void on_token_locked(avl_live_request_t *live, const Avl__Worker__V1__Eve
         avl_live_fail_locked(live, AVL_ERR_INTERNAL, text);
         return;
     }
-    if (live->sent_count >= (size_t)live->max_tokens) {
+    if (choice->sent_count >= (size_t)live->max_tokens) {
         avl_live_fail_locked(live, AVL_ERR_INTERNAL,
                              "the worker group sent more tokens than were asked for");
         return;
     }
     const char *text = "";
-    avl_status_t status = avl_grow(live->sent_count + 1, sizeof *live->sent_ids, "tokens",
-                                   &live->sent_ids, &live->sent_capacity);
-    if (status == AVL_OK)
-        status = avl_detokenizer_add(live->detokenizer, id, &text);
-    if (status == AVL_OK)
-        status = pass_stop_texts(live, &text);
+    avl_status_t status = avl_choice_add(choice, id, &text);
     if (status != AVL_OK) {
         avl_live_fail_locked(live, status, avl_status_detail());
         return;
     }
-    live->sent_ids[live->sent_count++] = id;
+    live->sent_count++;
     if (live->strikes > 0)
         avl_admission_clear(live->requests->config.admission, &live->ticket);
     live->strikes = 0;
     int64_t now_ns = avl_clock_now_ns();
-    if (live->token_ns != 0)
-        avl_admission_token(live->requests->config.admission, now_ns - live->token_ns);
-    live->token_ns = now_ns;
+    if (choice->group_token_ns != 0)
+        avl_admission_token(live->requests->config.admission, now_ns - choice->group_token_ns);
+    choice->group_token_ns = now_ns;
     avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
-    avl_request_record_token(&live->record);
-    send_delta_locked(live, text, event);
-    if (live->stopped && live->state == STATE_RUNNING)
-        avl_groups_cancel(live->requests->groups, live->generation, live->id);
+    avl_request_record_token(&live->record, choice->last_token_ns, now_ns);
+    choice->last_token_ns = now_ns;
+    send_delta_locked(live, choice, text, event);
+    if (choice->stopped && live->state == STATE_RUNNING)
+        avl_groups_cancel(live->requests->groups, live->generation, live->id,
+                          number_of(live, choice));
 }
 
 static double seconds(int64_t ns) {
     return (double)(ns > 0 ? ns : 0) / 1e9;
 }
 
-static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
+static bool ends_by_stop(const avl_choice_t *choice, const Avl__Worker__V1__Result *result) {
+    return choice->stopped ||
+           result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP;
+}
+
+static void send_finished_locked(avl_live_request_t *live, const avl_choice_t *choice,
+                                 const Avl__Worker__V1__Result *result) {
     const avl_prepared_t *prepared = &live->prepared;
     Avl__V1__Usage usage;
     avl__v1__usage__init(&usage);
-    usage.prompt_tokens = (uint32_t)prepared->row_count;
-    usage.visual_tokens = (uint32_t)prepared->visual_rows;
-    usage.completion_tokens = (uint32_t)live->sent_count;
-    usage.cached_tokens = (uint32_t)result->prompt_rows_reused;
-    usage.encoder_cache_hits = (uint32_t)result->encoder_cache_hits;
+    usage.completion_tokens = (uint32_t)choice->sent_count;
+    if (live->choices_left == prepared->choice_count) {
+        usage.prompt_tokens = (uint32_t)prepared->row_count;
+        usage.visual_tokens = (uint32_t)prepared->visual_rows;
+        usage.cached_tokens = (uint32_t)result->prompt_rows_reused;
+        usage.encoder_cache_hits = (uint32_t)result->encoder_cache_hits;
+    }
     Avl__V1__AttentionReport attention;
     avl__v1__attention_report__init(&attention);
     attention.visual_store_ratio = prepared->attention.visual_store_ratio;
@@ -98,20 +101,20 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
     timings.preprocess_seconds = seconds(prepared->preprocess_ns);
     timings.encode_seconds = seconds(stage_ns[AVL_STAGE_ENCODE]);
     timings.prefill_seconds = seconds(stage_ns[AVL_STAGE_PREFILL]);
-    if (live->sent_count > 1)
+    if (choice->sent_count > 1)
         timings.decode_seconds_per_token =
-            seconds(result->decode_ns) / (double)(live->sent_count - 1);
+            seconds(result->decode_ns) / (double)(choice->sent_count - 1);
     timings.total_seconds = seconds(avl_clock_now_ns() - live->arrival_ns);
     Avl__V1__Finished finished;
     avl__v1__finished__init(&finished);
-    finished.finish_reason =
-        live->stopped || result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP
-            ? AVL__V1__FINISH_REASON__FINISH_REASON_STOP
-            : AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH;
+    finished.finish_reason = ends_by_stop(choice, result)
+                                 ? AVL__V1__FINISH_REASON__FINISH_REASON_STOP
+                                 : AVL__V1__FINISH_REASON__FINISH_REASON_LENGTH;
+    finished.choice = (uint32_t)number_of(live, choice);
     finished.usage = &usage;
     finished.attention = &attention;
     finished.timings = &timings;
-    finished.seed = prepared->sampling.seed;
+    finished.seed = choice->seed;
     Avl__V1__GenerateResponse response;
     avl__v1__generate_response__init(&response);
     response.event_case = AVL__V1__GENERATE_RESPONSE__EVENT_FINISHED;
@@ -120,47 +123,68 @@ static void send_finished_locked(avl_live_request_t *live, const Avl__Worker__V1
 }
 
 /* The last of the text. */
-static void send_rest_locked(avl_live_request_t *live) {
+static void send_rest_locked(avl_live_request_t *live, avl_choice_t *choice) {
     const char *text = "";
-    if (live->stopped)
+    if (choice->stopped)
         return;
-    avl_status_t status = avl_detokenizer_finish(live->detokenizer, &text);
-    if (status == AVL_OK)
-        status = pass_stop_texts(live, &text);
+    avl_status_t status = avl_detokenizer_finish(choice->detokenizer, &text);
+    if (status == AVL_OK && choice->stop != NULL)
+        status = avl_stop_text_add(choice->stop, text, &text, &choice->stopped);
     if (status != AVL_OK) {
         avl_live_fail_locked(live, status, avl_status_detail());
         return;
     }
     if (text[0] != '\0')
-        send_delta_locked(live, text, NULL);
-    text = live->stopped || live->prepared.stop == NULL ? ""
-                                                        : avl_stop_text_finish(live->prepared.stop);
+        send_delta_locked(live, choice, text, NULL);
+    text = choice->stopped || choice->stop == NULL ? "" : avl_stop_text_finish(choice->stop);
     if (text[0] != '\0' && live->state != STATE_DONE)
-        send_delta_locked(live, text, NULL);
+        send_delta_locked(live, choice, text, NULL);
 }
 
-static void answer_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
-    send_rest_locked(live);
+static void add_sums_locked(avl_live_request_t *live, const avl_choice_t *choice,
+                            const Avl__Worker__V1__Result *result) {
+    avl_request_sums_t *sums = &live->sums;
+    sums->visual_rows_seen = result->visual_rows_seen;
+    sums->visual_rows_stored = result->visual_rows_stored;
+    sums->visual_rows_computed += result->visual_rows_computed;
+    sums->kv_bytes_returned += result->kv_bytes_returned;
+    sums->decode_steps += result->decode_steps;
+    sums->cut = sums->cut || !ends_by_stop(choice, result);
+}
+
+/* The answer is whole; with the last one the request is. */
+static void answer_locked(avl_live_request_t *live, avl_choice_t *choice,
+                          const Avl__Worker__V1__Result *result) {
+    send_rest_locked(live, choice);
     if (live->state != STATE_DONE)
-        send_finished_locked(live, result);
+        send_finished_locked(live, choice, result);
     if (live->state == STATE_DONE)
         return;
-    avl_request_record_answered(&live->record, live->prepared.name, result, live->stopped,
+    choice->over = true;
+    add_sums_locked(live, choice, result);
+    if (--live->choices_left > 0)
+        return;
+    avl_request_record_answered(&live->record, live->prepared.name, &live->sums,
                                 live->prepared.row_count, live->prepared.visual_rows);
     avl_live_done_locked(live);
     avl_call_finish(live->call, AVL_RPC_OK, "");
 }
 
-static void on_finished_locked(avl_live_request_t *live, const Avl__Worker__V1__Result *result) {
-    live->state = STATE_WAITING; /* the group has let go of it: nothing to cancel there */
+static void on_finished_locked(avl_live_request_t *live, avl_choice_t *choice,
+                               const Avl__Worker__V1__Result *result) {
+    bool last = live->choices_left == 1;
+    if (last)
+        live->state = STATE_WAITING; /* the group has let go of it: nothing to cancel there */
     avl_request_record_result(&live->record, result, live->prepared.image_count > 0,
                               live->submitted_ns - live->waiting_ns);
-    if (live->stopped ||
+    if (choice->stopped ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_LENGTH) {
-        avl_admission_answer(live->requests->config.admission, &live->ticket, result->encode_ns,
-                             result->prefill_ns, (int32_t)live->sent_count, avl_clock_now_ns());
-        answer_locked(live, result);
+        if (last)
+            avl_admission_answer(live->requests->config.admission, &live->ticket, result->encode_ns,
+                                 result->prefill_ns, (int32_t)choice->sent_count,
+                                 avl_clock_now_ns());
+        answer_locked(live, choice, result);
         return;
     }
     avl_status_t status = (avl_status_t)result->status;
@@ -188,15 +212,29 @@ static void on_progress_locked(avl_live_request_t *live, const Avl__Worker__V1__
 void avl_live_answer_without_report_locked(avl_live_request_t *live) {
     Avl__Worker__V1__Result result;
     avl__worker__v1__result__init(&result);
-    answer_locked(live, &result);
+    for (int32_t i = 0; i < live->prepared.choice_count && live->state != STATE_DONE; i++) {
+        avl_choice_t *choice = &live->prepared.choices[i];
+        if (choice->stopped && !choice->over)
+            answer_locked(live, choice, &result);
+    }
 }
 
 void avl_live_event_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event) {
+    if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_PROGRESS) {
+        on_progress_locked(live, event);
+        return;
+    }
+    if (event->choice < 0 || event->choice >= live->prepared.choice_count) {
+        avl_live_fail_locked(live, AVL_ERR_INTERNAL,
+                             "the worker group sent an answer that was not asked for");
+        return;
+    }
+    avl_choice_t *choice = &live->prepared.choices[event->choice];
+    if (choice->over)
+        return;
     if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_TOKEN)
-        on_token_locked(live, event);
+        on_token_locked(live, choice, event);
     else if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_FINISHED &&
              event->result != NULL)
-        on_finished_locked(live, event->result);
-    else if (event->kind == AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_PROGRESS)
-        on_progress_locked(live, event);
+        on_finished_locked(live, choice, event->result);
 }

@@ -35,14 +35,12 @@ struct avl_live_request {
     avl_request_record_t record;
     int32_t max_tokens; /* resolved at submission */
     uint64_t generation;
-    int32_t *sent_ids;
-    size_t sent_count, sent_capacity;
-    int32_t loading_permille; /* last told */
-    int strikes;              /* group deaths since the last token */
-    avl_detokenizer_t *detokenizer;
-    bool stopped; /* by a stop text: the group is told to end it, and its report is waited for */
+    int32_t choices_left;             /* answers that are not over */
+    size_t sent_count;                /* tokens of all answers */
+    int32_t loading_permille;         /* last told */
+    int strikes;                      /* group deaths since the last token */
+    avl_request_sums_t sums;          /* of the answers that are over */
     int64_t waiting_ns, submitted_ns; /* first times */
-    int64_t token_ns;                 /* of the last token of this group; 0: none yet */
 };
 
 struct avl_requests {
@@ -68,7 +66,7 @@ void avl_live_progress_locked(avl_live_request_t *live, Avl__V1__Stage stage, ui
                               uint32_t total);
 /* What its group reports. */
 void avl_live_event_locked(avl_live_request_t *live, const Avl__Worker__V1__Event *event);
-/* It is whole, but the group was lost before it could report so. */
+/* The group was lost before it could report answers that are whole: they end. */
 void avl_live_answer_without_report_locked(avl_live_request_t *live);
 
 #endif

@@ -35,6 +35,7 @@ enum key {
     KEY_MESSAGE_BYTES_MAX,
     KEY_IMAGE_PIXELS_MAX,
     KEY_IMAGES_MAX,
+    KEY_CHOICES_MAX,
     KEY_QUEUE_MAX,
     KEY_QUEUE_TIMEOUT,
     KEY_TENANT_WEIGHT,
@@ -94,6 +95,7 @@ static const struct argp_option option_table[] = {
      "longest life of a request, whatever its deadline; 0: unlimited; default 600", 3},
     {"message-bytes-max", KEY_MESSAGE_BYTES_MAX, "BYTES", 0, "size of a request; default 64M", 3},
     {"images-max", KEY_IMAGES_MAX, "N", 0, "images of a request; default 16", 3},
+    {"choices-max", KEY_CHOICES_MAX, "N", 0, "answers to one request (n); default 8", 3},
     {"image-pixels-max", KEY_IMAGE_PIXELS_MAX, "N", 0, "pixels of an image; default 64M", 3},
     {"request-pixels-max", KEY_REQUEST_PIXELS_MAX, "N", 0,
      "pixels of all images of a request together; default 256M", 3},
@@ -276,6 +278,9 @@ static bool parse_request(int key, char *text, struct argp_state *state, avl_opt
     case KEY_IMAGES_MAX:
         options->images_max = (int)integer(state, "images-max", text, 0, 4096, false);
         return true;
+    case KEY_CHOICES_MAX:
+        options->choices_max = (int)integer(state, "choices-max", text, 1, 256, false);
+        return true;
     case KEY_IMAGE_PIXELS_MAX:
         options->image_pixels_max = integer(state, "image-pixels-max", text, 1, INT32_MAX, true);
         return true;
@@ -359,6 +364,7 @@ void avl_options_parse(int argc, char **argv, avl_options_t *options_p) {
         .message_bytes_max = 64 << 20,
         .image_pixels_max = AVL_IMAGE_PIXELS_MAX_DEFAULT,
         .images_max = 16,
+        .choices_max = 8,
         .queue_max = 256,
         .queue_timeout_ns = AVL_DEADLINE_NONE,
         .request_pixels_max = 256 << 20,

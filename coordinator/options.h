@@ -40,6 +40,7 @@ typedef struct avl_options {
     int64_t message_bytes_max;
     int64_t image_pixels_max;
     int images_max;
+    int choices_max;
     int64_t request_pixels_max;
     int prompt_tokens_max, answer_tokens_max; /* 0: the context decides */
     int queue_max;

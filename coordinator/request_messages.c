@@ -3,13 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/memory.h"
+
 void avl_prepared_free(avl_prepared_t *prepared) {
     for (size_t i = 0; i < prepared->image_count; i++)
         free(prepared->images[i].pixels);
     free(prepared->images);
     free(prepared->token_ids);
     free(prepared->forced_ids);
-    avl_stop_text_destroy(prepared->stop);
+    avl_choices_destroy(prepared->choices, prepared->choice_count);
     memset(prepared, 0, sizeof *prepared);
 }
 
@@ -35,7 +37,7 @@ static void fill_logprobs(const Avl__Worker__V1__Event *event, avl_logprobs_mess
     delta->logprobs = to->list;
 }
 
-void avl_delta_message_fill(const char *text, const Avl__Worker__V1__Event *token,
+void avl_delta_message_fill(uint32_t choice, const char *text, const Avl__Worker__V1__Event *token,
                             avl_delta_message_t *to) {
     union {
         const char *constant;
@@ -43,6 +45,7 @@ void avl_delta_message_fill(const char *text, const Avl__Worker__V1__Event *toke
     } shared_text = {.constant = text};
     avl__v1__delta__init(&to->delta);
     to->delta.text = shared_text.variable;
+    to->delta.choice = choice;
     if (token != NULL) {
         to->ids[0] = token->token_id;
         to->delta.n_token_ids = 1;
@@ -85,7 +88,6 @@ void avl_submit_sampling_fill(avl_sampling_choice_t *sampling, Avl__Worker__V1__
     submit->temperature = sampling->temperature;
     submit->top_p = sampling->top_p;
     submit->top_k = sampling->top_k;
-    submit->seed = sampling->seed;
     submit->min_p = sampling->min_p;
     submit->repetition_penalty = sampling->repetition_penalty;
     submit->presence_penalty = sampling->presence_penalty;
@@ -94,4 +96,41 @@ void avl_submit_sampling_fill(avl_sampling_choice_t *sampling, Avl__Worker__V1__
     submit->logprob_count = sampling->logprob_count;
     submit->n_stop_ids = sampling->stop_count;
     submit->stop_ids = sampling->stop_ids;
+}
+
+avl_status_t avl_submit_choices_fill(avl_prepared_t *prepared, Avl__Worker__V1__Submit *submit) {
+    Avl__Worker__V1__SubmitChoice *messages = NULL;
+    if (prepared->choice_count == 1) {
+        submit->seed = prepared->choices[0].seed;
+        submit->n_replay_ids = prepared->choices[0].sent_count;
+        submit->replay_ids = prepared->choices[0].sent_ids;
+        return AVL_OK;
+    }
+    size_t most = (size_t)prepared->choice_count;
+    AVL_TRY(avl_alloc(most, sizeof *submit->choices, "answers of a request", &submit->choices));
+    avl_status_t status = avl_alloc(most, sizeof *messages, "answers of a request", &messages);
+    if (status != AVL_OK) {
+        free(submit->choices);
+        submit->choices = NULL;
+        return status;
+    }
+    for (int32_t i = 0; i < prepared->choice_count; i++) {
+        const avl_choice_t *choice = &prepared->choices[i];
+        if (choice->over)
+            continue;
+        Avl__Worker__V1__SubmitChoice *to = &messages[submit->n_choices];
+        avl__worker__v1__submit_choice__init(to);
+        to->index = i;
+        to->seed = choice->seed;
+        to->n_replay_ids = choice->sent_count;
+        to->replay_ids = choice->sent_ids;
+        submit->choices[submit->n_choices++] = to;
+    }
+    return AVL_OK;
+}
+
+void avl_submit_choices_free(Avl__Worker__V1__Submit *submit) {
+    if (submit->choices != NULL)
+        free(submit->choices[0]); /* they lie side by side */
+    free(submit->choices);
 }

@@ -20,14 +20,19 @@ typedef struct avl_delta_message {
     Avl__V1__GenerateResponse response;
 } avl_delta_message_t;
 
-/* A piece of the answer: `text`, which is only read, and what the event of a token says; NULL:
- * none. */
-void avl_delta_message_fill(const char *text, const Avl__Worker__V1__Event *token,
+/* A piece of answer number `choice`: `text`, which is only read, and what the event of a token
+ * says; NULL: none. */
+void avl_delta_message_fill(uint32_t choice, const char *text, const Avl__Worker__V1__Event *token,
                             avl_delta_message_t *to);
 /* `images` and `list` of prepared->image_count. */
 void avl_submit_images_fill(avl_prepared_t *prepared, Avl__Worker__V1__SubmitImage *images,
                             Avl__Worker__V1__SubmitImage **list);
 /* The message points into the choice and only reads it. */
 void avl_submit_sampling_fill(avl_sampling_choice_t *sampling, Avl__Worker__V1__Submit *submit);
+/* Seeds and replays of the answers that are not over, at least one. avl_submit_choices_free
+ * releases what it made; both may be called for a message without. Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_submit_choices_fill(avl_prepared_t *prepared,
+                                                    Avl__Worker__V1__Submit *submit);
+void avl_submit_choices_free(Avl__Worker__V1__Submit *submit);
 
 #endif

@@ -52,16 +52,14 @@ void avl_request_record_resumed(avl_request_record_t *record, const char *name) 
     avl_request_record_phase(record, AVL_REQUEST_WAITING);
 }
 
-void avl_request_record_token(avl_request_record_t *record) {
-    int64_t now_ns = avl_clock_now_ns();
+void avl_request_record_token(avl_request_record_t *record, int64_t last_ns, int64_t now_ns) {
     avl_service_metrics_t *metrics = record->metrics;
     if (record->first_token_ns == 0) {
         record->first_token_ns = now_ns;
         avl_histogram_observe(&metrics->first_token, now_ns - record->arrival_ns);
-    } else {
-        avl_histogram_observe(&metrics->between_tokens, now_ns - record->last_token_ns);
     }
-    record->last_token_ns = now_ns;
+    if (last_ns != 0)
+        avl_histogram_observe(&metrics->between_tokens, now_ns - last_ns);
     record->token_count++;
     avl_counter_add(&metrics->generation_tokens, 1);
 }
@@ -102,16 +100,17 @@ void avl_request_record_result(avl_request_record_t *record, const Avl__Worker__
     record->stage_ns[AVL_STAGE_DECODE] = record->token_count > 1 ? result->decode_ns : -1;
 }
 
-static void observe_answer(avl_request_record_t *record, const Avl__Worker__V1__Result *result,
-                           avl_finish_t finish, int32_t prompt_tokens) {
+static void observe_answer(avl_request_record_t *record, const avl_request_sums_t *sums,
+                           int32_t prompt_tokens) {
     avl_service_metrics_t *metrics = record->metrics;
+    avl_finish_t finish = sums->cut ? AVL_FINISH_BY_LENGTH : AVL_FINISH_BY_STOP;
     avl_counter_add(&metrics->requests_succeeded[finish], 1);
     avl_counter_add(&metrics->prompt_tokens, natural(prompt_tokens));
-    avl_counter_add(&metrics->visual_rows_seen, natural(result->visual_rows_seen));
-    avl_counter_add(&metrics->visual_rows_stored, natural(result->visual_rows_stored));
-    avl_counter_add(&metrics->visual_rows_computed, natural(result->visual_rows_computed));
-    avl_counter_add(&metrics->decode_steps, natural(result->decode_steps));
-    avl_counter_add(&metrics->kv_bytes_returned, natural(result->kv_bytes_returned));
+    avl_counter_add(&metrics->visual_rows_seen, natural(sums->visual_rows_seen));
+    avl_counter_add(&metrics->visual_rows_stored, natural(sums->visual_rows_stored));
+    avl_counter_add(&metrics->visual_rows_computed, natural(sums->visual_rows_computed));
+    avl_counter_add(&metrics->decode_steps, natural(sums->decode_steps));
+    avl_counter_add(&metrics->kv_bytes_returned, natural(sums->kv_bytes_returned));
     avl_histogram_observe(&metrics->whole_request, avl_clock_now_ns() - record->arrival_ns);
     avl_histogram_observe(&metrics->prompt_length, prompt_tokens);
     avl_histogram_observe(&metrics->generation_length, record->token_count);
@@ -121,23 +120,21 @@ static void observe_answer(avl_request_record_t *record, const Avl__Worker__V1__
 }
 
 void avl_request_record_answered(avl_request_record_t *record, const char *name,
-                                 const Avl__Worker__V1__Result *result, bool stop_text,
-                                 int32_t prompt_tokens, int32_t visual_tokens) {
+                                 const avl_request_sums_t *sums, int32_t prompt_tokens,
+                                 int32_t visual_tokens) {
     if (record->phase == AVL_REQUEST_OVER)
         return;
-    bool stop =
-        stop_text || result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP;
-    observe_answer(record, result, stop ? AVL_FINISH_BY_STOP : AVL_FINISH_BY_LENGTH, prompt_tokens);
+    observe_answer(record, sums, prompt_tokens);
     avl_request_record_phase(record, AVL_REQUEST_OVER);
     avl_log_field_t fields[COMMON_FIELDS_MAX + 5];
     size_t count;
     common_fields(record, name, "OK", fields, &count);
-    fields[count++] = (avl_log_field_t)AVL_LOG_TEXT("finish", stop ? "stop" : "length");
+    fields[count++] = (avl_log_field_t)AVL_LOG_TEXT("finish", sums->cut ? "length" : "stop");
     fields[count++] = (avl_log_field_t)AVL_LOG_INTEGER("prompt_tokens", prompt_tokens);
     fields[count++] = (avl_log_field_t)AVL_LOG_INTEGER("visual_tokens", visual_tokens);
-    fields[count++] = (avl_log_field_t)AVL_LOG_INTEGER("visual_stored", result->visual_rows_stored);
+    fields[count++] = (avl_log_field_t)AVL_LOG_INTEGER("visual_stored", sums->visual_rows_stored);
     fields[count++] =
-        (avl_log_field_t)AVL_LOG_INTEGER("kv_bytes_returned", result->kv_bytes_returned);
+        (avl_log_field_t)AVL_LOG_INTEGER("kv_bytes_returned", sums->kv_bytes_returned);
     avl_log_with(AVL_LOG_INFO, fields, count, "request answered");
 }
 

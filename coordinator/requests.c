@@ -26,8 +26,6 @@ void avl_live_request_unref(avl_live_request_t *live) {
     if (live == NULL || atomic_fetch_sub(&live->references, 1) != 1)
         return;
     avl_prepared_free(&live->prepared);
-    free(live->sent_ids);
-    avl_detokenizer_destroy(live->detokenizer);
     avl_call_unref(live->call);
     pthread_mutex_destroy(&live->lock);
     free(live);
@@ -101,7 +99,7 @@ void avl_live_done_locked(avl_live_request_t *live) {
     if (live->state == STATE_DONE)
         return;
     if (live->state == STATE_RUNNING)
-        avl_groups_cancel(live->requests->groups, live->generation, live->id);
+        avl_groups_cancel(live->requests->groups, live->generation, live->id, -1);
     avl_admission_leave(live->requests->config.admission, &live->ticket,
                         live->prepared.row_count + (int64_t)live->sent_count);
     live->state = STATE_DONE;
@@ -179,9 +177,10 @@ static avl_status_t send_submit_locked(avl_live_request_t *live, int64_t time_le
         submit.time_left_ns = time_left_ns;
         submit.n_forced_ids = (size_t)prepared->forced_count;
         submit.forced_ids = prepared->forced_ids;
-        submit.n_replay_ids = live->sent_count;
-        submit.replay_ids = live->sent_ids;
-        status = avl_groups_submit(live->requests->groups, live->generation, &submit);
+        status = avl_submit_choices_fill(prepared, &submit);
+        if (status == AVL_OK)
+            status = avl_groups_submit(live->requests->groups, live->generation, &submit);
+        avl_submit_choices_free(&submit);
     }
     free(list);
     free(images);
@@ -254,7 +253,8 @@ static bool submit_locked(avl_live_request_t *live, uint64_t generation) {
                                       AVL_LOG_INTEGER("group", generation)};
     avl_log_with(AVL_LOG_DEBUG, fields, 2, "request goes to a worker group");
     live->state = STATE_RUNNING;
-    live->token_ns = 0;
+    for (int32_t i = 0; i < live->prepared.choice_count; i++)
+        live->prepared.choices[i].group_token_ns = 0;
     if (live->submitted_ns == 0)
         live->submitted_ns = now_ns;
     avl_live_progress_locked(live, AVL__V1__STAGE__STAGE_QUEUED, 0, 0);
@@ -368,11 +368,6 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call, cons
         return avl_fail(AVL_ERR_UNAVAILABLE, "the worker group cannot be started: %s", view.reason);
     avl_live_request_t *live = NULL;
     AVL_TRY(avl_alloc(1, sizeof *live, "a request", &live));
-    avl_status_t status = avl_detokenizer_create(requests->config.tokenizer, &live->detokenizer);
-    if (status != AVL_OK) {
-        free(live);
-        return status;
-    }
     live->requests = requests;
     live->call = call;
     snprintf(live->tenant, sizeof live->tenant, "%s", tenant);
@@ -385,7 +380,7 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call, cons
     pthread_mutex_init(&live->lock, NULL);
     atomic_init(&live->references, 3); /* the table's, the call's, the caller's */
     avl_call_ref(call);
-    status = let_in(requests, live);
+    avl_status_t status = let_in(requests, live);
     if (status != AVL_OK) {
         char detail[AVL_STATUS_DETAIL_BYTES];
         snprintf(detail, sizeof detail, "%s", avl_status_detail());
@@ -442,12 +437,25 @@ static void fill_ticket_locked(avl_live_request_t *live, const avl_groups_view_t
     demand->tokens_max =
         prepared->max_tokens > 0 && prepared->max_tokens < room ? prepared->max_tokens : room;
     demand->all_tokens = prepared->ignore_eos || prepared->forced_count > 0;
+    demand->answers = live->ticket.need.answers = prepared->choice_count;
     for (size_t i = 0; i < prepared->image_count; i++)
         demand->tiles += prepared->images[i].layout.tile_count;
     live->ticket.need.rows = prepared->row_count + 1;
     if (prepared->image_count > 0)
         memcpy(&live->ticket.need.picture, prepared->images[0].digest,
                sizeof live->ticket.need.picture);
+}
+
+/* Whoever prepared the request did not say how many answers: one. */
+static avl_status_t make_choices_locked(avl_live_request_t *live) {
+    avl_prepared_t *prepared = &live->prepared;
+    if (prepared->choices == NULL) {
+        AVL_TRY(avl_choices_create(live->requests->config.tokenizer, NULL, 0,
+                                   prepared->sampling.seed, 1, &prepared->choices));
+        prepared->choice_count = 1;
+    }
+    live->choices_left = prepared->choice_count;
+    return AVL_OK;
 }
 
 static void begin_locked(avl_live_request_t *live) {
@@ -478,7 +486,10 @@ void avl_live_request_begin(avl_live_request_t *live, avl_prepared_t *prepared) 
     if (live->state == STATE_PREPARING) {
         live->prepared = *prepared;
         memset(prepared, 0, sizeof *prepared);
-        begin_locked(live);
+        if (make_choices_locked(live) == AVL_OK)
+            begin_locked(live);
+        else
+            avl_live_fail_locked(live, AVL_ERR_MEMORY, avl_status_detail());
     } else {
         avl_prepared_free(prepared);
     }
@@ -550,8 +561,9 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
         if (live->state == STATE_RUNNING && live->generation == generation) {
             live->state = STATE_WAITING;
             live->strikes++;
-            if (live->stopped) { /* it is whole, but for the group's report */
-                avl_live_answer_without_report_locked(live);
+            avl_live_answer_without_report_locked(live);
+            if (live->state == STATE_DONE) {
+                /* all of it was there, but for the group's report */
             } else if (live->strikes >= STRIKES_MAX) {
                 avl_live_fail_locked(
                     live, AVL_ERR_INTERNAL,

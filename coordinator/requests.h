@@ -24,10 +24,10 @@
 #include "base/status.h"
 #include "checkpoint/image_layout.h"
 #include "coordinator/admission.h"
+#include "coordinator/choice.h"
 #include "coordinator/grpc_server.h"
 #include "coordinator/image_identity.h"
 #include "coordinator/service_metrics.h"
-#include "coordinator/stop_text.h"
 #include "coordinator/validate.h"
 #include "coordinator/worker_group.h"
 #include "inputs/tokenizer.h"
@@ -55,9 +55,10 @@ typedef struct avl_prepared {
     size_t image_count;
     avl_attention_params_t attention;
     avl_sampling_choice_t sampling;
-    avl_stop_text_t *stop; /* NULL: none */
-    int32_t max_tokens;    /* 0: as many as the context holds */
-    int32_t *forced_ids;   /* the answer, when the client chose it */
+    avl_choice_t *choices; /* NULL: one, that ends before no text */
+    int32_t choice_count;
+    int32_t max_tokens;  /* 0: as many as the context holds */
+    int32_t *forced_ids; /* the answer, when the client chose it */
     int32_t forced_count;
     int32_t priority;
     bool ignore_eos;

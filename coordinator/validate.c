@@ -255,3 +255,15 @@ avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request) {
                         -AVL_PRIORITY_MAX, AVL_PRIORITY_MAX);
     return AVL_OK;
 }
+
+avl_status_t avl_choice_count_read(const Avl__V1__GenerateRequest *request, int choices_max,
+                                   int32_t *count_p) {
+    if (request->n > (uint32_t)choices_max)
+        return avl_fail(AVL_ERR_INVALID, "n is %u; allowed: 0 or 1 (one answer) to %d", request->n,
+                        choices_max);
+    if (request->n > 1 && request->n_forced_token_ids > 0)
+        return avl_fail(AVL_ERR_INVALID, "forced_token_ids excludes n = %u: all would be the same",
+                        request->n);
+    *count_p = request->n > 1 ? (int32_t)request->n : 1;
+    return AVL_OK;
+}

@@ -37,6 +37,7 @@ typedef struct avl_request_policy {
     int64_t request_pixels_max; /* of all images together, as sent */
     int32_t prompt_tokens_max;  /* visual ones included; 0: as many as the context holds */
     int32_t answer_tokens_max;  /* the same */
+    int choices_max;            /* answers to one request */
     avl_attention_params_t attention;
     const avl_generation_config_t *generation;
 } avl_request_policy_t;
@@ -71,5 +72,8 @@ AVL_MUST_CHECK avl_status_t avl_forced_read(const Avl__V1__GenerateRequest *requ
                                             int32_t *count_p);
 /* The fields that stand alone: request_id, max_tokens. */
 AVL_MUST_CHECK avl_status_t avl_generate_check(const Avl__V1__GenerateRequest *request);
+/* How many answers are asked for. Errors: AVL_ERR_INVALID. */
+AVL_MUST_CHECK avl_status_t avl_choice_count_read(const Avl__V1__GenerateRequest *request,
+                                                  int choices_max, int32_t *count_p);
 
 #endif

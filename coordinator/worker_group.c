@@ -627,10 +627,12 @@ avl_status_t avl_worker_group_submit(avl_worker_group_t *group, uint64_t generat
     return avl_link_server_send(group->links, generation, &message);
 }
 
-void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id) {
+void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id,
+                             int32_t choice) {
     Avl__Worker__V1__Cancel cancel;
     avl__worker__v1__cancel__init(&cancel);
     cancel.request_id = request_id;
+    cancel.choice = choice + 1;
     Avl__Worker__V1__CoordinatorMessage message;
     avl__worker__v1__coordinator_message__init(&message);
     message.message_case = AVL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_CANCEL;

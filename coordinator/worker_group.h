@@ -110,7 +110,9 @@ Avl__Worker__V1__Stats *avl_worker_group_stats(avl_worker_group_t *group);
 /* Sends to that generation if it is ready. Errors: AVL_ERR_UNAVAILABLE. */
 AVL_MUST_CHECK avl_status_t avl_worker_group_submit(avl_worker_group_t *group, uint64_t generation,
                                                     Avl__Worker__V1__Submit *submit);
-void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id);
+/* One answer, or all of them (`choice` -1). */
+void avl_worker_group_cancel(avl_worker_group_t *group, uint64_t generation, uint64_t request_id,
+                             int32_t choice);
 /* Asks the group to drain, and to leave within `drain_ns`. Observers hear nothing from here on. */
 void avl_worker_group_part(avl_worker_group_t *group, int64_t drain_ns);
 /* Waits for that, then kills it. */

@@ -224,7 +224,7 @@ static void test_estimate(void **state) {
     (void)state;
     avl_estimate_t estimate;
     memset(&estimate, 0, sizeof estimate);
-    const avl_demand_t demand = {2, 100, 64, true}, text = {0, 100, 64, false};
+    const avl_demand_t demand = {2, 100, 64, true, 1}, text = {0, 100, 64, false, 1};
     assert_int_equal(avl_estimate_work_ns(&estimate, &demand), 0);
     assert_int_equal(avl_estimate_tokens(&estimate, &text), 64);
     for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++) {

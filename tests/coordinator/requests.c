@@ -32,6 +32,9 @@ struct avl_call {
     avl_rpc_code_t code;
     char reason[512];
     uint32_t completion_tokens;
+    int ends; /* `finished` of answers */
+    uint32_t prompt_tokens, choice_tokens[8];
+    uint64_t seeds[8];
 };
 
 static pthread_mutex_t play_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -82,9 +85,13 @@ avl_status_t avl_call_send(avl_call_t *call, const ProtobufCMessage *message) {
     } else if (response->event_case == AVL__V1__GENERATE_RESPONSE__EVENT_PROGRESS) {
         call->progress[call->progress_count++] = response->progress->stage;
     } else {
-        assert_false(call->answered);
+        const Avl__V1__Finished *finished = response->finished;
         call->answered = true;
-        call->completion_tokens = response->finished->usage->completion_tokens;
+        call->ends++;
+        call->completion_tokens = finished->usage->completion_tokens;
+        call->prompt_tokens += finished->usage->prompt_tokens;
+        call->choice_tokens[finished->choice] = finished->usage->completion_tokens;
+        call->seeds[finished->choice] = finished->seed;
     }
     return AVL_OK;
 }
@@ -120,9 +127,14 @@ typedef struct group {
     avl_status_t submit_status;
     uint64_t ids[32]; /* submitted, in order */
     size_t submit_count;
+    size_t choice_count;
+    uint64_t choice_seeds[8];
+    size_t choice_replays[8];
+    int32_t choices[8];
     int32_t max_tokens, replay[64]; /* of the last one */
     size_t replay_count;
     uint64_t cancelled[32];
+    int32_t cancelled_choice; /* of the last one */
     size_t cancel_count;
 } group_t;
 
@@ -162,7 +174,8 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
     return status;
 }
 
-void avl_groups_release(avl_groups_t *groups, uint64_t generation) {
+void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_groups_need_t *need) {
+    (void)need;
     pthread_mutex_lock(&play_lock);
     if (generation == groups->group.view.generation) {
         assert_true(groups->group.places > 0);
@@ -184,13 +197,21 @@ avl_status_t avl_groups_submit(avl_groups_t *groups, uint64_t generation,
         return group->submit_status;
     group->ids[group->submit_count++] = submit->request_id;
     group->max_tokens = submit->max_tokens;
+    group->choice_count = submit->n_choices;
+    for (size_t i = 0; i < submit->n_choices; i++) {
+        group->choices[i] = submit->choices[i]->index;
+        group->choice_seeds[i] = submit->choices[i]->seed;
+        group->choice_replays[i] = submit->choices[i]->n_replay_ids;
+    }
     group->replay_count = submit->n_replay_ids;
     for (size_t i = 0; i < submit->n_replay_ids; i++)
         group->replay[i] = submit->replay_ids[i];
     return AVL_OK;
 }
 
-void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id) {
+void avl_groups_cancel(avl_groups_t *groups, uint64_t generation, uint64_t request_id,
+                       int32_t choice) {
+    groups->group.cancelled_choice = choice;
     group_t *group = &groups->group;
     assert_true(generation == group->view.generation);
     group->cancelled[group->cancel_count++] = request_id;
@@ -283,10 +304,12 @@ static void ask(stage_t *stage, int i) {
     begin(stage, i, 10, 0);
 }
 
-static void event(stage_t *stage, uint64_t generation, uint64_t id, int32_t token) {
+static void choice_event(stage_t *stage, uint64_t generation, uint64_t id, int32_t choice,
+                         int32_t token) {
     Avl__Worker__V1__Event one, *list[] = {&one};
     avl__worker__v1__event__init(&one);
     one.request_id = id;
+    one.choice = choice;
     one.kind = AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_TOKEN;
     one.token_id = token;
     Avl__Worker__V1__Events events;
@@ -296,8 +319,12 @@ static void event(stage_t *stage, uint64_t generation, uint64_t id, int32_t toke
     avl_requests_group_events(stage->requests, generation, &events);
 }
 
-static void finish(stage_t *stage, uint64_t generation, uint64_t id,
-                   Avl__Worker__V1__ResultReason reason, avl_status_t status) {
+static void event(stage_t *stage, uint64_t generation, uint64_t id, int32_t token) {
+    choice_event(stage, generation, id, 0, token);
+}
+
+static void choice_finish(stage_t *stage, uint64_t generation, uint64_t id, int32_t choice,
+                          Avl__Worker__V1__ResultReason reason, avl_status_t status) {
     char detail[] = "its words";
     Avl__Worker__V1__Result result;
     avl__worker__v1__result__init(&result);
@@ -307,6 +334,7 @@ static void finish(stage_t *stage, uint64_t generation, uint64_t id,
     Avl__Worker__V1__Event one, *list[] = {&one};
     avl__worker__v1__event__init(&one);
     one.request_id = id;
+    one.choice = choice;
     one.kind = AVL__WORKER__V1__EVENT_KIND__EVENT_KIND_FINISHED;
     one.result = &result;
     Avl__Worker__V1__Events events;
@@ -314,6 +342,11 @@ static void finish(stage_t *stage, uint64_t generation, uint64_t id,
     events.n_events = 1;
     events.events = list;
     avl_requests_group_events(stage->requests, generation, &events);
+}
+
+static void finish(stage_t *stage, uint64_t generation, uint64_t id,
+                   Avl__Worker__V1__ResultReason reason, avl_status_t status) {
+    choice_finish(stage, generation, id, 0, reason, status);
 }
 
 /* The group dies, and the next one is ready. */
@@ -432,6 +465,84 @@ static void test_the_guilty_one_is_found(void **state) {
         finish(stage, 4, rest[i], STOP, AVL_OK);
     }
     assert_int_equal(avl_requests_count(stage->requests), 0);
+}
+
+/* Asks for three answers, which end before "objects". */
+static void ask_for_three(stage_t *stage, int i) {
+    char stop[] = "objects", *stops[] = {stop};
+    avl_prepared_t prepared;
+    memset(&prepared, 0, sizeof prepared);
+    assert_int_equal(admit(stage, i), AVL_OK);
+    assert_int_equal(avl_alloc(10, sizeof *prepared.token_ids, "ids", &prepared.token_ids), AVL_OK);
+    prepared.row_count = 10;
+    prepared.choice_count = 3;
+    assert_int_equal(avl_choices_create(stage->tokenizer, stops, 1, 5, 3, &prepared.choices),
+                     AVL_OK);
+    avl_live_request_begin(stage->live[i], &prepared);
+}
+
+static void test_several_answers(void **state) {
+    stage_t *stage = *state;
+    group_t *group = &stage->groups.group;
+    avl_call_t *call = &stage->calls[0];
+    ask_for_three(stage, 0);
+    assert_int_equal(group->choice_count, 3);
+    for (int32_t i = 0; i < 3; i++) {
+        assert_int_equal(group->choices[i], i);
+        assert_int_equal(group->choice_seeds[i], avl_choice_seed(5, i));
+        choice_event(stage, 1, 1, i, 300 + i);
+    }
+    choice_finish(stage, 1, 1, 1, STOP, AVL_OK);
+    assert_false(call->ended);
+    choice_event(stage, 1, 1, 1, 300); /* after its end: nothing happens */
+    choice_event(stage, 1, 1, 2, 412);
+    replace_group(stage); /* the two that are left go on, each from where it was */
+    assert_int_equal(group->choice_count, 2);
+    assert_int_equal(group->choices[0], 0);
+    assert_int_equal(group->choices[1], 2);
+    assert_int_equal(group->choice_replays[0], 1);
+    assert_int_equal(group->choice_replays[1], 2);
+    choice_event(stage, 2, 1, 2, 391); /* "five objects:" */
+    assert_int_equal(group->cancel_count, 1);
+    assert_int_equal(group->cancelled_choice, 2);
+    replace_group(stage); /* before the group could say that it has ended */
+    assert_int_equal(call->ends, 2);
+    assert_int_equal(group->choice_count, 1);
+    assert_int_equal(group->choices[0], 0);
+    choice_event(stage, 3, 1, 0, 301);
+    choice_finish(stage, 3, 1, 0, STOP, AVL_OK);
+    assert_true(call->ended && call->code == AVL_RPC_OK);
+    assert_int_equal(call->ends, 3);
+    assert_int_equal(call->prompt_tokens, 10); /* counted once */
+    const uint32_t tokens[] = {2, 1, 3};
+    for (int32_t i = 0; i < 3; i++) {
+        assert_int_equal(call->choice_tokens[i], tokens[i]);
+        assert_int_equal(call->seeds[i], avl_choice_seed(5, i));
+    }
+    assert_int_equal(avl_requests_count(stage->requests), 0);
+}
+
+/* One that fails takes the others along; so does one that was never asked for. */
+static void test_an_answer_fails(void **state) {
+    stage_t *stage = *state;
+    ask_for_three(stage, 0);
+    choice_event(stage, 1, 1, 0, 300);
+    choice_finish(stage, 1, 1, 2, ERROR, AVL_ERR_EXHAUSTED);
+    assert_int_equal(stage->calls[0].code, avl_rpc_code(AVL_ERR_EXHAUSTED));
+    assert_int_equal(stage->groups.group.cancel_count, 1);
+    assert_int_equal(stage->groups.group.cancelled_choice, -1);
+    ask_for_three(stage, 1);
+    choice_event(stage, 1, 2, 3, 300);
+    assert_int_equal(stage->calls[1].code, avl_rpc_code(AVL_ERR_INTERNAL));
+}
+
+static void test_seeds(void **state) {
+    (void)state;
+    assert_int_equal(avl_choice_seed(0, 0), 0);
+    assert_int_equal(avl_choice_seed(UINT64_MAX, 0), UINT64_MAX);
+    /* The first numbers of splitmix64 from 0, without their last 11 bits. */
+    assert_int_equal(avl_choice_seed(0, 1), UINT64_C(0xe220a8397b1dcdaf) >> 11);
+    assert_int_equal(avl_choice_seed(0, 2), UINT64_C(0x6e789e6aa1b965f4) >> 11);
 }
 
 static void test_cancel(void **state) {
@@ -616,6 +727,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_progress_keeps_alive, setup, teardown),
         cmocka_unit_test_setup_teardown(test_three_deaths_without_progress, setup, teardown),
         cmocka_unit_test_setup_teardown(test_the_guilty_one_is_found, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_several_answers, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_an_answer_fails, setup, teardown),
+        cmocka_unit_test(test_seeds),
         cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
         cmocka_unit_test_setup_teardown(test_client_does_not_read, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
