@@ -54,13 +54,14 @@ class Answers(unittest.TestCase):
         return Choices(self.service.inference.Generate(self.request(**fields), timeout=60))
 
     def stats(self):
-        """Of the group: it tells about once a second."""
-        limit = time.monotonic() + 30
+        """Of the group, when it has nothing to do and has told so."""
+        limit, last = time.monotonic() + 60, None
         while time.monotonic() < limit:
             group = self.service.inference.GetStats(pb.GetStatsRequest(), timeout=10).groups[0]
-            if group.reported and group.active + group.queued == 0:
+            if group.reported and group.active + group.queued == 0 and last is not None and group.steps == last.steps:
                 return group
-            time.sleep(0.05)
+            last = group
+            time.sleep(1.5)  # it tells about once a second
         raise AssertionError("the group stays busy")
 
     def check(self, answers, count, **fields):
