@@ -137,6 +137,7 @@ void avl_attention_params_settle(avl_attention_params_t *params) {
         /* Nothing is selected. */
         params->visual_selection = AVL_VISUAL_LAST_ROW;
         params->visual_uniform_share = 0;
+        params->measure_captured_mass = false;
     }
     if (params->visual_selection != AVL_VISUAL_RANDOM)
         params->selection_seed = 0;

@@ -40,8 +40,8 @@ typedef struct avl_attention_params {
     double text_keep_ratio;
     int32_t text_keep_min;
     avl_text_policy_t text_policy;
-    bool protect_prompt; /* evict generated text alone */
-    bool measure_captured_mass;
+    bool protect_prompt;        /* evict generated text alone */
+    bool measure_captured_mass; /* keep all visual rows to tell what the computed ones capture */
 } avl_attention_params_t;
 
 /* An initializer. */

@@ -272,6 +272,11 @@ static json_t *json_of_answer(const answer_t *answer) {
         (json_int_t)attention->visual_rows_stored, "visual_rows_computed_per_step",
         attention->visual_rows_computed_per_step, "kv_bytes_returned",
         avl_json_u64(attention->kv_bytes_returned));
+    if (attention->visual_mass > 0) {
+        json_object_set_new(attention_object, "captured_mass", json_real(attention->captured_mass));
+        json_object_set_new(attention_object, "stored_mass", json_real(attention->stored_mass));
+        json_object_set_new(attention_object, "visual_mass", json_real(attention->visual_mass));
+    }
     if (attention->parameters != NULL)
         json_object_set_new(attention_object, "parameters",
                             avl_attention_json(attention->parameters));

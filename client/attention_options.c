@@ -26,6 +26,7 @@ enum {
     KEY_TEXT_KEEP_MIN,
     KEY_TEXT_POLICY,
     KEY_PROTECT_PROMPT,
+    KEY_CAPTURED_MASS,
 };
 
 static const struct argp_option option_table[] = {
@@ -47,6 +48,8 @@ static const struct argp_option option_table[] = {
      "share of the text rows that layers and heads keep, 0 < R <= 1", 0},
     {"text-keep-min", KEY_TEXT_KEEP_MIN, "N", 0, "as many stay at least, N >= 1", 0},
     {"text-policy", KEY_TEXT_POLICY, "NAME", 0, "what ranks text rows: a-vl or h2o", 0},
+    {"captured-mass", KEY_CAPTURED_MASS, NULL, 0,
+     "report what share of the attention mass the computed rows captured (diagnosis)", 0},
     {"protect-prompt", KEY_PROTECT_PROMPT, "yes|no", 0, "never evict what the prompt says", 0},
     {0},
 };
@@ -131,6 +134,9 @@ static error_t parse_rest(int key, char *text, struct argp_state *state,
         return 0;
     case KEY_DENSE:
         attention->dense = true;
+        return 0;
+    case KEY_CAPTURED_MASS:
+        attention->measure_captured_mass = true;
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -45,7 +45,7 @@ static bool has_only_dense(const Avl__V1__AttentionParameters *given) {
            given->_selection_seed_case == 0 && given->_prefill_keep_ratio_case == 0 &&
            given->_prefill_layer_case == 0 && given->_text_keep_ratio_case == 0 &&
            given->_text_keep_min_case == 0 && given->text_policy == 0 &&
-           given->_protect_prompt_case == 0;
+           given->_protect_prompt_case == 0 && !given->measure_captured_mass;
 }
 
 static avl_status_t read_count(const char *name, uint32_t value, int32_t *to) {
@@ -189,6 +189,7 @@ static avl_status_t read_fields(const Avl__V1__AttentionParameters *given, uint6
     AVL_TRY(read_visual(given, params));
     AVL_TRY(read_selection(given, seed, params));
     AVL_TRY(read_prefill(given, params));
+    params->measure_captured_mass |= given->measure_captured_mass;
     return read_text(given, params);
 }
 
@@ -248,6 +249,7 @@ void avl_attention_write(const avl_attention_params_t *params, Avl__V1__Attentio
         to->_prefill_layer_case = CASE(PREFILL_LAYER_PREFILL_LAYER);
         to->prefill_layer = (uint32_t)params->prefill_layer;
     }
+    to->measure_captured_mass = params->measure_captured_mass;
     if (params->text_keep_ratio == 0)
         return;
     to->_text_keep_ratio_case = CASE(TEXT_KEEP_RATIO_TEXT_KEEP_RATIO);

@@ -90,6 +90,9 @@ static void send_finished_locked(avl_live_request_t *live, const avl_choice_t *c
         attention.visual_rows_computed_per_step =
             (double)result->visual_rows_computed / result->decode_steps;
     attention.kv_bytes_returned = (uint64_t)result->kv_bytes_returned;
+    attention.captured_mass = result->captured_mass;
+    attention.stored_mass = result->stored_mass;
+    attention.visual_mass = result->visual_mass;
     attention.kv_bytes_held = (uint64_t)result->kv_bytes_held;
     Avl__V1__AttentionParameters parameters;
     avl_attention_write(&prepared->attention, &parameters);

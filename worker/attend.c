@@ -22,7 +22,8 @@ struct avl_attend {
     avl_decode_sequence_t *scorings;  /* [runs_max] */
     avl_selection_item_t *items;      /* [runs_max] */
     const avl_run_t **item_runs;      /* [runs_max] */
-    float *row_scores;                /* device: one scoring row's weights */
+    float *row_scores;                /* device: one row's weights over visual rows */
+    float *host_scores;               /* the same memory when the device is the host */
     int item_count;
 };
 
@@ -63,8 +64,13 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
                      options->device, (size_t)options->sequence_scores_max * sizeof(float),
                      "attention scores of a row", &memory),
                  err_destroy);
-    attend->row_scores = memory;
+    attend->row_scores = attend->host_scores = memory;
     if (!options->device->is_host) {
+        attend->host_scores = NULL;
+        AVL_TRY_GOTO(status,
+                     avl_alloc((size_t)options->sequence_scores_max, sizeof(float),
+                               "attention scores of a row", &attend->host_scores),
+                     err_destroy);
         AVL_TRY_GOTO(status,
                      options->device->ops->allocate(options->device, slots * sizeof(int32_t),
                                                     "slots of a step", &memory),
@@ -88,6 +94,8 @@ void avl_attend_destroy(avl_attend_t *attend) {
     avl_selection_destroy(attend->selection);
     if (attend->device_slots != NULL && attend->device_slots != attend->slots)
         attend->options.device->ops->release(attend->options.device, attend->device_slots);
+    if (attend->host_scores != attend->row_scores)
+        free(attend->host_scores);
     if (attend->row_scores != NULL)
         attend->options.device->ops->release(attend->options.device, attend->row_scores);
     free(attend->slots);
@@ -290,6 +298,33 @@ static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_cal
     return attend_singles(attend, call, attend->decodes, count, call->output);
 }
 
+/* Where the requests that ask for it would look if they read all visual rows. */
+static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_t *call) {
+    avl_device_t *device = attend->options.device;
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        avl_sequence_t *sequence = run->sequence;
+        const avl_sequence_shape_t *shape = &sequence->shape;
+        if (!run->decode || !shape->measures)
+            continue;
+        const avl_row_list_t *visual = &sequence->layers[call->layer].visual.slots;
+        int32_t hidden = avl_visual_store_hidden(sequence->visual_positions, visual->count,
+                                                 visible_first(attend, run->first_position));
+        avl_decode_sequence_t all = {.query_row = run->first_row,
+                                     .visual_weights = attend->row_scores + hidden};
+        fill_text_spans(attend, sequence, call->layer, run->first_position, all.spans);
+        all.spans[AVL_SPAN_VISUAL] =
+            (avl_row_span_t){visual->device + hidden, visual->count - hidden};
+        AVL_TRY(attend_singles(attend, call, &all, 1, NULL));
+        if (!device->is_host)
+            AVL_TRY(device->ops->download(device, attend->host_scores, attend->row_scores,
+                                          (size_t)visual->count * sizeof(float)));
+        avl_visual_store_weigh(sequence, call->layer, sequence->decode_steps + 1, hidden,
+                               attend->host_scores);
+    }
+    return AVL_OK;
+}
+
 /* What prompt row `position` needs to tell its weights over the visual rows, all of which are
  * before it but those of its own picture. The first `unseen` ones it does not read. */
 static avl_decode_sequence_t scoring_of(const avl_attend_t *attend, const avl_run_t *run, int layer,
@@ -402,6 +437,7 @@ static avl_status_t attend_rows(avl_attend_t *attend, const avl_attention_call_t
     AVL_TRY(write_rows(attend, call));
     AVL_TRY(attend_chunks(attend, call));
     AVL_TRY(attend_decodes(attend, call));
+    AVL_TRY(measure_mass(attend, call));
     return score_prompts(attend, call);
 }
 

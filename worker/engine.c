@@ -38,6 +38,7 @@ struct avl_engine {
     /* The batch of the step: [rows_max] each, logit_rows [sequences_max] */
     int32_t *token_ids, *positions, *sequence_rows, *embed_rows, *logit_rows;
     const float **embed_features;
+    float *masses; /* [sequences_max, 3] */
 };
 
 /* What the parts of an engine need, from the options alone. */
@@ -292,6 +293,7 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         {rows, sizeof *engine->sequence_rows, &engine->sequence_rows},
         {rows, sizeof *engine->embed_rows, &engine->embed_rows},
         {rows, sizeof *engine->embed_features, &engine->embed_features},
+        {3 * sequences, sizeof *engine->masses, &engine->masses},
         {(size_t)engine->feature_rows, sizeof *engine->feature_written, &engine->feature_written},
         {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
     };
@@ -356,6 +358,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->embed_rows);
     free(engine->embed_features);
     free(engine->feature_written);
+    free(engine->masses);
     free(engine->logits);
     free(engine);
 }
@@ -570,6 +573,34 @@ static void advance(const avl_run_t *run) {
     sequence->decode_steps += run->decode;
 }
 
+/* Sums what was measured in this step over ranks. Collective where something was. */
+static avl_status_t sum_masses(avl_engine_t *engine, int run_count) {
+    int64_t count = 0;
+    for (int i = 0; i < run_count; i++) {
+        const avl_run_t *run = &engine->runs[i];
+        if (!run->decode || !run->sequence->shape.measures)
+            continue;
+        const avl_visual_mass_t *mass = &run->sequence->step_mass;
+        engine->masses[count++] = (float)mass->computed;
+        engine->masses[count++] = (float)mass->stored;
+        engine->masses[count++] = (float)mass->all;
+    }
+    if (count == 0)
+        return AVL_OK;
+    AVL_TRY(avl_group_all_reduce(engine->options.group, engine->masses, count));
+    const float *next = engine->masses;
+    for (int i = 0; i < run_count; i++) {
+        avl_sequence_t *sequence = engine->runs[i].sequence;
+        if (!engine->runs[i].decode || !sequence->shape.measures)
+            continue;
+        sequence->mass.computed += (double)*next++;
+        sequence->mass.stored += (double)*next++;
+        sequence->mass.all += (double)*next++;
+        sequence->step_mass = (avl_visual_mass_t){0};
+    }
+    return AVL_OK;
+}
+
 static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
     if (plan->run_count == 0)
         return AVL_OK;
@@ -586,6 +617,7 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
     avl_attention_hook_t hook = {
         .context = engine->attend, .attend = avl_attend_layer, .join = avl_attend_join};
     AVL_TRY(avl_model_forward(engine->options.model, &batch, &hook, engine->logits));
+    AVL_TRY(sum_masses(engine, plan->run_count));
     for (int32_t i = 0; i < plan->run_count; i++)
         advance(&engine->runs[i]);
     return engine->options.device->ops->synchronize(engine->options.device);

@@ -146,6 +146,14 @@ avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_
     report.decode_steps = sequence->decode_steps;
     report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
     report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(engine);
+    const avl_visual_mass_t *mass = &sequence->mass;
+    if (mass->all > 0) {
+        int heads = avl_engine_options(engine)->config->model.text.query_heads;
+        report.captured_mass = mass->computed / mass->all;
+        report.stored_mass = mass->stored / mass->all;
+        report.visual_mass =
+            mass->all / ((double)report.decode_steps * (double)layers * (double)heads);
+    }
     report.kv_bytes_held = job->pages_reserved * avl_engine_page_bytes(engine);
     return report;
 }

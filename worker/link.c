@@ -184,6 +184,9 @@ static void result_fill(Avl__Worker__V1__Result *result, avl_event_t *event) {
     result->visual_rows_computed = event->attention.visual_rows_computed;
     result->decode_steps = event->attention.decode_steps;
     result->kv_bytes_returned = event->attention.kv_bytes_returned;
+    result->captured_mass = event->attention.captured_mass;
+    result->stored_mass = event->attention.stored_mass;
+    result->visual_mass = event->attention.visual_mass;
     result->kv_bytes_held = event->attention.kv_bytes_held;
     result->encoder_cache_hits = event->reuse.pictures;
     result->prompt_rows_reused = event->reuse.prompt_rows;

@@ -119,7 +119,10 @@ typedef struct avl_attention_report {
     int64_t visual_rows_computed; /* sum over decode steps of the rows computed, mean over layers */
     int32_t decode_steps;
     int64_t kv_bytes_returned; /* of all ranks: pages given back by eviction, in bytes */
-    int64_t kv_bytes_held;     /* of all ranks: pages at the end */
+    /* When measured, of what decode steps would look at with all visual rows (avl_visual_mass_t):
+     * shares of the visual mass on what was computed and on the store; of all mass, the visual. */
+    double captured_mass, stored_mass, visual_mass;
+    int64_t kv_bytes_held; /* of all ranks: pages at the end */
 } avl_attention_report_t;
 
 /* What was there from earlier requests. */

@@ -231,7 +231,7 @@ static bool fits(avl_scheduler_t *scheduler, avl_job_t *job, const avl_prompt_ma
     /* Pictures in rows that are taken over are full-size in all layers from the start. */
     job->whole = reads_whole(scheduler, job) &&
                  (match->rows <= shape->system_rows || match->logits != NULL ||
-                  shape->store_rows == shape->visual_rows);
+                  shape->held_rows == shape->visual_rows);
     *pages_p = avl_job_pages_to_begin(job);
     if (!spared)
         avl_prompt_cache_use(scheduler->prompt_cache, match->sequence, step);

@@ -40,6 +40,8 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.update_interval = attention->visual_update_interval;
     shape.long_prompt = prompt_rows >= AVL_LINEAR_MANY_ROWS;
     shape.selects = shape.core_rows < shape.visual_rows;
+    shape.measures = attention->measure_captured_mass && shape.selects;
+    shape.held_rows = shape.measures ? shape.visual_rows : shape.store_rows;
     return shape;
 }
 
@@ -52,13 +54,13 @@ static size_t score_entries(const avl_sequence_shape_t *shape) {
 }
 
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows) {
-    return layer_count * ((int64_t)pages_of(text_rows) + pages_of(shape->store_rows));
+    return layer_count * ((int64_t)pages_of(text_rows) + pages_of(shape->held_rows));
 }
 
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole) {
     int64_t text = pages_of(text_capacity(shape));
-    int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->store_rows);
+    int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->held_rows);
     avl_sequence_price_t price = {.decode_pages = layer_count * (text + kept)};
     price.prefill_pages = whole ? price.decode_pages + (full - kept) : layer_count * (text + full);
     return price;
@@ -224,6 +226,12 @@ int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int la
     if (position < sequence->shape.prompt_rows)
         layer->order.host[layer->order.count++] = slot;
     return slot;
+}
+
+const avl_row_list_t *avl_sequence_store(const avl_sequence_t *sequence, int layer) {
+    return sequence->shape.held_rows > sequence->shape.store_rows
+               ? &sequence->layers[layer].order
+               : &sequence->layers[layer].visual.slots;
 }
 
 void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,

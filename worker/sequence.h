@@ -30,6 +30,7 @@ typedef struct avl_sequence_shape {
     int32_t system_rows; /* text before the first visual row; 0 without a picture */
     int32_t store_rows;  /* m */
     int32_t core_rows;   /* k */
+    int32_t held_rows;   /* visual rows cached once the prompt is read: m, or N to measure by */
     int32_t even_rows;   /* of the store: evenly spaced, whatever their scores */
     int32_t scored_from; /* prompt rows from here on rank the visual ones; the last one always */
     int32_t update_interval;
@@ -37,7 +38,8 @@ typedef struct avl_sequence_shape {
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
      * and whatever else is in the step: so a replay repeats their bits. */
     bool long_prompt;
-    bool selects; /* something is evicted or skipped; false: dense attention */
+    bool measures; /* what the computed rows capture */
+    bool selects;  /* something is evicted or skipped; false: dense attention */
 } avl_sequence_shape_t;
 
 /* Pages a sequence needs at most, over all layers. */
@@ -62,7 +64,7 @@ typedef struct avl_segment_rows {
 typedef struct avl_sequence_layer {
     avl_segment_rows_t text;
     avl_segment_rows_t visual;
-    avl_row_list_t order;
+    avl_row_list_t order; /* or the store, where all visual rows are held (avl_sequence_store) */
     avl_row_list_t core;
     int32_t *core_indices;    /* [core.count] places in the store, ascending */
     int32_t *first_core;      /* [core.count] what those were when the prompt was read */
@@ -70,6 +72,14 @@ typedef struct avl_sequence_layer {
     float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
 } avl_sequence_layer_t;
+
+/* Where the attention of decode steps would lie if they read all visual rows: sums over steps,
+ * layers and heads of softmax weights. */
+typedef struct avl_visual_mass {
+    double computed; /* on the visual rows that were computed */
+    double stored;   /* on the store */
+    double all;      /* on all visual rows */
+} avl_visual_mass_t;
 
 typedef struct avl_sequence {
     int32_t index; /* the leader's name for it */
@@ -82,11 +92,13 @@ typedef struct avl_sequence {
     int32_t *visual_positions; /* [visual_rows] */
     int32_t *feature_rows;     /* [visual_rows] in the engine's features */
     avl_sequence_layer_t *layers;
-    int32_t rows_done;      /* cached in all layers */
-    int32_t visual_done;    /* visual ones among them */
-    int32_t decode_steps;   /* done */
-    int64_t computed_rows;  /* visual rows read by decode steps, over steps and layers */
-    int64_t returned_pages; /* by eviction */
+    int32_t rows_done;           /* cached in all layers */
+    int32_t visual_done;         /* visual ones among them */
+    int32_t decode_steps;        /* done */
+    int64_t computed_rows;       /* visual rows read by decode steps, over steps and layers */
+    int64_t returned_pages;      /* by eviction */
+    avl_visual_mass_t step_mass; /* of the step under way, of this rank's heads */
+    avl_visual_mass_t mass;      /* of all steps before, of all ranks; same on every rank */
     avl_device_t *device;
     int32_t *block;        /* all the arrays above */
     int32_t *device_block; /* the lists' part of it on the device; NULL when that is the host */
@@ -119,6 +131,8 @@ bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position);
  * slot; -1 when the pool is dry. */
 int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
                             int32_t position);
+/* The slots of the layer's store, once selected. */
+const avl_row_list_t *avl_sequence_store(const avl_sequence_t *sequence, int layer);
 /* Drops the visual rows of index >= count and gives back the pages that hold none of the others. */
 void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
                              int32_t count);

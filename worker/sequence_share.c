@@ -93,6 +93,17 @@ static avl_status_t list_order(avl_sequence_t *sequence, avl_sequence_layer_t *l
     return avl_sequence_publish(sequence, &layer->order, 0);
 }
 
+/* The store among all visual rows. */
+static avl_status_t list_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
+    for (int32_t i = 0, row = 0; i < sequence->shape.store_rows; i++) {
+        while (sequence->visual_positions[row] < layer->store_positions[i])
+            row++;
+        layer->order.host[i] = layer->visual.slots.host[row];
+    }
+    layer->order.count = sequence->shape.store_rows;
+    return avl_sequence_publish(sequence, &layer->order, 0);
+}
+
 /* The store and its first core. */
 static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
                                const avl_sequence_layer_t *source) {
@@ -104,8 +115,11 @@ static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *l
            (size_t)shape->store_rows * sizeof(int32_t));
     memcpy(layer->first_core, source->first_core, core);
     memcpy(layer->core_indices, source->first_core, core);
+    if (shape->held_rows > shape->store_rows)
+        AVL_TRY(list_store(sequence, layer));
+    const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
     for (int32_t i = 0; i < shape->core_rows; i++)
-        layer->core.host[i] = layer->visual.slots.host[layer->core_indices[i]];
+        layer->core.host[i] = store->host[layer->core_indices[i]];
     layer->core.count = shape->core_rows;
     layer->selected = true;
     return avl_sequence_publish(sequence, &layer->core, 0);
@@ -123,7 +137,7 @@ avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,
         const avl_sequence_layer_t *other = &source->layers[i];
         AVL_TRY(share_segment(sequence, pages, i, &layer->text, &other->text, text, true));
         AVL_TRY(share_segment(sequence, pages, i, &layer->visual, &other->visual,
-                              whole ? sequence->shape.store_rows : visual,
+                              whole ? sequence->shape.held_rows : visual,
                               visual < sequence->shape.visual_rows));
         AVL_TRY(whole ? take_store(sequence, layer, other) : list_order(sequence, layer, rows));
     }

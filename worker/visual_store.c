@@ -20,25 +20,31 @@ bool avl_visual_store_ranks(const avl_sequence_shape_t *shape) {
 
 /* Makes the store's rows of places core_indices[0..core_rows) the core list. */
 static avl_status_t list_core(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
+    const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
     layer->core.count = sequence->shape.core_rows;
     for (int32_t i = 0; i < layer->core.count; i++) {
-        AVL_ASSERT(layer->core_indices[i] < layer->visual.slots.count);
-        layer->core.host[i] = layer->visual.slots.host[layer->core_indices[i]];
+        AVL_ASSERT(layer->core_indices[i] < store->count);
+        layer->core.host[i] = store->host[layer->core_indices[i]];
     }
     return avl_sequence_publish(sequence, &layer->core, 0);
 }
 
-/* Moves the chosen rows to the front. The list `order` has no further use in this layer and serves
- * as the list of sources. */
+/* Lists the chosen rows. The list `order` has no further use in this layer. */
+static avl_status_t list_kept(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
+                              const int32_t *kept) {
+    layer->order.count = sequence->shape.store_rows;
+    for (int32_t i = 0; i < layer->order.count; i++)
+        layer->order.host[i] = layer->visual.slots.host[kept[i]];
+    return avl_sequence_publish(sequence, &layer->order, 0);
+}
+
+/* Moves the chosen rows to the front. */
 static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
                               avl_sequence_layer_t *layer, const int32_t *kept) {
     const avl_row_list_t *targets = &layer->visual.slots;
-    avl_row_list_t *sources = &layer->order;
+    const avl_row_list_t *sources = &layer->order;
     int32_t count = sequence->shape.store_rows;
-    for (int32_t i = 0; i < count; i++)
-        sources->host[i] = targets->host[kept[i]];
-    sources->count = count;
-    AVL_TRY(avl_sequence_publish(sequence, sources, 0));
+    AVL_TRY(list_kept(sequence, layer, kept));
     /* Rows that came from another sequence stay where they are for that one. */
     if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), count))
         return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
@@ -63,7 +69,9 @@ static avl_status_t keep_rows(avl_sequence_t *sequence, avl_pages_t *pages, int 
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
     AVL_ASSERT(!layer->selected);
-    if (shape->store_rows < shape->visual_rows) {
+    if (shape->held_rows > shape->store_rows) {
+        AVL_TRY(list_kept(sequence, layer, kept));
+    } else if (shape->store_rows < shape->visual_rows) {
         AVL_TRY(move_rows(sequence, pages, layer, kept));
         avl_sequence_cut_visual(sequence, pages, layer_index, shape->store_rows);
     }
@@ -148,7 +156,8 @@ avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_i
                                      int32_t visible_first, int32_t *skipped_p) {
     const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
-    const avl_row_list_t *store = &layer->visual.slots;
+    const avl_row_list_t *store =
+        layer->selected ? avl_sequence_store(sequence, layer_index) : &layer->visual.slots;
     const int32_t *positions =
         layer->selected ? layer->store_positions : sequence->visual_positions;
     int32_t hidden = avl_visual_store_hidden(positions, store->count, visible_first);
@@ -161,4 +170,26 @@ avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_i
     }
     *skipped_p = hidden;
     return (avl_row_span_t){.rows = list->device + hidden, .row_count = list->count - hidden};
+}
+
+void avl_visual_store_weigh(avl_sequence_t *sequence, int layer_index, int32_t step, int32_t hidden,
+                            const float *weights) {
+    const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    avl_visual_mass_t *mass = &sequence->step_mass;
+    bool whole = avl_visual_store_updates(shape, step);
+    int32_t stored = 0, computed = 0;
+    for (int32_t i = 0; i < shape->visual_rows; i++) {
+        double weight = i < hidden ? 0 : (double)weights[i];
+        mass->all += weight;
+        if (stored == shape->store_rows ||
+            layer->store_positions[stored] != sequence->visual_positions[i])
+            continue;
+        mass->stored += weight;
+        bool core = computed < shape->core_rows && layer->core_indices[computed] == stored;
+        if (core || whole)
+            mass->computed += weight;
+        computed += core;
+        stored++;
+    }
 }

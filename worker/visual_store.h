@@ -40,6 +40,11 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, 
  * `visible_first`. *skipped_p: how many of the list's first rows are not visible. */
 avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer, int32_t step,
                                      int32_t visible_first, int32_t *skipped_p);
+/* Adds what decode step `step` would look at to the sequence's step_mass: `weights` [visual_rows]
+ * of all visual rows, host memory; the first `hidden` are not visible and not there. The core is
+ * the one that the step read. */
+void avl_visual_store_weigh(avl_sequence_t *sequence, int layer, int32_t step, int32_t hidden,
+                            const float *weights);
 /* How many of `count` ascending positions are before `first`. */
 int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t first);
 

@@ -39,6 +39,7 @@ typedef struct script {
     avl_visual_selection_t selection;
     double uniform; /* share of the store */
     uint64_t seed;
+    bool measures;
 } script_t;
 
 /* A-VL's own way to choose. */
@@ -56,6 +57,7 @@ typedef struct trace {
     int32_t store[LAYERS][ROWS_MAX], store_count;
     int32_t core[LAYERS][ROWS_MAX][ROWS_MAX], core_count;
     int64_t computed_rows;
+    avl_visual_mass_t mass; /* of all ranks */
     avl_pages_counts_t pages;
 } trace_t;
 
@@ -80,6 +82,7 @@ typedef struct reference {
     int32_t store[LAYERS][ROWS_MAX];
     int32_t core[LAYERS][ROWS_MAX];
     int64_t computed_rows;
+    avl_visual_mass_t mass;
 } reference_t;
 
 static bool is_visual(const script_t *script, int row) {
@@ -244,6 +247,23 @@ static void reference_prompt(reference_t *reference, int layer, trace_t *trace) 
     reference_core(reference, layer, 0, reference->store[layer], kept, reference->core[layer]);
 }
 
+/* What `row` would look at if it read all visual rows. */
+static void reference_mass(reference_t *reference, int layer, int row, const int32_t *computed,
+                           int computed_count) {
+    int32_t rows[ROWS_MAX];
+    double weights[ROWS_MAX];
+    float output[QUERY_HEADS][WIDTH];
+    int count = gather(reference->script, row, reference->visual, reference->visual_count, rows);
+    reference_attend(reference->script, layer, row, rows, count, weights, output);
+    for (int i = 0; i < reference->visual_count; i++) {
+        reference->mass.all += weights[i];
+        for (int j = 0; j < reference->stored; j++)
+            reference->mass.stored += reference->store[layer][j] == rows[i] ? weights[i] : 0;
+        for (int j = 0; j < computed_count; j++)
+            reference->mass.computed += computed[j] == rows[i] ? weights[i] : 0;
+    }
+}
+
 static void reference_decode(reference_t *reference, int layer, int step, trace_t *trace) {
     const script_t *script = reference->script;
     int row = reference->prompt_rows + step - 1;
@@ -254,6 +274,7 @@ static void reference_decode(reference_t *reference, int layer, int step, trace_
     double weights[ROWS_MAX];
     int count = gather(script, row, visual, visual_count, rows);
     reference_attend(script, layer, row, rows, count, weights, trace->outputs[layer][row]);
+    reference_mass(reference, layer, row, visual, visual_count);
     for (int i = 0; i < visual_count; i++)
         reference->computed_rows += script->window == 0 || visual[i] > row - script->window;
     if (update)
@@ -281,6 +302,7 @@ static void run_reference(const script_t *script, trace_t *trace) {
         }
     }
     trace->computed_rows = reference.computed_rows;
+    trace->mass = reference.mass;
 }
 
 /* ---- the ranks ---- */
@@ -381,7 +403,7 @@ static void keep_lists(rank_t *rank, int step) {
     trace_t *trace = rank->trace;
     for (int layer = 0; layer < LAYERS; layer++) {
         const avl_sequence_layer_t *lists = &rank->sequence->layers[layer];
-        trace->store_count = lists->visual.slots.count;
+        trace->store_count = avl_sequence_store(rank->sequence, layer)->count;
         trace->core_count = lists->core.count;
         memcpy(trace->store[layer], lists->store_positions,
                (size_t)trace->store_count * sizeof(int32_t));
@@ -416,6 +438,7 @@ static avl_status_t open_rank(rank_t *rank) {
     params.visual_selection = script->selection;
     params.visual_uniform_share = script->uniform;
     params.selection_seed = script->seed;
+    params.measure_captured_mass = script->measures;
     AVL_TRY(avl_attention_params_check(&params));
     avl_sequence_shape_t shape =
         avl_sequence_shape(ids, prompt_rows, prompt_rows + script->decode_steps, &params);
@@ -450,6 +473,9 @@ static void *rank_main(void *argument) {
 }
 
 static void close_rank(rank_t *rank) {
+    rank->trace->mass.computed += rank->sequence->step_mass.computed;
+    rank->trace->mass.stored += rank->sequence->step_mass.stored;
+    rank->trace->mass.all += rank->sequence->step_mass.all;
     if (avl_group_rank(rank->group) == 0) {
         rank->trace->computed_rows = rank->sequence->computed_rows;
         rank->trace->pages = avl_pages_counts(rank->pages);
@@ -509,6 +535,12 @@ static void compare(const script_t *script, const trace_t *got, const trace_t *e
                                 (size_t)got->core_count * sizeof(int32_t));
     }
     assert_int_equal(got->computed_rows, expected->computed_rows);
+    if (!script->measures || got->store_count == 0)
+        return;
+    assert_true(fabs(got->mass.computed - expected->mass.computed) < 1e-3);
+    assert_true(fabs(got->mass.stored - expected->mass.stored) < 1e-3);
+    assert_true(fabs(got->mass.all - expected->mass.all) < 1e-3);
+    assert_true(got->mass.all > 1);
 }
 
 static const char *const prompts[] = {
@@ -587,6 +619,7 @@ static void test_selections(void **state) {
                                          settings[j].window, chunks[(turn + i) % 4]);
                 script.selection = ways[way].selection;
                 script.uniform = ways[way].uniform;
+                script.measures = turn % 3 == 0;
                 script.seed = turn % 2 ? 7 : UINT64_C(0x123456789abcdef0);
                 check(script);
             }
@@ -615,6 +648,23 @@ static void test_question_in_chunks(void **state) {
     }
     free(whole);
     free(cut);
+}
+
+/* To measure what the computed rows capture changes no bit of an answer, and gives no page back. */
+static void test_measuring_changes_nothing(void **state) {
+    (void)state;
+    trace_t *plain = calloc(1, sizeof *plain), *measured = calloc(1, sizeof *measured);
+    assert_true(plain != NULL && measured != NULL);
+    script_t script = SCRIPT(2, prompts[1], 14, .5, .3, 3, 0, 17);
+    run_ranks(&script, plain);
+    script.measures = true;
+    run_ranks(&script, measured);
+    assert_memory_equal(plain->outputs, measured->outputs, sizeof plain->outputs);
+    assert_memory_equal(plain->store, measured->store, sizeof plain->store);
+    assert_memory_equal(plain->core, measured->core, sizeof plain->core);
+    assert_int_equal(measured->pages.taken, LAYERS * (2 + 3));
+    free(plain);
+    free(measured);
 }
 
 /* Another seed, other rows; every layer its own. */
@@ -686,6 +736,7 @@ int main(void) {
         cmocka_unit_test(test_sliding_window),
         cmocka_unit_test(test_selections),
         cmocka_unit_test(test_question_in_chunks),
+        cmocka_unit_test(test_measuring_changes_nothing),
         cmocka_unit_test(test_random_depends_on_seed_and_layer),
         cmocka_unit_test(test_dense_bit_for_bit),
         cmocka_unit_test(test_pages_follow_the_price),

@@ -197,6 +197,36 @@ static void test_selections(void **state) {
     check_selections(3, 64);
 }
 
+/* A request that measures what it captures answers as without, also from a prompt that is there,
+ * and all ranks together measure what one does. */
+static void test_measuring(void **state) {
+    (void)state;
+    double captured[2] = {0};
+    for (int i = 0; i < 2; i++) {
+        rig_t *rig = open_rig(i == 0 ? 1 : 3, i == 0 ? 512 : 64, 8, 0);
+        rig_case_t data = rig_case_load(rig_config(rig), "models/cases/00");
+        const rig_result_t *results[3];
+        for (int j = 0; j < 3; j++) {
+            avl_request_t *request = ask(&data, (uint64_t)j + 1, 91, .4, .2);
+            request->attention.measure_captured_mass = j > 0;
+            results[j] = rig_answer(rig, request);
+            const avl_attention_report_t *report = &results[j]->end.attention;
+            expect_same(results[j], results[0], "measured");
+            assert_true((report->kv_bytes_returned == 0) == (j > 0));
+            assert_true((report->visual_mass == 0) == (j == 0));
+        }
+        assert_int_equal(results[2]->end.reuse.prompt_rows, data.row_count);
+        const avl_attention_report_t *report = &results[1]->end.attention;
+        captured[i] = report->captured_mass;
+        assert_true(report->captured_mass > 0 && report->captured_mass < report->stored_mass);
+        assert_true(report->stored_mass < 1 && report->visual_mass < 1);
+        assert_true(report->captured_mass == results[2]->end.attention.captured_mass);
+        rig_case_release(&data);
+        rig_close(rig);
+    }
+    assert_true(captured[0] - captured[1] < 1e-4 && captured[1] - captured[0] < 1e-4);
+}
+
 static void test_tenants_share_nothing(void **state) {
     (void)state;
     rig_t *rig = open_rig(1, 512, 8, 0);
@@ -247,8 +277,11 @@ static void test_requests_come_first(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole_prompts),       cmocka_unit_test(test_prefixes),
-        cmocka_unit_test(test_selections),          cmocka_unit_test(test_tenants_share_nothing),
+        cmocka_unit_test(test_whole_prompts),
+        cmocka_unit_test(test_prefixes),
+        cmocka_unit_test(test_selections),
+        cmocka_unit_test(test_measuring),
+        cmocka_unit_test(test_tenants_share_nothing),
         cmocka_unit_test(test_requests_come_first),
     };
     return cmocka_run_group_tests_name("prompt cache", tests, NULL, NULL);
