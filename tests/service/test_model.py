@@ -64,6 +64,31 @@ class Model(unittest.TestCase):
     def test_4_ranks(self):
         self.check_ranks(4)
 
+    def test_methods(self):
+        """Every way to choose visual rows through the public API; what was in force is reported."""
+        case = load_cases()[0]
+        with Service("--tp", "2", "--dtype", "f32", "--threads", "1") as service:
+            def ask(**fields):
+                request = raw(case["prompt"], [case["image"]], max_tokens=16, ignore_eos=True,
+                              sampling=pb.SamplingParameters(temperature=0, seed=3),
+                              attention=pb.AttentionParameters(visual_store_ratio=0.3, visual_compute_ratio=0.15,
+                                                               **fields))
+                return Answer(service.inference.Generate(request, timeout=240))
+            for selection in (pb.VISUAL_SELECTION_LAST_ROW, pb.VISUAL_SELECTION_QUESTION,
+                              pb.VISUAL_SELECTION_RANDOM, pb.VISUAL_SELECTION_UNIFORM):
+                answer = ask(visual_selection=selection)
+                report = answer.finished.attention
+                self.assertEqual(report.parameters.visual_selection, selection)
+                self.assertEqual(report.visual_rows_stored, 58)
+                self.assertEqual(report.captured_mass, 0)
+                measured = ask(visual_selection=selection, measure_captured_mass=True)
+                report = measured.finished.attention
+                self.assertEqual(measured.ids, answer.ids)
+                self.assertTrue(0 < report.captured_mass < report.stored_mass < 1, report)
+                self.assertTrue(report.parameters.measure_captured_mass)
+            mixed = ask(visual_selection=pb.VISUAL_SELECTION_QUESTION, visual_uniform_share=0.5).finished.attention
+            self.assertAlmostEqual(mixed.parameters.visual_uniform_share, 0.5)
+
     def test_too_many_ranks(self):
         service = Service("--tp", "7", wait=False)
         self.assertNotEqual(service.process.wait(120), 0)
