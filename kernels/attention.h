@@ -118,6 +118,19 @@ typedef struct avl_kv_move_args {
     avl_dtype_t dtype;
 } avl_kv_move_args_t;
 
+/* The largest calls of attention and decode attention to come. */
+typedef struct avl_attention_demand {
+    int head_width;
+    int query_heads, group;       /* as avl_head_map_t */
+    int64_t decode_rows_max;      /* rows of one sequence of a decode step; 0: no such calls */
+    int32_t decode_sequences_max; /* sequences of one decode step */
+} avl_attention_demand_t;
+
+static inline AVL_MUST_CHECK avl_status_t
+avl_attention_prepare(avl_device_t *device, const avl_attention_demand_t *demand) {
+    return device->ops->prepare_attention == NULL ? AVL_OK
+                                                  : device->ops->prepare_attention(device, demand);
+}
 static inline AVL_MUST_CHECK avl_status_t avl_attention(avl_device_t *device,
                                                         const avl_attention_args_t *args) {
     return device->ops->attention(device, args);

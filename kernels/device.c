@@ -6,12 +6,25 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/log.h"
+
 /* What libavl_cuda.so exports as avl_device_open_cuda. It has no avl_fail of this program's, so it
  * is handed ours to report with. */
 typedef avl_status_t report_t(avl_status_t status, const char *format, ...);
 typedef avl_status_t open_cuda_t(int threads, report_t *report, avl_device_t **device_p);
 
 static const char cuda_library[] = "libavl_cuda.so";
+/* What NVIDIA's driver brings, and nothing else. */
+static const char driver_library[] = "libcuda.so.1";
+
+/* Without a driver our library would load cuBLAS, half a gigabyte, only to find no GPU. */
+static avl_status_t find_driver(void) {
+    void *driver = dlopen(driver_library, RTLD_LAZY | RTLD_LOCAL);
+    if (driver == NULL)
+        return avl_fail(AVL_ERR_UNSUPPORTED, "no CUDA device: no NVIDIA driver: %s", dlerror());
+    dlclose(driver);
+    return AVL_OK;
+}
 
 /* Next to the program, so that an unpacked directory works as it is; else wherever the loader
  * looks. */
@@ -38,6 +51,7 @@ static void *load_cuda(char *reason, size_t reason_bytes) {
 /* The library stays loaded for the life of the process: its device's functions live in it. */
 static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
     char reason[AVL_STATUS_DETAIL_BYTES / 2] = "";
+    AVL_TRY(find_driver());
     void *library = load_cuda(reason, sizeof reason);
     if (library == NULL)
         return avl_fail(AVL_ERR_UNSUPPORTED, "no CUDA device: %s", reason);
@@ -52,6 +66,20 @@ static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
     return open(threads, avl_fail, device_p);
 }
 
+static avl_status_t open_auto(int threads, avl_device_t **device_p) {
+    if (open_cuda(threads, device_p) == AVL_OK) {
+        avl_log_info("device auto: %s, because %s and an NVIDIA driver are here; \"cpu\" is the "
+                     "other choice",
+                     (*device_p)->info.name, cuda_library);
+        return AVL_OK;
+    }
+    char reason[AVL_STATUS_DETAIL_BYTES];
+    snprintf(reason, sizeof reason, "%s", avl_status_detail());
+    AVL_TRY(avl_device_open_cpu(threads, NULL, device_p));
+    avl_log_info("device auto: %s, because of %s", (*device_p)->info.name, reason);
+    return AVL_OK;
+}
+
 avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p) {
     if (name == NULL)
         return avl_fail(AVL_ERR_INVALID,
@@ -60,11 +88,8 @@ avl_status_t avl_device_open(const char *name, int threads, avl_device_t **devic
         return avl_device_open_cpu(threads, NULL, device_p);
     if (strcmp(name, "cuda") == 0)
         return open_cuda(threads, device_p);
-    if (strcmp(name, "auto") == 0) {
-        if (open_cuda(threads, device_p) == AVL_OK)
-            return AVL_OK;
-        return avl_device_open_cpu(threads, NULL, device_p);
-    }
+    if (strcmp(name, "auto") == 0)
+        return open_auto(threads, device_p);
     return avl_fail(AVL_ERR_INVALID,
                     "no device is named \"%s\"; there are \"cpu\", \"cuda\" and \"auto\"", name);
 }

@@ -44,6 +44,7 @@ struct avl_kv_write_args;
 struct avl_kv_move_args;
 struct avl_topk_args;
 struct avl_argmax_args;
+struct avl_attention_demand;
 
 typedef struct avl_device_ops {
     void (*close)(avl_device_t *device);
@@ -71,12 +72,21 @@ typedef struct avl_device_ops {
     avl_status_t (*kv_move)(avl_device_t *, const struct avl_kv_move_args *);
     avl_status_t (*topk)(avl_device_t *, const struct avl_topk_args *);
     avl_status_t (*argmax)(avl_device_t *, const struct avl_argmax_args *);
+
+    /* What calls will need beside their arguments' memory, set aside before the first of them: no
+     * later call within the bounds given here allocates more than a few small things that it frees
+     * again. Without these, or beyond the bounds, an operation grows its own memory. NULL: nothing
+     * to set aside. Errors: AVL_ERR_MEMORY, AVL_ERR_DEVICE. */
+    avl_status_t (*prepare_linear)(avl_device_t *, const struct avl_linear_args *);
+    avl_status_t (*prepare_attention)(avl_device_t *, const struct avl_attention_demand *);
 } avl_device_ops_t;
 
 struct avl_device { /* the head of every implementation's own struct */
     const avl_device_ops_t *ops;
     avl_device_info_t info;
     int is_host; /* device memory can be read by the host (CPU) */
+    /* Device memory that operations keep for themselves, as far as it was set aside. */
+    size_t workspace_bytes;
 };
 
 /* The CPU device. `threads` 0: as many as this process may run on; `isa` NULL: the best the machine
@@ -85,7 +95,8 @@ struct avl_device { /* the head of every implementation's own struct */
 AVL_MUST_CHECK avl_status_t avl_device_open_cpu(int threads, const char *isa,
                                                 avl_device_t **device_p);
 
-/* "cpu", "cuda" or "auto" (cuda when its library loads and finds a GPU, else cpu).
+/* "cpu", "cuda" or "auto": cuda when there are an NVIDIA driver, our library and a GPU, else cpu;
+ * the log says which, and why.
  * Errors: AVL_ERR_INVALID (unknown name), AVL_ERR_UNSUPPORTED (no CUDA here: why), AVL_ERR_DEVICE.
  */
 AVL_MUST_CHECK avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p);

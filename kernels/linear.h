@@ -46,6 +46,12 @@ typedef struct avl_linear_args {
     avl_linear_way_t way; /* a device may have one way for all */
 } avl_linear_args_t;
 
+/* Sets aside what products of these widths, strides and formats need, whatever their rows; the
+ * pointers and `rows` are not looked at (kernels/device.h). */
+static inline AVL_MUST_CHECK avl_status_t avl_linear_prepare(avl_device_t *device,
+                                                             const avl_linear_args_t *args) {
+    return device->ops->prepare_linear == NULL ? AVL_OK : device->ops->prepare_linear(device, args);
+}
 static inline AVL_MUST_CHECK avl_status_t avl_linear(avl_device_t *device,
                                                      const avl_linear_args_t *args) {
     return device->ops->linear(device, args);

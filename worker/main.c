@@ -106,7 +106,7 @@ static avl_status_t open_device(worker_t *worker) {
     int threads = avl_worker_threads(worker->device->info.threads, local_ranks);
     avl_device_close(worker->device);
     worker->device = NULL;
-    return avl_device_open(worker->settings.device, threads, &worker->device);
+    return avl_device_open("cpu", threads, &worker->device);
 }
 
 /* What can fail on one rank alone before the first collective of loading. */

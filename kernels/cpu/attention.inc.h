@@ -107,13 +107,14 @@ AVL_INLINE avl_vf_t load_lanes(const void *memory, int64_t first, int64_t count,
 }
 
 /* The scratch memory's keys are padded to whole vectors, and a tile to whole groups of four keys:
- * what is gathered twice there is never looked at. */
-AVL_INLINE void gather_tile(const avl_attention_args_t *args,
-                            const avl_attention_sequence_t *sequence, int kv_head, int64_t first,
-                            int64_t count, const attention_scratch_t *scratch,
-                            const avl_dtype_t dtype, const int pairs) {
+ * what is gathered twice there is never looked at. Returns whether all values are finite. */
+AVL_INLINE int gather_tile(const avl_attention_args_t *args,
+                           const avl_attention_sequence_t *sequence, int kv_head, int64_t first,
+                           int64_t count, const attention_scratch_t *scratch,
+                           const avl_dtype_t dtype, const int pairs) {
     const avl_kv_view_t *kv = &args->kv;
     const int64_t width = kv->head_width, step = pairs ? 2 * AVL_LANES : AVL_LANES;
+    avl_vf_t zeros = {0}; /* until something that is not finite is multiplied by 0 */
     for (int64_t j = 0; j < count; j += 4) {
         int64_t from[4];
         for (int i = 0; i < 4; i++) {
@@ -129,10 +130,14 @@ AVL_INLINE void gather_tile(const avl_attention_args_t *args,
         }
         for (int i = 0; i < 4; i++) {
             float *value = scratch->values + (j + i) * scratch->padded_width;
-            for (int64_t d = 0; d < width; d += AVL_LANES)
-                avl_v_store(value + d, avl_v_load_any(kv->values, from[i] + d, width - d, dtype));
+            for (int64_t d = 0; d < width; d += AVL_LANES) {
+                avl_vf_t lanes = avl_v_load_any(kv->values, from[i] + d, width - d, dtype);
+                zeros += lanes * 0.0f;
+                avl_v_store(value + d, lanes);
+            }
         }
     }
+    return avl_v_sum(zeros) == 0.0f;
 }
 
 /* Turns scores [first, end) of a row into weights, zeros around them; returns by how much older
@@ -214,17 +219,40 @@ static void soften_tile(const avl_attention_args_t *args, const avl_attention_se
     }
 }
 
-/* Gathers a tile and multiplies the queries by its keys. */
-AVL_INLINE void score_tile(const avl_attention_args_t *args,
-                           const avl_attention_sequence_t *sequence, int kv_head, int64_t tile,
-                           int64_t rows, int64_t padded_count, const attention_scratch_t *scratch,
-                           const avl_dtype_t dtype) {
+/* Adds a tile's values to the sums of the queries that see them, one by one. The plain product
+ * takes hidden rows along with a weight of 0, which spoils the sums when such a row holds an
+ * infinity. */
+static void add_visible_values(const avl_attention_args_t *args,
+                               const avl_attention_sequence_t *sequence, int first, int count,
+                               int64_t tile, int64_t rows, const attention_scratch_t *scratch) {
+    int64_t padded = scratch->padded_width;
+    for (int i = 0; i < count; i++) {
+        int64_t begin = 0, end = 0;
+        visible_range(args, sequence, first + i, &begin, &end);
+        begin = avl_max64(begin, tile) - tile;
+        end = avl_min64(end, tile + rows) - tile;
+        const float *weights = scratch->scores + (int64_t)i * AVL_ATTENTION_KEY_TILE;
+        for (int64_t d = 0; d < padded; d += AVL_LANES) {
+            avl_vf_t sum = avl_v_load(scratch->sums + i * padded + d);
+            for (int64_t j = begin; j < end; j++)
+                sum += weights[j] * avl_v_load(scratch->values + j * padded + d);
+            avl_v_store(scratch->sums + i * padded + d, sum);
+        }
+    }
+}
+
+/* Gathers a tile and multiplies the queries by its keys. Returns whether all values are finite. */
+AVL_INLINE int score_tile(const avl_attention_args_t *args,
+                          const avl_attention_sequence_t *sequence, int kv_head, int64_t tile,
+                          int64_t rows, int64_t padded_count, const attention_scratch_t *scratch,
+                          const avl_dtype_t dtype) {
     const int pairs = HAS_PAIRS && dtype == AVL_DTYPE_BF16;
     int64_t depth = avl_ceil_div(args->kv.head_width, pairs + 1);
-    gather_tile(args, sequence, kv_head, tile, rows, scratch, dtype, pairs);
+    int finite = gather_tile(args, sequence, kv_head, tile, rows, scratch, dtype, pairs);
     product(scratch->query, scratch->padded_width, scratch->keys, AVL_ATTENTION_KEY_TILE, depth,
             scratch->scores, AVL_ATTENTION_KEY_TILE, 0, pairs, padded_count,
             avl_round_up(rows, AVL_LANES));
+    return finite;
 }
 
 static void attention_block(const avl_attention_args_t *args,
@@ -244,13 +272,17 @@ static void attention_block(const avl_attention_args_t *args,
     begin -= begin % AVL_ATTENTION_KEY_TILE;
     for (int64_t tile = begin; tile < end; tile += AVL_ATTENTION_KEY_TILE) {
         int64_t rows = avl_min64(AVL_ATTENTION_KEY_TILE, end - tile);
-        if (kv->dtype == AVL_DTYPE_F32)
-            score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch, AVL_DTYPE_F32);
-        else
-            score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch, AVL_DTYPE_BF16);
+        int finite = kv->dtype == AVL_DTYPE_F32
+                         ? score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch,
+                                      AVL_DTYPE_F32)
+                         : score_tile(args, sequence, kv_head, tile, rows, padded_count, &scratch,
+                                      AVL_DTYPE_BF16);
         soften_tile(args, sequence, first, count, tile, &scratch);
-        product(scratch.scores, AVL_ATTENTION_KEY_TILE, scratch.values, padded, rows, scratch.sums,
-                padded, 1, 0, padded_count, padded);
+        if (finite)
+            product(scratch.scores, AVL_ATTENTION_KEY_TILE, scratch.values, padded, rows,
+                    scratch.sums, padded, 1, 0, padded_count, padded);
+        else
+            add_visible_values(args, sequence, first, count, tile, rows, &scratch);
     }
     for (int i = 0; i < count; i++) {
         int64_t to = (sequence->first_query + first + i) * args->output_stride +

@@ -4,13 +4,10 @@
  * Chunks stand at fixed places of a sequence's rows and are merged in their order, so a result
  * depends on the sequence's spans alone. Sequences go in groups whose scratch memory stays below a
  * bound. */
-#include <inttypes.h>
-#include <stdlib.h>
-
-#include "base/memory.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/check.h"
 #include "kernels/cpu/device.h"
+#include <inttypes.h>
 
 enum { WEIGHTS_PER_ITEM = 256 };
 
@@ -165,6 +162,16 @@ static avl_status_t run_group(decode_run_t *run, int64_t floats) {
     return AVL_OK;
 }
 
+/* A block of KV heads has at most `group` query heads for each. */
+static int block_heads(int query_heads, int group) {
+    return (int)avl_min64(query_heads, (int64_t)group * AVL_DECODE_HEAD_BLOCK);
+}
+
+static avl_status_t reserve_places(avl_cpu_device_t *cpu, int sequences) {
+    return avl_scratch_reserve(&cpu->place_scratch, (size_t)sequences * sizeof(place_t),
+                               "decode attention's sequences");
+}
+
 avl_status_t avl_cpu_decode_attention(avl_device_t *device,
                                       const avl_decode_attention_args_t *args) {
     avl_cpu_device_t *cpu = avl_cpu_device(device);
@@ -175,21 +182,41 @@ avl_status_t avl_cpu_decode_attention(avl_device_t *device,
         return AVL_OK;
     for (int i = 0; i < args->sequence_count; i++)
         AVL_TRY(check_sequence(args, i));
-    /* A block of KV heads has at most group query heads for each. */
-    int64_t heads =
-        avl_min64(args->heads.query_heads, (int64_t)args->heads.group * AVL_DECODE_HEAD_BLOCK);
-    AVL_TRY(avl_scratch_reserve_threads(cpu, avl_decode_scratch_bytes((int)heads)));
+    int heads = block_heads(args->heads.query_heads, args->heads.group);
+    AVL_TRY(avl_scratch_reserve_threads(cpu, avl_decode_scratch_bytes(heads)));
+    AVL_TRY(reserve_places(cpu, args->sequence_count));
     decode_run_t run = {.cpu = cpu,
                         .args = args,
+                        .places = cpu->place_scratch.memory,
                         .head_blocks = avl_ceil_div(args->kv.kv_heads, AVL_DECODE_HEAD_BLOCK)};
-    AVL_TRY(avl_alloc((size_t)args->sequence_count, sizeof *run.places,
-                      "decode attention's sequences", &run.places));
-    avl_status_t status = AVL_OK;
     for (int first = 0; first < args->sequence_count; first += run.place_count) {
         int64_t floats = plan_group(&run, first);
-        AVL_TRY_GOTO(status, run_group(&run, floats), out);
+        AVL_TRY(run_group(&run, floats));
     }
-out:
-    free(run.places);
-    return status;
+    return AVL_OK;
+}
+
+/* The largest group is one sequence, or as many as stay below the bound. */
+static int64_t group_floats(const avl_attention_demand_t *demand) {
+    int64_t chunks = avl_ceil_div(demand->decode_rows_max, AVL_DECODE_ROW_CHUNK);
+    int64_t one =
+        demand->query_heads * (chunks * (demand->head_width + 2) + demand->decode_rows_max);
+    int64_t all = one * demand->decode_sequences_max;
+    return avl_max64(one, avl_min64(all, group_floats_max));
+}
+
+avl_status_t avl_cpu_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand) {
+    avl_cpu_device_t *cpu = avl_cpu_device(device);
+    size_t thread_bytes = avl_attention_scratch_bytes(demand->head_width);
+    size_t decode_bytes = avl_decode_scratch_bytes(block_heads(demand->query_heads, demand->group));
+    AVL_TRY(avl_scratch_reserve_threads(cpu, thread_bytes));
+    if (demand->decode_rows_max > 0) {
+        AVL_TRY(avl_scratch_reserve_threads(cpu, decode_bytes));
+        AVL_TRY(reserve_places(cpu, demand->decode_sequences_max));
+        AVL_TRY(avl_scratch_reserve(&cpu->shared_scratch,
+                                    (size_t)group_floats(demand) * sizeof(float),
+                                    "decode attention's partial sums"));
+    }
+    avl_scratch_account(cpu);
+    return AVL_OK;
 }

@@ -130,6 +130,13 @@ avl_status_t avl_scratch_reserve_threads(avl_cpu_device_t *cpu, size_t bytes) {
     return AVL_OK;
 }
 
+void avl_scratch_account(avl_cpu_device_t *cpu) {
+    size_t bytes = cpu->shared_scratch.bytes + cpu->place_scratch.bytes;
+    for (int i = 0; i < cpu->device.info.threads; i++)
+        bytes += cpu->thread_scratch[i].bytes;
+    cpu->device.workspace_bytes = bytes;
+}
+
 static void close_device(avl_device_t *device) {
     avl_cpu_device_t *cpu = avl_cpu_device(device);
     if (cpu->thread_scratch != NULL) {
@@ -138,15 +145,31 @@ static void close_device(avl_device_t *device) {
     }
     free(cpu->thread_scratch);
     free(cpu->shared_scratch.memory);
+    free(cpu->place_scratch.memory);
     avl_matmul_destroy(cpu->matmul);
     free(cpu);
 }
 
+typedef struct clearing {
+    char *memory;
+    size_t bytes;
+} clearing_t;
+
+static const size_t clearing_bytes = 16 << 20;
+
+static void clear_item(void *context, int64_t item, int thread) {
+    const clearing_t *clearing = context;
+    size_t first = (size_t)item * clearing_bytes, rest = clearing->bytes - first;
+    (void)thread;
+    memset(clearing->memory + first, 0, rest < clearing_bytes ? rest : clearing_bytes);
+}
+
 /* Large blocks begin at a huge page and ask for huge pages: rows named by index touch a page each,
- * and with small pages finding the page costs as much as reading the row. */
+ * and with small pages finding the page costs as much as reading the row. All of it is written to
+ * at once, so that it is there when it is needed; by all threads, because the system clears pages
+ * at the pace of the thread that asks for them. */
 static avl_status_t allocate(avl_device_t *device, size_t bytes, const char *what,
                              void **memory_p) {
-    (void)device;
     size_t alignment = bytes >= huge_page_bytes ? huge_page_bytes : memory_alignment_bytes;
     if (bytes > PTRDIFF_MAX - alignment)
         return avl_fail(AVL_ERR_MEMORY, "%s: %zu bytes do not fit the address space", what, bytes);
@@ -156,7 +179,10 @@ static avl_status_t allocate(avl_device_t *device, size_t bytes, const char *wha
         return avl_fail(AVL_ERR_MEMORY, "%s: no memory for %zu bytes", what, bytes);
     if (alignment == huge_page_bytes)
         (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a wish */
-    memset(memory, 0, rounded);
+    clearing_t clearing = {memory, rounded};
+    avl_cpu_parallel(avl_cpu_device(device),
+                     avl_ceil_div((int64_t)rounded, (int64_t)clearing_bytes), (int64_t)rounded,
+                     clear_item, &clearing);
     *memory_p = memory;
     return AVL_OK;
 }
@@ -206,6 +232,8 @@ static const avl_device_ops_t cpu_ops = {
     .kv_move = avl_cpu_kv_move,
     .topk = avl_cpu_topk,
     .argmax = avl_cpu_argmax,
+    .prepare_linear = avl_cpu_prepare_linear,
+    .prepare_attention = avl_cpu_prepare_attention,
 };
 
 avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **device_p) {
@@ -230,7 +258,7 @@ avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **de
                  avl_alloc((size_t)info->threads, sizeof *cpu->thread_scratch,
                            "the table of thread scratch", &cpu->thread_scratch),
                  err_close);
-    AVL_TRY_GOTO(status, avl_matmul_create(&cpu->matmul), err_close);
+    AVL_TRY_GOTO(status, avl_matmul_create(info->threads, &cpu->matmul), err_close);
     *device_p = &cpu->device;
     return AVL_OK;
 

@@ -91,7 +91,8 @@ typedef struct avl_cpu_device {
     const avl_cpu_kernels_t *kernels;
     avl_scratch_t *thread_scratch; /* [threads] */
     avl_scratch_t shared_scratch;
-    avl_matmul_t *matmul; /* oneDNN's engine and its primitives */
+    avl_scratch_t place_scratch; /* decode attention's sequences */
+    avl_matmul_t *matmul;        /* oneDNN's engine and its primitives */
 } avl_cpu_device_t;
 
 /* Whether this machine and its system run a table's instructions. */
@@ -105,6 +106,9 @@ static inline avl_cpu_device_t *avl_cpu_device(avl_device_t *device) {
 AVL_MUST_CHECK avl_status_t avl_scratch_reserve_threads(avl_cpu_device_t *cpu, size_t bytes);
 AVL_MUST_CHECK avl_status_t avl_scratch_reserve(avl_scratch_t *scratch, size_t bytes,
                                                 const char *what);
+
+/* Brings device.workspace_bytes up to date. */
+void avl_scratch_account(avl_cpu_device_t *cpu);
 
 /* Runs task(context, item, thread) for every item; returns when all have run. Which thread runs an
  * item is not defined, so an item's result must not depend on it; `thread` is below info.threads
@@ -143,6 +147,8 @@ static inline size_t avl_decode_scratch_bytes(int query_heads) {
 }
 
 avl_status_t avl_cpu_linear(avl_device_t *device, const avl_linear_args_t *args);
+avl_status_t avl_cpu_prepare_linear(avl_device_t *device, const avl_linear_args_t *args);
+avl_status_t avl_cpu_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
 avl_status_t avl_cpu_norm(avl_device_t *device, const avl_norm_args_t *args);
 avl_status_t avl_cpu_rope(avl_device_t *device, const avl_rope_args_t *args);
 avl_status_t avl_cpu_activation(avl_device_t *device, const avl_activation_args_t *args);

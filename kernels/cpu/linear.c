@@ -55,8 +55,7 @@ static void matmul_item(void *context, int64_t item, int thread) {
     int64_t first_row = avl_max64(0, avl_min64(row, args->rows - AVL_MATMUL_ROWS));
     int64_t first_column = avl_min64(column, args->out_width - AVL_MATMUL_COLUMNS);
     float *sums = run->cpu->thread_scratch[thread].memory;
-    avl_status_t status =
-        avl_matmul_run(run->cpu->matmul, run->plan, args, first_row, first_column, sums);
+    avl_status_t status = avl_matmul_run(run->plan, args, first_row, first_column, thread, sums);
     if (status != AVL_OK) {
         keep_failure(run, status);
         return;
@@ -81,13 +80,29 @@ static avl_status_t run_matmul(linear_run_t *run) {
     return status == AVL_OK ? AVL_OK : avl_fail(status, "linear: %s", run->detail);
 }
 
-static int suits_matmul(const avl_cpu_kernels_t *kernels, const avl_linear_args_t *args) {
+static int can_matmul(const avl_cpu_kernels_t *kernels, const avl_linear_args_t *args) {
     int has_format =
         args->dtype == AVL_DTYPE_F32 ? kernels->matmul_library_f32 : kernels->matmul_library_bf16;
+    return has_format && args->out_width >= AVL_MATMUL_COLUMNS &&
+           args->in_width >= AVL_MATMUL_DEPTH_MIN;
+}
+
+static int suits_matmul(const avl_cpu_kernels_t *kernels, const avl_linear_args_t *args) {
     int many = args->way == AVL_LINEAR_BY_ROWS ? args->rows >= AVL_MATMUL_ROWS
                                                : args->way == AVL_LINEAR_MANY;
-    return has_format && many && args->out_width >= AVL_MATMUL_COLUMNS &&
-           args->in_width >= AVL_MATMUL_DEPTH_MIN;
+    return many && can_matmul(kernels, args);
+}
+
+avl_status_t avl_cpu_prepare_linear(avl_device_t *device, const avl_linear_args_t *args) {
+    avl_cpu_device_t *cpu = avl_cpu_device(device);
+    if (!can_matmul(cpu->kernels, args))
+        return AVL_OK;
+    const avl_matmul_plan_t *plan;
+    AVL_TRY(avl_matmul_plan(cpu->matmul, args, &plan));
+    if (plan != NULL)
+        AVL_TRY(avl_scratch_reserve_threads(cpu, avl_matmul_scratch_bytes(plan)));
+    avl_scratch_account(cpu);
+    return AVL_OK;
 }
 
 static avl_status_t check_linear(const avl_linear_args_t *args) {

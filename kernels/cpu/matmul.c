@@ -10,7 +10,13 @@
 #include "base/memory.h"
 
 /* A model has a handful of depths; eviction is for programs that try many. */
-enum { PLANS_MAX = 32, SCRATCH_ALIGNMENT_BYTES = 64 };
+enum { PLANS_MAX = 32, SCRATCH_ALIGNMENT_BYTES = 64, OPERANDS = 4 };
+
+/* What one thread hands to the library: made once, so that a product allocates nothing of size. */
+typedef struct lane {
+    dnnl_stream_t stream;
+    dnnl_exec_arg_t operands[OPERANDS];
+} lane_t;
 
 struct avl_matmul_plan {
     int64_t depth, input_stride, weight_stride;
@@ -19,10 +25,13 @@ struct avl_matmul_plan {
     uint64_t last_use;
     dnnl_primitive_t primitive;
     dnnl_memory_desc_t input, weight, sums, scratchpad;
+    int threads;
+    lane_t *lanes; /* [threads] */
 };
 
 struct avl_matmul {
     dnnl_engine_t engine;
+    int threads;
     int plan_count;
     uint64_t use;
     avl_matmul_plan_t plans[PLANS_MAX];
@@ -36,9 +45,10 @@ static avl_status_t check_library(dnnl_status_t status, const char *action) {
     return avl_fail(AVL_ERR_DEVICE, "oneDNN: cannot %s: status %d", action, (int)status);
 }
 
-avl_status_t avl_matmul_create(avl_matmul_t **matmul_p) {
+avl_status_t avl_matmul_create(int threads, avl_matmul_t **matmul_p) {
     avl_matmul_t *matmul = NULL;
     AVL_TRY(avl_alloc(1, sizeof *matmul, "oneDNN's plans", &matmul));
+    matmul->threads = threads;
     avl_status_t status = AVL_OK;
     AVL_TRY_GOTO(status,
                  check_library(dnnl_engine_create(&matmul->engine, dnnl_cpu, 0), "open its engine"),
@@ -51,7 +61,19 @@ err_destroy:
     return status;
 }
 
+static void clear_lane(lane_t *lane) {
+    for (int i = 0; i < OPERANDS; i++) {
+        if (lane->operands[i].memory != NULL)
+            dnnl_memory_destroy(lane->operands[i].memory);
+    }
+    if (lane->stream != NULL)
+        dnnl_stream_destroy(lane->stream);
+}
+
 static void clear_plan(avl_matmul_plan_t *plan) {
+    for (int i = 0; plan->lanes != NULL && i < plan->threads; i++)
+        clear_lane(&plan->lanes[i]);
+    free(plan->lanes);
     if (plan->primitive != NULL)
         dnnl_primitive_destroy(plan->primitive);
     *plan = (avl_matmul_plan_t){0};
@@ -122,6 +144,31 @@ static dnnl_status_t create_primitive(avl_matmul_plan_t *plan, dnnl_engine_t eng
     return status;
 }
 
+/* A stream for each thread: the library does not promise that they may share one. */
+static dnnl_status_t create_lane(const avl_matmul_plan_t *plan, dnnl_engine_t engine,
+                                 lane_t *lane) {
+    const dnnl_memory_desc_t *const descriptions[OPERANDS] = {&plan->input, &plan->weight,
+                                                              &plan->sums, &plan->scratchpad};
+    static const int roles[OPERANDS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
+                                        DNNL_ARG_SCRATCHPAD};
+    dnnl_status_t status = dnnl_stream_create(&lane->stream, engine, dnnl_stream_default_flags);
+    for (int i = 0; i < OPERANDS && status == dnnl_success; i++) {
+        lane->operands[i].arg = roles[i];
+        status = dnnl_memory_create(&lane->operands[i].memory, descriptions[i], engine,
+                                    DNNL_MEMORY_NONE);
+    }
+    return status;
+}
+
+static avl_status_t create_lanes(avl_matmul_plan_t *plan, dnnl_engine_t engine, int threads) {
+    AVL_TRY(avl_alloc((size_t)threads, sizeof *plan->lanes, "oneDNN's operands", &plan->lanes));
+    plan->threads = threads;
+    dnnl_status_t status = dnnl_success;
+    for (int i = 0; i < threads && status == dnnl_success; i++)
+        status = create_lane(plan, engine, &plan->lanes[i]);
+    return check_library(status, "prepare a matrix product");
+}
+
 static avl_status_t create_plan(avl_matmul_plan_t *plan, dnnl_engine_t engine) {
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_status_t status = describe_operands(plan);
@@ -172,6 +219,8 @@ avl_status_t avl_matmul_plan(avl_matmul_t *matmul, const avl_linear_args_t *args
                                 .dtype = args->dtype,
                                 .last_use = matmul->use};
     avl_status_t status = create_plan(plan, matmul->engine);
+    if (status == AVL_OK && !plan->is_slow)
+        status = create_lanes(plan, matmul->engine, matmul->threads);
     if (status != AVL_OK) {
         clear_plan(plan); /* depth 0 is never looked for */
         return status;
@@ -195,39 +244,22 @@ static void *without_const(const void *memory) {
     return result;
 }
 
-avl_status_t avl_matmul_run(const avl_matmul_t *matmul, const avl_matmul_plan_t *plan,
-                            const avl_linear_args_t *args, int64_t row, int64_t column,
-                            void *scratch) {
+avl_status_t avl_matmul_run(const avl_matmul_plan_t *plan, const avl_linear_args_t *args,
+                            int64_t row, int64_t column, int thread, void *scratch) {
     int64_t element = (int64_t)avl_dtype_bytes(args->dtype);
-    enum { OPERANDS = 4 };
-    const dnnl_memory_desc_t *const descriptions[OPERANDS] = {&plan->input, &plan->weight,
-                                                              &plan->sums, &plan->scratchpad};
-    static const int roles[OPERANDS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
-                                        DNNL_ARG_SCRATCHPAD};
+    const lane_t *lane = &plan->lanes[thread];
     void *const memory[OPERANDS] = {
         without_const((const char *)args->input + row * args->input_stride * element),
         without_const((const char *)args->weight + column * args->weight_stride * element),
         scratch,
         (char *)scratch + sums_bytes(),
     };
-    dnnl_exec_arg_t operands[OPERANDS] = {{0}};
-    dnnl_stream_t stream =
-        NULL; /* one for each call: the library does not promise that threads may share one */
-    dnnl_status_t status = dnnl_stream_create(&stream, matmul->engine, dnnl_stream_default_flags);
-    for (int i = 0; i < OPERANDS && status == dnnl_success; i++) {
-        operands[i].arg = roles[i];
-        status =
-            dnnl_memory_create(&operands[i].memory, descriptions[i], matmul->engine, memory[i]);
-    }
+    dnnl_status_t status = dnnl_success;
+    for (int i = 0; i < OPERANDS && status == dnnl_success; i++)
+        status = dnnl_memory_set_data_handle_v2(lane->operands[i].memory, memory[i], lane->stream);
     if (status == dnnl_success)
-        status = dnnl_primitive_execute(plan->primitive, stream, OPERANDS, operands);
+        status = dnnl_primitive_execute(plan->primitive, lane->stream, OPERANDS, lane->operands);
     if (status == dnnl_success)
-        status = dnnl_stream_wait(stream);
-    for (int i = 0; i < OPERANDS; i++) {
-        if (operands[i].memory != NULL)
-            dnnl_memory_destroy(operands[i].memory);
-    }
-    if (stream != NULL)
-        dnnl_stream_destroy(stream);
+        status = dnnl_stream_wait(lane->stream);
     return check_library(status, "compute a matrix product");
 }

@@ -19,8 +19,8 @@ enum {
 typedef struct avl_matmul avl_matmul_t;
 typedef struct avl_matmul_plan avl_matmul_plan_t;
 
-/* Errors: AVL_ERR_MEMORY, AVL_ERR_DEVICE. */
-AVL_MUST_CHECK avl_status_t avl_matmul_create(avl_matmul_t **matmul_p);
+/* For so many threads. Errors: AVL_ERR_MEMORY, AVL_ERR_DEVICE. */
+AVL_MUST_CHECK avl_status_t avl_matmul_create(int threads, avl_matmul_t **matmul_p);
 void avl_matmul_destroy(avl_matmul_t *matmul);
 
 /* The plan for a block of such a product, from a bounded cache or made now. It is valid until the
@@ -37,11 +37,10 @@ int avl_matmul_begin(void);
 void avl_matmul_end(int threads_before);
 
 /* Sums of rows [row, row + AVL_MATMUL_ROWS) and columns [column, column + AVL_MATMUL_COLUMNS), left
- * at the beginning of the scratch memory as f32 [AVL_MATMUL_ROWS, AVL_MATMUL_COLUMNS]. Any thread.
- * Errors: AVL_ERR_DEVICE. */
-AVL_MUST_CHECK avl_status_t avl_matmul_run(const avl_matmul_t *matmul,
-                                           const avl_matmul_plan_t *plan,
+ * at the beginning of the scratch memory as f32 [AVL_MATMUL_ROWS, AVL_MATMUL_COLUMNS]. Several
+ * threads at once, each with its own number and scratch memory. Errors: AVL_ERR_DEVICE. */
+AVL_MUST_CHECK avl_status_t avl_matmul_run(const avl_matmul_plan_t *plan,
                                            const avl_linear_args_t *args, int64_t row,
-                                           int64_t column, void *scratch);
+                                           int64_t column, int thread, void *scratch);
 
 #endif

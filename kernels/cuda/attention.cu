@@ -112,6 +112,12 @@ __device__ __forceinline__ void load_queries(const params_t &params, const task_
     }
 }
 
+/* Only tiles at the edge of what the block's first or last query sees need a mask. */
+__device__ __forceinline__ int is_edge(const params_t &params, const task_t &task, int tile) {
+    return tile + KEYS > visible_end(params, task.sequence, task.place) ||
+           tile < visible_begin(params, task.place + QUERIES - 1);
+}
+
 /* scores[16, KEYS] = queries keys^T, masked. */
 template <int WIDTH>
 __device__ __forceinline__ void score_tile(const params_t &params, const task_t &task, int tile,
@@ -131,10 +137,7 @@ __device__ __forceinline__ void score_tile(const params_t &params, const task_t 
             avl_mma_bf16(scores[n], queries[2 * pair + 1], high);
         }
     }
-    /* Only tiles at the edge of what the block's first or last query sees need a mask. */
-    int is_edge = tile + KEYS > visible_end(params, task.sequence, task.place) ||
-                  tile < visible_begin(params, task.place + QUERIES - 1);
-    if (!is_edge)
+    if (!is_edge(params, task, tile))
         return;
     int place = task.place + warp * 16 + lane / 4;
 #pragma unroll
@@ -181,26 +184,96 @@ __device__ __forceinline__ void soften_tile(float factor, float (&scores)[KEYS /
     }
 }
 
-/* sums[16, WIDTH] += weights values. */
+/* The weights of 16 rows as left operands. */
+__device__ __forceinline__ void pack_weights(const float (&weights)[KEYS / 8][4], int step,
+                                             uint32_t (&a)[4]) {
+    const float(&left)[4] = weights[2 * step], (&right)[4] = weights[2 * step + 1];
+    a[0] = avl_bf16_pack(left[0], left[1]);
+    a[1] = avl_bf16_pack(left[2], left[3]);
+    a[2] = avl_bf16_pack(right[0], right[1]);
+    a[3] = avl_bf16_pack(right[2], right[3]);
+}
+
+/* 16 rows of 16 columns of values as right operands. */
 template <int WIDTH>
+__device__ __forceinline__ void load_values(const uint16_t (*values)[WIDTH + PADDING], int step,
+                                            int pair, uint32_t (&parts)[4]) {
+    int lane = (int)threadIdx.x % AVL_WARP, matrix = lane / 8;
+    avl_load_matrices_transposed(
+        parts, &values[step * 16 + matrix % 2 * 8 + lane % 8][pair * 16 + matrix / 2 * 8]);
+}
+
+/* Zeros for the numbers that are not finite. */
+__device__ __forceinline__ uint32_t without_bad(uint32_t pair) {
+    pair = (pair & 0x7f80u) == 0x7f80u ? pair & 0xffff0000u : pair;
+    return (pair & 0x7f800000u) == 0x7f800000u ? pair & 0xffffu : pair;
+}
+
+/* sums[16, WIDTH] += weights values; HAS_BAD: but for values that are not finite. */
+template <int WIDTH, bool HAS_BAD>
 __device__ __forceinline__ void add_tile(const float (&weights)[KEYS / 8][4],
                                          const uint16_t (*values)[WIDTH + PADDING],
                                          float (&sums)[WIDTH / 8][4]) {
-    int lane = (int)threadIdx.x % AVL_WARP, matrix = lane / 8;
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
-        const float(&left)[4] = weights[2 * step], (&right)[4] = weights[2 * step + 1];
-        const uint32_t a[4] = {avl_bf16_pack(left[0], left[1]), avl_bf16_pack(left[2], left[3]),
-                               avl_bf16_pack(right[0], right[1]),
-                               avl_bf16_pack(right[2], right[3])};
+        uint32_t a[4];
+        pack_weights(weights, step, a);
 #pragma unroll
         for (int pair = 0; pair < WIDTH / 16; pair++) {
             uint32_t parts[4];
-            avl_load_matrices_transposed(
-                parts, &values[step * 16 + matrix % 2 * 8 + lane % 8][pair * 16 + matrix / 2 * 8]);
+            load_values<WIDTH>(values, step, pair, parts);
+            for (int i = 0; i < 4 && HAS_BAD; i++)
+                parts[i] = without_bad(parts[i]);
             const uint32_t low[2] = {parts[0], parts[1]}, high[2] = {parts[2], parts[3]};
             avl_mma_bf16(sums[2 * pair], a, low);
             avl_mma_bf16(sums[2 * pair + 1], a, high);
+        }
+    }
+}
+
+/* The same for all lanes of the warp. */
+template <int WIDTH>
+__device__ __forceinline__ int tile_is_finite(const uint16_t (*values)[WIDTH + PADDING]) {
+    unsigned bad = 0;
+    for (int i = (int)threadIdx.x % AVL_WARP; i < KEYS * WIDTH / 2; i += AVL_WARP) {
+        uint32_t pair;
+        memcpy(&pair, &values[i / (WIDTH / 2)][i % (WIDTH / 2) * 2], sizeof pair);
+        bad |= (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
+    }
+    for (int bit = AVL_WARP / 2; bit > 0; bit /= 2)
+        bad |= __shfl_xor_sync(AVL_ALL_LANES, bad, bit);
+    return bad == 0;
+}
+
+/* Ones where one of the two numbers is not finite. */
+__device__ __forceinline__ uint32_t mark_bad(uint32_t pair) {
+    return ((pair & 0x7f80u) == 0x7f80u ? 0x3f80u : 0u) |
+           ((pair & 0x7f800000u) == 0x7f800000u ? 0x3f800000u : 0u);
+}
+
+/* Makes undefined the sums of queries with a weight for a value that is not finite; add_tile has
+ * left those values out, because a product takes hidden rows along with a weight of 0. */
+template <int WIDTH>
+__device__ __forceinline__ void spoil_sums(const float (&weights)[KEYS / 8][4],
+                                           const uint16_t (*values)[WIDTH + PADDING],
+                                           float (&sums)[WIDTH / 8][4]) {
+#pragma unroll
+    for (int pair = 0; pair < WIDTH / 16; pair++) {
+        float marks[2][4] = {};
+#pragma unroll
+        for (int step = 0; step < KEYS / 16; step++) {
+            uint32_t a[4], parts[4];
+            pack_weights(weights, step, a);
+            load_values<WIDTH>(values, step, pair, parts);
+            const uint32_t low[2] = {mark_bad(parts[0]), mark_bad(parts[1])};
+            const uint32_t high[2] = {mark_bad(parts[2]), mark_bad(parts[3])};
+            avl_mma_bf16(marks[0], a, low);
+            avl_mma_bf16(marks[1], a, high);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sums[2 * pair][i] = marks[0][i] != 0.0f ? NAN : sums[2 * pair][i];
+            sums[2 * pair + 1][i] = marks[1][i] != 0.0f ? NAN : sums[2 * pair + 1][i];
         }
     }
 }
@@ -281,7 +354,12 @@ __global__ void __launch_bounds__(THREADS) tensor_kernel(const __grid_constant__
         float scores[KEYS / 8][4];
         score_tile<WIDTH>(params, task, tile, queries, keys[stage], scores);
         soften_tile<WIDTH>(factor, scores, largest, total, sums);
-        add_tile<WIDTH>(scores, values[stage], sums);
+        if (is_edge(params, task, tile) && !tile_is_finite<WIDTH>(values[stage])) {
+            add_tile<WIDTH, true>(scores, values[stage], sums);
+            spoil_sums<WIDTH>(scores, values[stage], sums);
+        } else {
+            add_tile<WIDTH, false>(scores, values[stage], sums);
+        }
         __syncthreads(); /* the next round fetches over this stage */
     }
     write_queries<WIDTH>(params, task, total, sums);

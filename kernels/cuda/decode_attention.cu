@@ -598,3 +598,21 @@ avl_status_t avl_cuda_decode_attention(avl_device_t *device,
     }
     return AVL_OK;
 }
+
+/* The largest group is one sequence, or as many as stay below the bound (group_count). */
+avl_status_t avl_cuda_prepare_attention(avl_device_t *device,
+                                        const avl_attention_demand_t *demand) {
+    avl_cuda_device_t *cuda = avl_cuda_of(device);
+    int64_t chunks = avl_cuda_ceil_div(demand->decode_rows_max, CHUNK);
+    int64_t one =
+        demand->query_heads * (chunks * (demand->head_width + 2) + 2 + demand->decode_rows_max);
+    int64_t floats = avl_cuda_min(one * demand->decode_sequences_max, scratch_floats_max);
+    floats = one > floats ? one : floats;
+    int64_t entry_bytes = demand->decode_sequences_max * (int64_t)sizeof(entry_t) + 256;
+    void *scratch = nullptr;
+    if (demand->decode_rows_max > 0)
+        AVL_TRY(avl_cuda_scratch(cuda, (size_t)(entry_bytes + floats * (int64_t)sizeof(float)),
+                                 "decode_attention: partial sums", &scratch));
+    device->workspace_bytes = cuda->scratch_bytes;
+    return AVL_OK;
+}

@@ -176,6 +176,8 @@ static const avl_device_ops_t cuda_ops = {
     .kv_move = avl_cuda_kv_move,
     .topk = avl_cuda_topk,
     .argmax = avl_cuda_argmax,
+    .prepare_linear = nullptr, /* the library's workspace is there from the start */
+    .prepare_attention = avl_cuda_prepare_attention,
 };
 
 static avl_status_t find_gpu(cudaDeviceProp *properties_p) {
@@ -210,6 +212,7 @@ static avl_status_t prepare(avl_cuda_device_t *cuda, const cudaDeviceProp *prope
         "pinned memory"));
     cuda->ring = (unsigned char *)memory;
     AVL_TRY(avl_cuda_scratch(cuda, first_scratch_bytes, "scratch memory", &memory));
+    cuda->device.workspace_bytes = cuda->scratch_bytes;
     AVL_TRY(allocate(&cuda->device, AVL_CUDA_COUNTERS * sizeof(int), "counters", &memory));
     cuda->counters = (int *)memory;
     AVL_TRY(avl_cuda_blas_create(cuda->stream, &cuda->blas));

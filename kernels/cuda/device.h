@@ -101,5 +101,6 @@ avl_status_t avl_cuda_kv_write(avl_device_t *device, const avl_kv_write_args_t *
 avl_status_t avl_cuda_kv_move(avl_device_t *device, const avl_kv_move_args_t *args);
 avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cuda_argmax(avl_device_t *device, const avl_argmax_args_t *args);
+avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
 
 #endif

@@ -233,6 +233,37 @@ static void survives_hostile_values(void **unused) {
     for_each_device(check_hostile, NULL);
 }
 
+/* An infinite or undefined value is the business of the queries that see it. */
+static void check_hidden_values(avl_device_t *device, void *context) {
+    (void)context;
+    static const int counts[][2] = {{130, 200}};
+    static const double bad[] = {INFINITY, -INFINITY, NAN};
+    for (int v = 0; v < 6; v++) {
+        int window = v % 2 == 1 ? 40 : 0, at = 100;
+        problem_t problem = create_problem(&geometries[0], v < 3 ? AVL_DTYPE_F32 : AVL_DTYPE_BF16,
+                                           1, window, counts, 1);
+        const avl_attention_args_t *args = &problem.args;
+        for (int j = 0; j < args->kv.head_width * args->kv.kv_heads; j += 5)
+            tensor_set(&problem.values, problem.lists[0][at] * args->kv.row_stride + j, bad[v % 3]);
+        expect_status(run(device, &problem), AVL_OK, NULL);
+        for (int i = 0; i < counts[0][0]; i++) {
+            int place = counts[0][1] - counts[0][0] + i;
+            int sees = place >= at && (window == 0 || place - window < at);
+            for (int head = 0; head < args->heads.query_heads && !sees; head++)
+                check_query(&problem, &problem.sequences[0], problem.lists[0], i, head);
+            if (sees)
+                assert_false(isfinite(tensor_get(&problem.output, (1 + i) * args->output_stride)));
+        }
+        destroy_problem(&problem);
+    }
+}
+
+static void hidden_values_do_no_harm(void **unused) {
+    (void)unused;
+    random_seed(5);
+    for_each_device(check_hidden_values, NULL);
+}
+
 static void refuses_bad_arguments(void **unused) {
     (void)unused;
     static const int counts[][2] = {{2, 9}};
@@ -333,6 +364,7 @@ int main(void) {
         cmocka_unit_test(long_prompts),
         cmocka_unit_test(is_independent_of_threads_and_company),
         cmocka_unit_test(survives_hostile_values),
+        cmocka_unit_test(hidden_values_do_no_harm),
         cmocka_unit_test(refuses_bad_arguments),
         cmocka_unit_test(writes_and_moves_rows),
     };
