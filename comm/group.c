@@ -11,6 +11,8 @@
 #include "base/memory.h"
 #include "comm/backend.h"
 
+enum { VOTES_IN_PLACE = 256 };
+
 int64_t avl_group_deadline_ns(int64_t duration_ns) {
     int64_t now_ns = avl_clock_now_ns();
     return duration_ns >= AVL_DEADLINE_NONE - now_ns ? AVL_DEADLINE_NONE : now_ns + duration_ns;
@@ -141,10 +143,11 @@ avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own) {
     if (group->ranks == 1)
         return own;
     AVL_TRY(check_usable(group, "agreement"));
-    int32_t *votes;
-    /* The one allocation between a rank's failure and its vote: small, and without it the vote
-     * cannot be cast, which the others learn by their time-out. */
-    AVL_TRY(avl_alloc((size_t)group->ranks, sizeof *votes, "votes", &votes));
+    /* A vote must be possible when memory is what failed. Beyond so many ranks it is not, which the
+     * others learn by their time-out. */
+    int32_t few[VOTES_IN_PLACE], *votes = few;
+    if (group->ranks > VOTES_IN_PLACE)
+        AVL_TRY(avl_alloc((size_t)group->ranks, sizeof *votes, "votes", &votes));
     votes[group->rank] = (int32_t)own;
     int64_t begin_ns = avl_clock_now_ns();
     avl_status_t status = account(group, AVL_GROUP_AGREE, begin_ns,
@@ -155,7 +158,8 @@ avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own) {
         if (votes[rank] != AVL_OK)
             status = avl_fail(AVL_ERR_PEER, "rank %d failed with %s", rank,
                               avl_status_name((avl_status_t)votes[rank]));
-    free(votes);
+    if (votes != few)
+        free(votes);
     return status;
 }
 

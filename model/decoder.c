@@ -127,13 +127,15 @@ avl_status_t avl_decoder_prepare(avl_model_t *model) {
     size_t half = (size_t)text->head_width / 2, rows = (size_t)model->options.rows_max;
     int ranks = avl_group_ranks(model->group);
     AVL_TRY(avl_alloc(half, sizeof(float), "rope frequencies", &decoder->frequencies));
-    AVL_TRY(avl_alloc(2 * rows * half, sizeof(float), "rope tables", &decoder->rope_host));
+    AVL_TRY(avl_alloc_aligned(2 * rows * half, sizeof(float), "rope tables", &decoder->rope_host));
     AVL_TRY(avl_alloc((size_t)ranks, sizeof(size_t), "gather sizes", &decoder->gather_bytes));
-    if (ranks > 1 && avl_group_rank(model->group) == 0)
-        AVL_TRY(avl_alloc((size_t)model->options.logit_rows_max * (size_t)text->vocab_rows +
-                              (size_t)ranks,
-                          sizeof(float), "gathered logits", &decoder->gathered));
-    return AVL_OK;
+    model->memory.host_bytes += (2 * rows + 1) * half * sizeof(float);
+    if (ranks == 1 || avl_group_rank(model->group) > 0)
+        return AVL_OK;
+    size_t logits =
+        (size_t)model->options.logit_rows_max * (size_t)text->vocab_rows + (size_t)ranks;
+    model->memory.host_bytes += logits * sizeof(float);
+    return avl_alloc_aligned(logits, sizeof(float), "gathered logits", &decoder->gathered);
 }
 
 void avl_decoder_release(avl_model_t *model) {

@@ -133,6 +133,7 @@ static avl_status_t allocate_exchange(avl_model_t *model) {
     int64_t rows = options->tiles_max * avl_vision_feature_rows(model);
     AVL_TRY(avl_alloc((size_t)rows, sizeof(int32_t), "rows of a picture",
                       &model->projector.targets_host));
+    model->memory.host_bytes += (size_t)rows * sizeof(int32_t);
     if (model->device->is_host)
         return AVL_OK;
     int64_t patches = (int64_t)vision->patches_per_side * vision->patches_per_side + 1;
@@ -140,7 +141,68 @@ static avl_status_t allocate_exchange(avl_model_t *model) {
     count = larger(count, options->tiles_max * patches * larger(vision->hidden_width, hidden));
     /* One more for the vote that goes with the logits. */
     count = larger(count, options->logit_rows_max * (int64_t)model->shards.vocab_rows.count + 1);
-    return avl_alloc((size_t)count, sizeof(float), "exchange between ranks", &model->exchange);
+    model->memory.host_bytes += (size_t)count * sizeof(float);
+    return avl_alloc_aligned((size_t)count, sizeof(float), "exchange between ranks",
+                             &model->exchange);
+}
+
+static avl_status_t prepare_product(const avl_model_t *model, const avl_product_t *product,
+                                    int64_t in_width, int64_t out_width) {
+    if (in_width == 0 || out_width == 0)
+        return AVL_OK;
+    return avl_linear_prepare(model->device,
+                              &(avl_linear_args_t){.input_stride = in_width,
+                                                   .weight_stride = product->weight.stride,
+                                                   .in_width = in_width,
+                                                   .out_width = out_width,
+                                                   .dtype = model->options.dtype});
+}
+
+static avl_status_t prepare_vision(const avl_model_t *model) {
+    const avl_vision_config_t *vision = &model->config.model.vision;
+    int64_t width = vision->hidden_width, head_width = width / vision->heads;
+    int64_t heads = model->shards.vision_heads.count, columns = heads * head_width;
+    int64_t mlp = model->shards.vision_mlp_columns.count, inner = model->projector.columns.count;
+    avl_product_t patch = {.weight = model->vision.patch};
+    AVL_TRY(prepare_product(model, &patch, 3 * (int64_t)vision->patch_side * vision->patch_side,
+                            width));
+    for (int i = 0; i < model->vision.layer_count; i++) {
+        const avl_vision_layer_t *layer = &model->vision.layers[i];
+        AVL_TRY(prepare_product(model, &layer->query, width, columns));
+        AVL_TRY(prepare_product(model, &layer->key, width, columns));
+        AVL_TRY(prepare_product(model, &layer->value, width, columns));
+        AVL_TRY(prepare_product(model, &layer->output, columns, width));
+        AVL_TRY(prepare_product(model, &layer->fc1, width, mlp));
+        AVL_TRY(prepare_product(model, &layer->fc2, mlp, width));
+    }
+    AVL_TRY(
+        prepare_product(model, &model->projector.linear_1, avl_vision_feature_width(model), inner));
+    AVL_TRY(prepare_product(model, &model->projector.linear_2, inner,
+                            model->config.model.text.hidden_width));
+    return avl_attention_prepare(
+        model->device, &(avl_attention_demand_t){
+                           .head_width = (int)head_width, .query_heads = (int)heads, .group = 1});
+}
+
+/* Every product that a step may have: what it needs is there before the first step. The head's rows
+ * are few. */
+static avl_status_t prepare_kernels(const avl_model_t *model) {
+    const avl_text_config_t *text = &model->config.model.text;
+    const avl_shards_t *shards = &model->shards;
+    int64_t hidden = text->hidden_width, columns = shards->mlp_columns.count;
+    int64_t query = shards->query_heads.count * (int64_t)text->head_width;
+    int64_t kv = shards->kv_heads.count * (int64_t)text->head_width;
+    for (int i = 0; i < text->layer_count; i++) {
+        const avl_decoder_layer_t *layer = &model->decoder.layers[i];
+        AVL_TRY(prepare_product(model, &layer->query, hidden, query));
+        AVL_TRY(prepare_product(model, &layer->key, hidden, kv));
+        AVL_TRY(prepare_product(model, &layer->value, hidden, kv));
+        AVL_TRY(prepare_product(model, &layer->output, query, hidden));
+        AVL_TRY(prepare_product(model, &layer->gate, hidden, columns));
+        AVL_TRY(prepare_product(model, &layer->up, hidden, columns));
+        AVL_TRY(prepare_product(model, &layer->down, columns, hidden));
+    }
+    return prepare_vision(model);
 }
 
 static avl_status_t create_local(const avl_config_t *config, const avl_weights_t *weights,
@@ -161,6 +223,7 @@ static avl_status_t create_local(const avl_config_t *config, const avl_weights_t
     AVL_TRY_GOTO(status, load(model, weights), err_destroy);
     AVL_TRY_GOTO(status, allocate_activations(model), err_destroy);
     AVL_TRY_GOTO(status, allocate_exchange(model), err_destroy);
+    AVL_TRY_GOTO(status, prepare_kernels(model), err_destroy);
     *model_p = model;
     return AVL_OK;
 

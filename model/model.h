@@ -54,7 +54,8 @@ typedef struct avl_model_options {
 } avl_model_options_t;
 
 /* Loads this rank's slices (in place where dtype and layout allow), checks every value to be
- * finite, allocates the activations. All that forward and encode need is allocated here.
+ * finite, allocates the activations. All that forward and encode need is allocated here, but for
+ * the attention over the caller's cache (kernels/attention.h: avl_attention_prepare).
  * Collective: ends in an agreement, so that either all ranks have a model or none. Errors:
  * AVL_ERR_DATA (missing tensor, wrong shape, NaN or infinity: tensor and index named),
  * AVL_ERR_MEMORY, AVL_ERR_UNSUPPORTED, AVL_ERR_PEER. */
@@ -70,6 +71,7 @@ typedef struct avl_model_memory {
     size_t weight_bytes; /* owned copies */
     size_t mapped_bytes; /* used in place in the checkpoint's mapping */
     size_t activation_bytes;
+    size_t host_bytes;         /* beside the activations: tables, what ranks exchange */
     size_t kv_duplicate_bytes; /* weights of KV heads that another rank holds as well */
 } avl_model_memory_t;
 avl_model_memory_t avl_model_memory(const avl_model_t *model);

@@ -26,7 +26,10 @@ struct avl_engine {
     avl_pages_t *pages;
     avl_attend_t *attend;
     avl_sequence_t **sequences; /* [indices_max]; NULL: free */
-    avl_run_t *runs;            /* [sequences_max] of the step */
+    char *sequence_memory;      /* [indices_max] of sequence_bytes */
+    char *sequence_device;      /* [indices_max] of sequence_device_bytes; NULL on the host */
+    size_t sequence_bytes, sequence_device_bytes;
+    avl_run_t *runs; /* [sequences_max] of the step */
     int32_t feature_rows;
     float *features;        /* device f32 [feature_rows, hidden]: the encoder cache */
     bool *feature_written;  /* [feature_rows] */
@@ -154,12 +157,17 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
     ledger->budget_bytes = options->memory_bytes;
     ledger->mapped_bytes = (int64_t)model.mapped_bytes;
     avl_ledger_add(ledger, "weights", (int64_t)model.weight_bytes);
-    avl_ledger_add(ledger, "activations", (int64_t)model.activation_bytes);
+    avl_ledger_add(
+        ledger, "activations",
+        (int64_t)(model.activation_bytes + (options->device->is_host ? model.host_bytes : 0)));
+    avl_ledger_add(ledger, "kernels' workspace", (int64_t)options->device->workspace_bytes);
     avl_ledger_add(ledger, "communication", avl_group_memory_bytes(options->group));
     avl_ledger_add(ledger, "attention state", avl_attend_bytes(&sizes->attend));
     avl_ledger_add(ledger, "row lists",
                    (limits->sequences_max + limits->kept_max) *
-                       avl_sequence_list_bytes(limits->context_rows, text->layer_count));
+                       (options->device->is_host
+                            ? avl_sequence_list_bytes(limits->context_rows, text->layer_count)
+                            : avl_sequence_device_bytes(limits->context_rows, text->layer_count)));
     avl_ledger_add(ledger, "step plans and logits",
                    (int64_t)sizes->plan.bytes_max +
                        (leads ? 4 * (int64_t)limits->sequences_max * text->vocab_rows : 0) +
@@ -275,6 +283,23 @@ static avl_status_t allocate_device(avl_engine_t *engine) {
     return AVL_OK;
 }
 
+static avl_status_t allocate_sequences(avl_engine_t *engine, size_t count) {
+    const avl_engine_options_t *options = &engine->options;
+    int32_t rows = options->limits.context_rows;
+    int layers = options->config->model.text.layer_count;
+    engine->sequence_bytes = (size_t)avl_sequence_list_bytes(rows, layers);
+    engine->sequence_device_bytes = (size_t)avl_sequence_device_bytes(rows, layers);
+    AVL_TRY(
+        avl_alloc_aligned(count, engine->sequence_bytes, "row lists", &engine->sequence_memory));
+    if (options->device->is_host)
+        return AVL_OK;
+    void *memory;
+    AVL_TRY(options->device->ops->allocate(options->device, count * engine->sequence_device_bytes,
+                                           "row lists", &memory));
+    engine->sequence_device = memory;
+    return AVL_OK;
+}
+
 static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
                              int64_t page_count) {
     const avl_engine_options_t *options = &engine->options;
@@ -298,13 +323,27 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        AVL_TRY(avl_alloc(arrays[i].count, arrays[i].item_bytes, "engine", arrays[i].memory_p));
+        AVL_TRY(
+            avl_alloc_aligned(arrays[i].count, arrays[i].item_bytes, "engine", arrays[i].memory_p));
     AVL_TRY(allocate_device(engine));
+    AVL_TRY(allocate_sequences(engine, (size_t)sizes->plan.indices_max));
     AVL_TRY(avl_pages_create(options->device, avl_model_shards(options->model)->kv_heads.count,
                              text->head_width, options->dtype, page_count, &engine->pages));
     avl_attend_options_t attend = sizes->attend;
     attend.pages = engine->pages;
     return avl_attend_create(&attend, &engine->attend);
+}
+
+/* The attention of a full step over the longest context. */
+static avl_status_t prepare_attention(const avl_engine_options_t *options) {
+    const avl_head_map_t *heads = &avl_model_shards(options->model)->head_map;
+    return avl_attention_prepare(
+        options->device,
+        &(avl_attention_demand_t){.head_width = options->config->model.text.head_width,
+                                  .query_heads = heads->query_heads,
+                                  .group = heads->group,
+                                  .decode_rows_max = options->limits.context_rows,
+                                  .decode_sequences_max = options->limits.sequences_max});
 }
 
 avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t **engine_p) {
@@ -314,6 +353,8 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
     avl_status_t status = avl_engine_limits_check(options->config, &options->limits);
     if (status == AVL_OK)
         status = avl_alloc(1, sizeof *engine, "engine", &engine);
+    if (status == AVL_OK)
+        status = prepare_attention(options);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     engine->options = *options;
     engine->pixel_bytes_max = sizes.pixel_bytes_max;
@@ -348,6 +389,9 @@ void avl_engine_destroy(avl_engine_t *engine) {
         device->ops->release(device, engine->features);
     if (engine->pixels != NULL)
         device->ops->release(device, engine->pixels);
+    if (engine->sequence_device != NULL)
+        device->ops->release(device, engine->sequence_device);
+    free(engine->sequence_memory);
     free(engine->ledgers);
     free(engine->sequences);
     free(engine->runs);
@@ -405,8 +449,17 @@ static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admi
         return avl_fail(AVL_ERR_INTERNAL, "%d pictures of %lld rows for %d visual rows",
                         admission->place_count, (long long)rows, shape.visual_rows);
     avl_sequence_t *sequence;
-    AVL_TRY(avl_sequence_create(engine->options.device, admission->sequence, &shape,
-                                text->layer_count, admission->token_ids, &sequence));
+    size_t index = (size_t)admission->sequence;
+    const avl_sequence_memory_t memory = {
+        .host = engine->sequence_memory + index * engine->sequence_bytes,
+        .host_bytes = engine->sequence_bytes,
+        .device = engine->sequence_device != NULL
+                      ? engine->sequence_device + index * engine->sequence_device_bytes
+                      : NULL,
+        .device_bytes = engine->sequence_device_bytes,
+    };
+    AVL_TRY(avl_sequence_create_in(&memory, engine->options.device, admission->sequence, &shape,
+                                   text->layer_count, admission->token_ids, &sequence));
     sequence->request_id = admission->request_id;
     int32_t *feature_rows = sequence->feature_rows;
     for (int32_t i = 0; i < admission->place_count; i++)

@@ -2,9 +2,10 @@
  *
  * The engine owns what a rank serves with: the page pool, sequences, features of pictures, the
  * attention state. It decides nothing: the leader's scheduler (worker/scheduler.h) makes the plans.
- * Everything is allocated at creation, but for the row lists of a sequence, which are allocated at
- * its admission; ranks agree on how that went, and an admission that failed anywhere is undone
- * everywhere. Any other failure of execute ends the group.
+ * Everything is allocated, and written to once, at creation: afterwards a step allocates only what
+ * the libraries below need for a moment, small things (tests/worker/allocations.c). Ranks agree on
+ * how an admission went, and one that failed anywhere is undone everywhere. Any other failure of
+ * execute ends the group.
  *
  * Ranks: create and execute are collective. */
 #ifndef AVL_WORKER_ENGINE_H

@@ -253,45 +253,74 @@ static bool before(const choice_t *a, const choice_t *b) {
     return a->logit != b->logit ? a->logit > b->logit : a->token_id < b->token_id;
 }
 
-static int compare_choices(const void *left, const void *right) {
-    return before(left, right) ? -1 : before(right, left);
-}
-
 static void swap(choice_t *a, choice_t *b) {
     choice_t kept = *a;
     *a = *b;
     *b = kept;
 }
 
+/* Divides [low, high] (Hoare, median of three): what is up to *low_end_p goes before what is from
+ * *high_begin_p on; one between them is in its place. */
+static void divide(choice_t *choices, int32_t low, int32_t high, int32_t *low_end_p,
+                   int32_t *high_begin_p) {
+    choice_t *middle = &choices[low + (high - low) / 2];
+    if (before(middle, &choices[low]))
+        swap(middle, &choices[low]);
+    if (before(&choices[high], &choices[low]))
+        swap(&choices[high], &choices[low]);
+    if (before(&choices[high], middle))
+        swap(&choices[high], middle);
+    choice_t pivot = *middle;
+    int32_t i = low, j = high;
+    while (i <= j) {
+        while (before(&choices[i], &pivot))
+            i++;
+        while (before(&pivot, &choices[j]))
+            j--;
+        if (i <= j)
+            swap(&choices[i++], &choices[j--]);
+    }
+    *low_end_p = j;
+    *high_begin_p = i;
+}
+
+/* Sorts [low, high] where it lies: qsort would ask for memory. The smaller half goes first, so that
+ * the depth stays logarithmic. */
+static void sort(choice_t *choices, int32_t low, int32_t high) {
+    while (high - low >= 12) {
+        int32_t low_end, high_begin;
+        divide(choices, low, high, &low_end, &high_begin);
+        if (low_end - low < high - high_begin) {
+            sort(choices, low, low_end);
+            low = high_begin;
+        } else {
+            sort(choices, high_begin, high);
+            high = low_end;
+        }
+    }
+    for (int32_t i = low + 1; i <= high; i++) {
+        choice_t choice = choices[i];
+        int32_t j = i;
+        for (; j > low && before(&choice, &choices[j - 1]); j--)
+            choices[j] = choices[j - 1];
+        choices[j] = choice;
+    }
+}
+
 /* Brings the `keep` first of the order to the front (quickselect), sorted. */
 static void front(choice_t *choices, int32_t count, int32_t keep) {
     int32_t low = 0, high = count - 1;
     while (low < high && keep < count) {
-        choice_t *middle = &choices[low + (high - low) / 2];
-        if (before(middle, &choices[low]))
-            swap(middle, &choices[low]);
-        if (before(&choices[high], &choices[low]))
-            swap(&choices[high], &choices[low]);
-        if (before(&choices[high], middle))
-            swap(&choices[high], middle);
-        choice_t pivot = *middle;
-        int32_t i = low, j = high;
-        while (i <= j) {
-            while (before(&choices[i], &pivot))
-                i++;
-            while (before(&pivot, &choices[j]))
-                j--;
-            if (i <= j)
-                swap(&choices[i++], &choices[j--]);
-        }
-        if (keep - 1 <= j)
-            high = j;
-        else if (keep - 1 >= i)
-            low = i;
+        int32_t low_end, high_begin;
+        divide(choices, low, high, &low_end, &high_begin);
+        if (keep - 1 <= low_end)
+            high = low_end;
+        else if (keep - 1 >= high_begin)
+            low = high_begin;
         else
             break;
     }
-    qsort(choices, (size_t)(keep < count ? keep : count), sizeof *choices, compare_choices);
+    sort(choices, 0, (keep < count ? keep : count) - 1);
 }
 
 /* e^x for x <= 0, to two units in the last place; 0 below the range of normal numbers. (Cody and

@@ -64,10 +64,10 @@ avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int6
     };
     avl_status_t status;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
-        AVL_TRY_GOTO(
-            status,
-            avl_alloc(arrays[i].count, arrays[i].item_bytes, "row selection", arrays[i].memory_p),
-            err_destroy);
+        AVL_TRY_GOTO(status,
+                     avl_alloc_aligned(arrays[i].count, arrays[i].item_bytes, "row selection",
+                                       arrays[i].memory_p),
+                     err_destroy);
     void *memory;
     AVL_TRY_GOTO(status,
                  device->ops->allocate(device, count * sizeof(float), "attention scores", &memory),

@@ -78,11 +78,24 @@ static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
            (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
 }
 
+/* What stands before the lists, in whole cache lines. */
+static size_t head_bytes(int layer_count) {
+    size_t bytes = sizeof(avl_sequence_t) + (size_t)layer_count * sizeof(avl_sequence_layer_t);
+    return (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
+}
+
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
     /* At worst every row is visual and stored: four lists, their scores and three arrays of
      * rows_max, less one for text, and the page tables. */
     int64_t rows = 7 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
-    return (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
+    int64_t bytes = (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
+    return (int64_t)head_bytes(layer_count) +
+           (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
+}
+
+int64_t avl_sequence_device_bytes(int32_t rows_max, int layer_count) {
+    int64_t bytes = 4 * (int64_t)rows_max * layer_count * (int64_t)sizeof(int32_t);
+    return (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
 }
 
 static void carve(avl_sequence_t *sequence) {
@@ -133,46 +146,62 @@ static void fill_positions(avl_sequence_t *sequence) {
     }
 }
 
-avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
-                                 const avl_sequence_shape_t *shape, int layer_count,
-                                 const int32_t *token_ids, avl_sequence_t **sequence_p) {
-    avl_sequence_t *sequence;
-    AVL_TRY(avl_alloc(1, sizeof *sequence, "sequence", &sequence));
+static size_t device_bytes(const avl_sequence_shape_t *shape, int layer_count) {
+    return (size_t)layer_count * layer_list_entries(shape) * sizeof(int32_t);
+}
+
+static size_t host_bytes(const avl_sequence_shape_t *shape, int layer_count) {
+    size_t entries = (size_t)layer_count * layer_host_entries(shape) + (size_t)shape->prompt_rows +
+                     (size_t)shape->rows_max + (size_t)shape->visual_rows;
+    return head_bytes(layer_count) + device_bytes(shape, layer_count) + entries * sizeof(int32_t);
+}
+
+avl_status_t avl_sequence_create_in(const avl_sequence_memory_t *memory, avl_device_t *device,
+                                    int32_t index, const avl_sequence_shape_t *shape,
+                                    int layer_count, const int32_t *token_ids,
+                                    avl_sequence_t **sequence_p) {
+    size_t host = host_bytes(shape, layer_count), lists = device_bytes(shape, layer_count);
+    if (host > memory->host_bytes || (!device->is_host && lists > memory->device_bytes))
+        return avl_fail(AVL_ERR_INTERNAL,
+                        "a sequence of %d rows needs %zu bytes and %zu of the device; there are "
+                        "%zu and %zu",
+                        shape->rows_max, host, lists, memory->host_bytes, memory->device_bytes);
+    memset(memory->host, 0, host);
+    avl_sequence_t *sequence = memory->host;
     sequence->index = index;
     sequence->shape = *shape;
     sequence->layer_count = layer_count;
     sequence->device = device;
-    size_t lists = (size_t)layer_count * layer_list_entries(shape);
-    size_t entries = lists + (size_t)layer_count * layer_host_entries(shape) +
-                     (size_t)shape->prompt_rows + (size_t)shape->rows_max +
-                     (size_t)shape->visual_rows;
-    avl_status_t status;
-    AVL_TRY_GOTO(status,
-                 avl_alloc((size_t)layer_count, sizeof *sequence->layers, "layers of a sequence",
-                           &sequence->layers),
-                 err_destroy);
-    AVL_TRY_GOTO(
-        status,
-        avl_alloc_aligned(entries, sizeof(int32_t), "row lists of a sequence", &sequence->block),
-        err_destroy);
-    if (!device->is_host) {
-        void *memory;
-        AVL_TRY_GOTO(status,
-                     device->ops->allocate(device, lists * sizeof(int32_t),
-                                           "row lists of a sequence", &memory),
-                     err_destroy);
-        sequence->device_block = memory;
-    }
+    sequence->is_guest = true;
+    sequence->layers = (avl_sequence_layer_t *)(sequence + 1);
+    sequence->block = (int32_t *)(void *)((char *)memory->host + head_bytes(layer_count));
+    sequence->device_block = device->is_host ? NULL : memory->device;
     carve(sequence);
     memcpy(sequence->token_ids, token_ids, (size_t)shape->prompt_rows * sizeof *token_ids);
     fill_positions(sequence);
     *sequence_p = sequence;
     return AVL_OK;
-err_destroy:
-    free(sequence->block);
-    free(sequence->layers);
-    free(sequence);
-    return status;
+}
+
+avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
+                                 const avl_sequence_shape_t *shape, int layer_count,
+                                 const int32_t *token_ids, avl_sequence_t **sequence_p) {
+    avl_sequence_memory_t memory = {.host_bytes = host_bytes(shape, layer_count),
+                                    .device_bytes = device_bytes(shape, layer_count)};
+    avl_status_t status =
+        avl_alloc_aligned(memory.host_bytes, 1, "row lists of a sequence", &memory.host);
+    if (status == AVL_OK && !device->is_host)
+        status = device->ops->allocate(device, memory.device_bytes, "row lists of a sequence",
+                                       &memory.device);
+    if (status == AVL_OK)
+        status = avl_sequence_create_in(&memory, device, index, shape, layer_count, token_ids,
+                                        sequence_p);
+    if (status != AVL_OK) {
+        free(memory.host);
+        return status;
+    }
+    (*sequence_p)->is_guest = false;
+    return AVL_OK;
 }
 
 static avl_page_owner_t owner_of(const avl_sequence_t *sequence, int layer,
@@ -195,11 +224,11 @@ void avl_sequence_destroy(avl_sequence_t *sequence, avl_pages_t *pages) {
         give_pages(sequence, pages, i, &sequence->layers[i].visual, 0);
         give_pages(sequence, pages, i, &sequence->layers[i].text, 0);
     }
+    if (sequence->is_guest)
+        return;
     if (sequence->device_block != NULL)
         sequence->device->ops->release(sequence->device, sequence->device_block);
-    free(sequence->block);
-    free(sequence->layers);
-    free(sequence);
+    free(sequence); /* all of it is one piece */
 }
 
 bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position) {

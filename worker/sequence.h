@@ -102,7 +102,16 @@ typedef struct avl_sequence {
     avl_device_t *device;
     int32_t *block;        /* all the arrays above */
     int32_t *device_block; /* the lists' part of it on the device; NULL when that is the host */
+    bool is_guest;         /* in memory that was handed over: nothing of it is released */
 } avl_sequence_t;
+
+/* Memory for one sequence at a time, set aside for the largest. */
+typedef struct avl_sequence_memory {
+    void *host; /* aligned to a cache line */
+    size_t host_bytes;
+    void *device; /* NULL when the device is the host */
+    size_t device_bytes;
+} avl_sequence_memory_t;
 
 /* `attention` must have passed avl_attention_params_check. */
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
@@ -115,10 +124,19 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
                                         bool whole);
 /* Pages it holds once the prompt is read and `text_rows` rows of text are cached. */
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows);
-/* Host and device bytes of the lists of a sequence of `rows_max` rows, at most. */
+/* Bytes of host memory of a sequence of `rows_max` rows, at most; and of device memory, when that
+ * is not the host's. */
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count);
+int64_t avl_sequence_device_bytes(int32_t rows_max, int layer_count);
 
-/* Errors: AVL_ERR_MEMORY. */
+/* In memory of such sizes, which must outlive the sequence. Errors: AVL_ERR_INTERNAL: too little of
+ * it. */
+AVL_MUST_CHECK avl_status_t avl_sequence_create_in(const avl_sequence_memory_t *memory,
+                                                   avl_device_t *device, int32_t index,
+                                                   const avl_sequence_shape_t *shape,
+                                                   int layer_count, const int32_t *token_ids,
+                                                   avl_sequence_t **sequence_p);
+/* In memory of its own. Errors: AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_sequence_create(avl_device_t *device, int32_t index,
                                                 const avl_sequence_shape_t *shape, int layer_count,
                                                 const int32_t *token_ids,

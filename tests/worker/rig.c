@@ -48,7 +48,7 @@ static void require(avl_status_t status, const char *what) {
 static avl_status_t open_rank(rank_t *rank) {
     const rig_options_t *options = &rank->rig->options;
     const avl_config_t *config = &rank->rig->config;
-    AVL_TRY(avl_device_open_cpu(1, NULL, &rank->device));
+    AVL_TRY(avl_device_open_cpu(options->threads > 0 ? options->threads : 1, NULL, &rank->device));
     AVL_TRY(avl_weights_open(rank->rig->model_path, &rank->weights));
     avl_model_options_t model = avl_engine_model_options(config, &options->limits, options->dtype);
     AVL_TRY(
@@ -119,7 +119,8 @@ rig_t *rig_open(const rig_options_t *options) {
     rig->options = *options;
     rig->results = calloc(RIG_RESULTS_MAX, sizeof *rig->results);
     assert_non_null(rig->results);
-    snprintf(rig->model_path, sizeof rig->model_path, "%s/%s", AVL_SOURCE_DIR, options->model);
+    const char *root = options->model[0] == '/' ? "" : AVL_SOURCE_DIR "/";
+    snprintf(rig->model_path, sizeof rig->model_path, "%s%s", root, options->model);
     require(avl_config_load(rig->model_path, &rig->config), options->model);
     avl_engine_limits_t *limits = &rig->options.limits;
     if (limits->batch_rows == 0)

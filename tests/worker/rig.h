@@ -15,8 +15,9 @@
 #define RIG_TOKENS_MAX 128
 
 typedef struct rig_options {
-    const char *model; /* directory, from the source tree's root */
+    const char *model; /* directory, from the source tree's root unless it begins with / */
     int ranks;
+    int threads; /* of a rank; 0: 1 */
     avl_dtype_t dtype;
     avl_engine_limits_t limits;  /* zeros: 512 rows, 8 sequences, the model's context */
     int64_t page_count;          /* 0: plenty */
