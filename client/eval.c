@@ -61,7 +61,7 @@ static const struct argp_option eval_option_list[] = {
     {0},
 };
 
-/* Dense attention first, once. */
+/* Dense attention first, as the reference. */
 static avl_status_t read_methods(eval_options_t *options) {
     avl_eval_method_t *asked = NULL, *dense = NULL;
     size_t asked_count = 0, dense_count = 0;
@@ -72,8 +72,10 @@ static avl_status_t read_methods(eval_options_t *options) {
     if (status == AVL_OK) {
         options->methods[options->method_count++] = dense[0];
         for (size_t i = 0; i < asked_count; i++) {
-            if (!asked[i].dense)
-                options->methods[options->method_count++] = asked[i];
+            avl_eval_method_t *method = &options->methods[options->method_count++];
+            *method = asked[i];
+            if (method->dense)
+                snprintf(method->name, sizeof method->name, "dense, again");
         }
     }
     free(dense);

@@ -331,6 +331,8 @@ static avl_status_t write_plot(plot_t *plot, const avl_eval_setting_t *setting, 
 static void find_families(plot_t *plot) {
     for (size_t i = 1; i < plot->run->method_count; i++) {
         const char *family = plot->run->methods[i].family;
+        if (plot->run->methods[i].dense) /* it has a line already */
+            continue;
         size_t j = 0;
         while (j < plot->family_count && strcmp(plot->families[j], family) != 0)
             j++;

@@ -2,7 +2,8 @@
  *
  * Two requests a question and method: the answer (greedy), and then the dense answer's tokens
  * forced, with the log probabilities of every step, for the divergence. Dense attention comes
- * first, as the reference. Several requests are under way at once; one thread does everything. */
+ * first, as the reference; where it is among the methods as well, it is measured again like them.
+ * Several requests are under way at once; one thread does everything. */
 #ifndef AVL_CLIENT_EVAL_RUN_H
 #define AVL_CLIENT_EVAL_RUN_H
 

@@ -84,12 +84,15 @@ static void expect(const json_t *object, const char *key, double value) {
 static void every_figure_is_there(void **state) {
     (void)state;
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3});
-    json_t *report = EVALUATE(0, "--methods", "dense,a-vl:.5/.25/3", "-c", "3");
-    assert_int_equal(fake_server_counts(server).requests, 2 * 2 * 5);
+    json_t *report = EVALUATE(0, "--methods", "a-vl:.5/.25/3,dense", "-c", "3");
+    assert_int_equal(fake_server_counts(server).requests, 3 * 2 * 5);
     assert_true(fake_server_counts(server).together_most <= 3);
-    assert_int_equal(fake_server_counts(server).with_deadline, 2 * 2 * 5);
-    assert_int_equal(json_array_size(json_object_get(report, "methods")), 2);
-    for (size_t method = 0; method < 2; method++) {
+    assert_int_equal(fake_server_counts(server).with_deadline, 3 * 2 * 5);
+    const json_t *methods = json_object_get(report, "methods");
+    assert_int_equal(json_array_size(methods), 3);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(methods, 2), "method")),
+                        "dense, again");
+    for (size_t method = 0; method < 3; method++) {
         const json_t *one = cell(report, method, 0), *two = cell(report, method, 1);
         expect(one, "questions", 3);
         expect(one, "answered", 3);
@@ -110,6 +113,7 @@ static void every_figure_is_there(void **state) {
     const json_t *dense = cell(report, 0, 0), *other = cell(report, 1, 0);
     expect(dense, "forced_agreement", 1);
     expect(dense, "forced_kl", 0);
+    expect(cell(report, 2, 0), "forced_kl", 0);
     /* Token 1 of 0, 1, 2 is where the service without dense attention would say another one. */
     expect(other, "forced_agreement", 2. / 3);
     expect(other, "forced_agreement_after_first", 1. / 2);
@@ -143,7 +147,7 @@ static void requests_are_as_the_file_says(void **state) {
 
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3});
     json_decref(EVALUATE(0, "--methods", "dense", "--scores-only", "--max-tokens", "33"));
-    assert_int_equal(fake_server_counts(server).requests, 5);
+    assert_int_equal(fake_server_counts(server).requests, 10);
     request = fake_server_take_request(server);
     assert_non_null(request);
     assert_true(request->attention->dense);
@@ -228,10 +232,15 @@ static void failures_end_the_run_or_are_told(void **state) {
     assert_int_equal(fake_server_counts(server).requests, 1); /* more of it would say no more */
 
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .ending = FAKE_UNFINISHED});
-    result = PROGRAM(&setting, "eval", "--tasks", tasks, "--methods", "dense");
+    result = PROGRAM(&setting, "eval", "--tasks", tasks, "--limit", "1", "--methods", "dense");
     program_expect(&result, 1);
-    program_expect_text(result.errors, "5 requests failed, first: item");
-    program_expect_text(result.output, "0 of 3 answered");
+    program_expect_text(result.errors, "4 requests failed, first: item");
+    program_expect_text(result.output, "0 of 1 answered");
+    program_free(&result);
+    result = PROGRAM(&setting, "eval", "--tasks", tasks, "--methods", "dense"); /* hopeless */
+    program_expect(&result, 1);
+    program_expect_text(result.errors, "method dense, again: the server ended the answer without");
+    assert_string_equal(result.output, "");
     program_free(&result);
 
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .ending = FAKE_GARBAGE});
@@ -280,7 +289,7 @@ static void an_interrupt_tells_what_was_measured(void **state) {
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .first_delay_ms = 100});
     program_setting_t setting = here();
     setting.terminal = true;
-    setting.stop_on = "5/20 requests, ";
+    setting.stop_on = "5/30 requests, ";
     program_result_t result = PROGRAM(&setting, "eval", "--tasks", tasks, "-c", "1");
     program_expect(&result, 130);
     program_expect_text(result.output, "evaluating");
