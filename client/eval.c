@@ -27,7 +27,7 @@ typedef struct eval_options {
     const char *json, *plots, *answers;
     uint64_t concurrency, limit, max_tokens;
     double timeout_s;
-    bool scores_only;
+    bool scores_only, without_mass;
 } eval_options_t;
 
 enum {
@@ -40,6 +40,7 @@ enum {
     KEY_MAX_TOKENS,
     KEY_TIMEOUT,
     KEY_SCORES_ONLY,
+    KEY_NO_MASS,
 };
 
 static const struct argp_option eval_option_list[] = {
@@ -54,6 +55,8 @@ static const struct argp_option eval_option_list[] = {
      "of an answer whose question does not say (default: 256)", 0},
     {"timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each request (default: 600)", 0},
     {"scores-only", KEY_SCORES_ONLY, NULL, 0, "no forced decoding: half the time, and no KL", 0},
+    {"no-mass", KEY_NO_MASS, NULL, 0,
+     "do not measure what share of the attention mass the computed rows capture", 0},
     {"json", KEY_JSON, "FILE", 0, "write all figures there; - prints them instead of the table", 0},
     {"answers", KEY_ANSWERS, "FILE", 0, "write every answer there, one JSON object a line", 0},
     {"plots", KEY_PLOTS, "DIR", 0,
@@ -123,6 +126,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state) {
     case KEY_SCORES_ONLY:
         options->scores_only = true;
         return 0;
+    case KEY_NO_MASS:
+        options->without_mass = true;
+        return 0;
     case KEY_JSON:
         options->json = text;
         return 0;
@@ -174,7 +180,8 @@ static const struct argp eval_argp = {
            "after1: the score without the answer's first token, which dense prefill gives to most "
            "methods; same: answers with dense attention's tokens throughout; forced, KL: dense "
            "attention's answer forced on the method, share of tokens after the first that it "
-           "would choose too, and divergence of its next-token distribution in nats; rows stored "
+           "would choose too, and divergence of its next-token distribution in nats; mass: of the "
+           "attention that would lie on visual rows, the share on those computed; rows stored "
            "and computed a step, cache at the end, time."
            "\n\nExit status: 0 measured, 1 failed, 2 used wrongly, 130 interrupted."};
 
@@ -243,6 +250,7 @@ static avl_status_t eval(const eval_options_t *options) {
             .max_tokens = (uint32_t)options->max_tokens,
             .timeout_s = options->timeout_s,
             .scores_only = options->scores_only,
+            .without_mass = options->without_mass,
         };
         status = measure(options, &run);
         if (status == AVL_OK && run.failed > 0)

@@ -9,7 +9,8 @@
 /* The samples behind one cell. */
 typedef struct gathered {
     avl_eval_samples_t score, score_difference, after, after_difference, same, kept;
-    avl_eval_samples_t agreed, agreed_after, divergence, divergence_after, mass;
+    avl_eval_samples_t agreed, agreed_after, divergence, divergence_after;
+    avl_eval_samples_t mass, stored_mass;
     double first_other_sum;
     size_t others;
 } gathered_t;
@@ -26,6 +27,7 @@ static void gathered_free(gathered_t *gathered) {
     avl_eval_samples_free(&gathered->divergence);
     avl_eval_samples_free(&gathered->divergence_after);
     avl_eval_samples_free(&gathered->mass);
+    avl_eval_samples_free(&gathered->stored_mass);
 }
 
 /* The text of a record's first token, which the caller frees. */
@@ -87,7 +89,10 @@ static avl_status_t gather_agreement(const avl_eval_record_t *record,
     AVL_TRY(avl_eval_sample(&to->divergence, record->divergence, positions));
     AVL_TRY(avl_eval_sample(&to->agreed_after, record->agreed_after, positions - 1));
     AVL_TRY(avl_eval_sample(&to->divergence_after, record->divergence_after, positions - 1));
-    return record->mass_told ? avl_eval_sample(&to->mass, record->mass, 1) : AVL_OK;
+    if (!record->mass_told)
+        return AVL_OK;
+    AVL_TRY(avl_eval_sample(&to->mass, record->mass, 1));
+    return avl_eval_sample(&to->stored_mass, record->stored_mass, 1);
 }
 
 static void add_sums(const avl_eval_record_t *record, avl_eval_cell_t *cell) {
@@ -127,6 +132,7 @@ static avl_status_t make_means(const gathered_t *from, avl_eval_cell_t *cell) {
     AVL_TRY(avl_eval_mean(&from->divergence, true, &cell->divergence));
     AVL_TRY(avl_eval_mean(&from->divergence_after, true, &cell->divergence_after));
     AVL_TRY(avl_eval_mean(&from->mass, true, &cell->mass));
+    AVL_TRY(avl_eval_mean(&from->stored_mass, true, &cell->stored_mass));
     cell->first_other = from->others > 0 ? from->first_other_sum / (double)from->others : -1;
     return AVL_OK;
 }

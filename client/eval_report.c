@@ -132,7 +132,7 @@ static json_t *mean_json(const avl_eval_mean_t *mean) {
 
 static json_t *cell_json(const avl_eval_run_t *run, const avl_eval_cell_t *cell, size_t task) {
     return json_pack(
-        "{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o,"
+        "{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o,"
         " s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
         "task", run->tasks->names[task], "questions", (json_int_t)cell->items, "answered",
         (json_int_t)cell->answered, "score", mean_json(&cell->score), "score_minus_dense",
@@ -143,11 +143,12 @@ static json_t *cell_json(const avl_eval_run_t *run, const avl_eval_cell_t *cell,
         "forced_agreement", mean_json(&cell->agreed), "forced_agreement_after_first",
         mean_json(&cell->agreed_after), "forced_kl", mean_json(&cell->divergence),
         "forced_kl_after_first", mean_json(&cell->divergence_after), "captured_mass",
-        mean_json(&cell->mass), "prompt_tokens", cell->prompt_tokens, "cached_prompt_tokens",
-        cell->cached_tokens, "answer_tokens", cell->tokens, "visual_rows", cell->rows_seen,
-        "visual_rows_stored", cell->rows_stored, "visual_rows_computed", cell->rows_computed,
-        "kv_bytes", cell->kv_bytes, "first_token_seconds", cell->first_token_s, "seconds_per_token",
-        cell->token_s, "request_seconds", cell->total_s);
+        mean_json(&cell->mass), "stored_mass", mean_json(&cell->stored_mass), "prompt_tokens",
+        cell->prompt_tokens, "cached_prompt_tokens", cell->cached_tokens, "answer_tokens",
+        cell->tokens, "visual_rows", cell->rows_seen, "visual_rows_stored", cell->rows_stored,
+        "visual_rows_computed", cell->rows_computed, "kv_bytes", cell->kv_bytes,
+        "first_token_seconds", cell->first_token_s, "seconds_per_token", cell->token_s,
+        "request_seconds", cell->total_s);
 }
 
 static json_t *method_json(const avl_eval_run_t *run, const avl_eval_cell_t *cells, size_t method) {

@@ -19,7 +19,7 @@ typedef struct avl_eval_cell {
     double first_other;   /* its place, from 0, in answers that have one; -1: none has */
     /* The dense answer forced, per token; "after": the first one left out. */
     avl_eval_mean_t agreed, agreed_after, divergence, divergence_after;
-    avl_eval_mean_t mass; /* share of dense attention's mass on visual rows that the core had */
+    avl_eval_mean_t mass, stored_mass; /* share of the mass that would lie on visual rows */
     /* Means over questions. */
     double prompt_tokens, cached_tokens, tokens;
     double rows_seen, rows_stored, rows_computed, kv_bytes;

@@ -128,6 +128,7 @@ avl_status_t avl_eval_request_pack(const avl_eval_item_t *item, const avl_eval_a
          * every time. */
         sampling._seed_case = AVL__V1__SAMPLING_PARAMETERS___SEED_SEED;
         sampling.seed = seed_of(item->id);
+        attention.measure_captured_mass = asking->mass;
         char name[48];
         snprintf(name, sizeof name, "eval-%zu", item->line);
         Avl__V1__GenerateRequest request;

@@ -196,6 +196,12 @@ static avl_status_t compare(slot_t *slot) {
         record->divergence += divergence;
         record->divergence_after += i > 0 ? divergence : 0;
     }
+    const Avl__V1__AttentionReport *attention = slot->finished->attention;
+    record->mass_told = attention != NULL && attention->visual_mass > 0;
+    if (record->mass_told) {
+        record->mass = attention->captured_mass;
+        record->stored_mass = attention->stored_mass;
+    }
     record->positions = (uint32_t)slot->step_count;
     record->compared = true;
     return AVL_OK;
@@ -306,6 +312,7 @@ static avl_status_t begin(slot_t *slot) {
         .max_tokens = run->max_tokens,
         .forced_ids = slot->forced ? dense->ids : NULL,
         .forced_count = slot->forced ? dense->id_count : 0,
+        .mass = slot->forced && !run->without_mass && !run->methods[slot->method].dense,
     };
     avl_rpc_request_t *request = NULL;
     AVL_TRY(avl_eval_request_pack(&run->tasks->items[slot->item], &asking, &request));

@@ -34,9 +34,9 @@ typedef struct avl_eval_record {
     bool compared;
     uint32_t positions, agreed, agreed_after;
     double divergence, divergence_after;
-    bool mass_told; /* the share of dense attention's mass on visual rows that the core had */
-    double mass;
-    avl_eval_step_t *steps; /* [id_count] of the reference alone */
+    bool mass_told;
+    double mass, stored_mass; /* share of dense attention's on visual rows: computed, stored */
+    avl_eval_step_t *steps;   /* [id_count] of the reference alone */
 } avl_eval_record_t;
 
 typedef struct avl_eval_run {
@@ -47,6 +47,7 @@ typedef struct avl_eval_run {
     uint32_t max_tokens; /* for items that do not say */
     double timeout_s;
     bool scores_only;           /* no forced decoding */
+    bool without_mass;          /* do not measure what share of the attention mass is captured */
     avl_eval_record_t *records; /* [method_count, item_count] */
     json_t **in_force;          /* [method_count] the parameters that the service reports */
     uint64_t failed;

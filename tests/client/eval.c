@@ -107,13 +107,15 @@ static void every_figure_is_there(void **state) {
         expect(one, "visual_rows_computed", 65.5);
         expect(one, "kv_bytes", 4096);
         expect(one, "seconds_per_token", .005);
-        assert_true(json_is_null(json_object_get(one, "captured_mass")));
         expect(two, "score", 1);
     }
     const json_t *dense = cell(report, 0, 0), *other = cell(report, 1, 0);
     expect(dense, "forced_agreement", 1);
     expect(dense, "forced_kl", 0);
     expect(cell(report, 2, 0), "forced_kl", 0);
+    assert_true(json_is_null(json_object_get(dense, "captured_mass"))); /* it has all of it */
+    expect(other, "captured_mass", .75);
+    expect(other, "stored_mass", .875);
     /* Token 1 of 0, 1, 2 is where the service without dense attention would say another one. */
     expect(other, "forced_agreement", 2. / 3);
     expect(other, "forced_agreement_after_first", 1. / 2);
@@ -127,7 +129,7 @@ static void every_figure_is_there(void **state) {
 static void requests_are_as_the_file_says(void **state) {
     (void)state;
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3});
-    json_decref(EVALUATE(0, "--methods", "balanced", "-c", "1"));
+    json_decref(EVALUATE(0, "--methods", "balanced", "-c", "1", "--no-mass"));
     Avl__V1__GenerateRequest *request = fake_server_take_request(server); /* the last one */
     assert_non_null(request);
     const Avl__V1__Conversation *talk = request->conversation;
@@ -137,6 +139,7 @@ static void requests_are_as_the_file_says(void **state) {
     assert_int_equal(talk->messages[2]->role, AVL__V1__ROLE__ROLE_ASSISTANT);
     assert_string_equal(talk->messages[3]->content[0]->text, "3");
     assert_string_equal(request->attention->preset, "balanced");
+    assert_false(request->attention->measure_captured_mass);
     assert_int_equal(request->n_forced_token_ids, 3);
     assert_int_equal(request->forced_token_ids[2], 2);
     assert_int_equal(request->sampling->logprobs, 20);

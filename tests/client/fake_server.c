@@ -203,6 +203,9 @@ static grpc_byte_buffer *finished_message(const fake_behaviour_t *behaviour) {
     attention.visual_rows_computed_per_step = 65.5;
     attention.kv_bytes_returned = UINT64_MAX;
     attention.kv_bytes_held = 4096;
+    attention.captured_mass = behaviour->measure_mass ? .75 : 0;
+    attention.stored_mass = behaviour->measure_mass ? .875 : 0;
+    attention.visual_mass = behaviour->measure_mass ? .5 : 0;
     Avl__V1__Timings timings = AVL__V1__TIMINGS__INIT;
     timings.queue_seconds = 0.001;
     timings.preprocess_seconds = 0.002;
@@ -352,6 +355,8 @@ static void answer_generate(fake_server_t *server, fake_call_t *call) {
     REQUIRE(request != NULL);
     call->behaviour.progress = call->behaviour.progress && request->progress;
     call->behaviour.dense = request->attention != NULL && request->attention->dense;
+    call->behaviour.measure_mass =
+        request->attention != NULL && request->attention->measure_captured_mass;
     call->behaviour.logprobs = request->sampling != NULL && request->sampling->_logprobs_case != 0;
     if (request->n_forced_token_ids > 0 && !call->behaviour.ignore_forced)
         call->behaviour.tokens = (int)request->n_forced_token_ids;

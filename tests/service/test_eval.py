@@ -84,6 +84,8 @@ class Eval(unittest.TestCase):
         self.assertEqual((half["visual_rows_stored"], lean["visual_rows_stored"]), (98, 19))
         self.assertLess(lean["visual_rows_computed"], 19)
         self.assertEqual(lean["same_as_dense"]["mean"], 0)
+        self.assertLess(lean["captured_mass"]["mean"], half["captured_mass"]["mean"])
+        self.assertLess(half["captured_mass"]["mean"], half["stored_mass"]["mean"])
         self.assertGreater(lean["first_other_token"], 0)  # the first one comes from dense prefill
 
     def test_other_questions_answers(self):
