@@ -21,6 +21,11 @@ typedef struct avl_kv_view {
     avl_dtype_t dtype;  /* f32 or bf16 */
 } avl_kv_view_t;
 
+/* Numbers beside the cache, one for every slot and KV head, lie page by page and head by head. */
+static inline int64_t avl_row_place(int64_t slot, int head, int kv_heads) {
+    return (slot / AVL_PAGE_ROWS * kv_heads + head) * AVL_PAGE_ROWS + slot % AVL_PAGE_ROWS;
+}
+
 typedef struct avl_head_map {
     int query_heads;       /* Hq of this rank */
     int group;             /* query heads per KV head in the whole model */
@@ -74,6 +79,12 @@ typedef struct avl_decode_sequence {
      * weight of each visual row. (A-VL's score times the number of heads, before the sum over
      * ranks.) */
     float *visual_weights;
+    /* NULL, or f32 [Hq, 2]: each query head's largest logit, and the sum of weights relative to it:
+     * a row's softmax weight is exp(logit - largest) / sum. */
+    float *totals;
+    /* A KV head does not see rows of the text span that stand before this position
+     * (text_positions); 0: it sees all. At least one row is seen. */
+    int32_t text_first;
 } avl_decode_sequence_t;
 
 /* One query row per sequence. `output` may be NULL when only visual_weights are wanted (A-VL's pass
@@ -90,10 +101,12 @@ typedef struct avl_decode_attention_args {
     void *output;
     int64_t output_stride;
     float scale;
+    const int32_t *text_positions; /* i32 [slots, Hk] at avl_row_place; NULL without a text_first */
 } avl_decode_attention_args_t;
 
 /* keys[slots[t]] = key row t; values[slots[t]] = value row t. Rows [T, Hk * D] of the cache's
- * dtype, source_stride apart. */
+ * dtype, source_stride apart. A slot s below 0 stands for one of each head: head h of the row goes
+ * to slot redirects[-1 - s + h]. */
 typedef struct avl_kv_write_args {
     const void *key;
     const void *value;
@@ -104,10 +117,16 @@ typedef struct avl_kv_write_args {
     void *values;
     int64_t row_width; /* Hk * D */
     avl_dtype_t dtype;
+    int kv_heads;             /* Hk; needed with redirects or positions */
+    const int32_t *redirects; /* i32, device memory; NULL when no slot is below 0 */
+    /* NULL, or i32 [T]: where the rows stand, noted in row_positions i32 [slots, Hk]. */
+    const int32_t *positions;
+    int32_t *row_positions;
 } avl_kv_write_args_t;
 
 /* Moves rows inside the cache: slot targets[i] = slot sources[i], for i ascending. Safe in place
- * when the list is a compaction (each target was a source of an index <= i, or is free). */
+ * when the list is a compaction (each target was a source of an index <= i, or is free). With
+ * `heads` above 0 the lists are [rows, heads], and each head's part of a row moves by itself. */
 typedef struct avl_kv_move_args {
     void *keys;
     void *values;
@@ -116,6 +135,7 @@ typedef struct avl_kv_move_args {
     int64_t rows;
     int64_t row_width;
     avl_dtype_t dtype;
+    int heads;
 } avl_kv_move_args_t;
 
 /* The largest calls of attention and decode attention to come. */

@@ -45,6 +45,8 @@ struct avl_kv_move_args;
 struct avl_topk_args;
 struct avl_argmax_args;
 struct avl_attention_demand;
+struct avl_text_weights_args;
+struct avl_text_update_args;
 
 typedef struct avl_device_ops {
     void (*close)(avl_device_t *device);
@@ -72,6 +74,8 @@ typedef struct avl_device_ops {
     avl_status_t (*kv_move)(avl_device_t *, const struct avl_kv_move_args *);
     avl_status_t (*topk)(avl_device_t *, const struct avl_topk_args *);
     avl_status_t (*argmax)(avl_device_t *, const struct avl_argmax_args *);
+    avl_status_t (*text_weights)(avl_device_t *, const struct avl_text_weights_args *);
+    avl_status_t (*text_update)(avl_device_t *, const struct avl_text_update_args *);
 
     /* What calls will need beside their arguments' memory, set aside before the first of them: no
      * later call within the bounds given here allocates more than a few small things that it frees

@@ -1,4 +1,4 @@
-/* kernels/cpu/attention.h: what the two attention operations check alike. */
+/* kernels/cpu/attention.h: what the operations of the cache check alike, on every device. */
 #ifndef AVL_KERNELS_CPU_ATTENTION_H
 #define AVL_KERNELS_CPU_ATTENTION_H
 
@@ -6,5 +6,7 @@
 
 AVL_MUST_CHECK avl_status_t avl_check_heads(const char *operation, const avl_kv_view_t *kv,
                                             const avl_head_map_t *heads);
+/* That what a row's heads need is there when they are written one by one. */
+AVL_MUST_CHECK avl_status_t avl_check_kv_heads(const avl_kv_write_args_t *args);
 
 #endif

@@ -82,3 +82,14 @@ avl_status_t avl_check_heads(const char *operation, const avl_kv_view_t *kv,
     AVL_TRY(avl_check_matrix(operation, "keys", kv->keys, 1, kv->row_stride, row_width));
     return avl_check_matrix(operation, "values", kv->values, 1, kv->row_stride, row_width);
 }
+
+avl_status_t avl_check_kv_heads(const avl_kv_write_args_t *args) {
+    if (args->redirects == NULL && args->positions == NULL)
+        return AVL_OK;
+    AVL_CHECK_SHAPE(args->kv_heads > 0 && args->row_width % args->kv_heads == 0,
+                    "kv_write: rows of %" PRId64 " elements in %d heads", args->row_width,
+                    args->kv_heads);
+    AVL_CHECK_SHAPE(args->positions == NULL || args->row_positions != NULL,
+                    "kv_write: positions of rows, and nowhere to note them");
+    return AVL_OK;
+}

@@ -27,6 +27,10 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
     AVL_CHECK_SHAPE(sequence->query_row >= 0 && sequence->query_row <= INT32_MAX,
                     "decode_attention: sequence %d has query row %" PRId64, index,
                     sequence->query_row);
+    AVL_CHECK_SHAPE(sequence->text_first <= 0 || args->text_positions != NULL,
+                    "decode_attention: sequence %d hides text before position %" PRId32
+                    " and no positions are given",
+                    index, sequence->text_first);
     int64_t width = (int64_t)args->heads.query_heads * args->kv.head_width;
     AVL_TRY(avl_check_matrix("decode_attention", "query", args->query, sequence->query_row + 1,
                              args->query_stride, width));

@@ -98,12 +98,32 @@ static void keep_visual_logits(const avl_decode_item_t *item, int head, const fl
     }
 }
 
+/* Text rows of the chunk that stand before text_first weigh nothing. */
+static void hide_text(const avl_decode_item_t *item, int head, const int64_t *slots,
+                      float *logits) {
+    const avl_decode_attention_args_t *args = item->args;
+    int64_t text = (int64_t)item->sequence->spans[AVL_SPAN_SYSTEM].row_count +
+                   item->sequence->spans[AVL_SPAN_VISUAL].row_count;
+    int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
+    for (int r = (int)avl_max64(text - item->first_row, 0); r < item->row_count; r++) {
+        if (args->text_positions[avl_row_place(slots[r], kv_head, args->kv.kv_heads)] <
+            item->sequence->text_first)
+            logits[r] = -INFINITY;
+    }
+}
+
 /* Logits become weights relative to the chunk's largest; largest and sum go behind the partial's
  * values. */
 static void soften_logits(float *logits, int count, float *partial, int64_t width) {
     float largest = -INFINITY;
     for (int r = 0; r < count; r++)
         largest = logits[r] > largest ? logits[r] : largest;
+    if (largest == -INFINITY) { /* nothing is seen: the merge passes over it */
+        memset(logits, 0, (size_t)count * sizeof *logits);
+        partial[width] = -INFINITY;
+        partial[width + 1] = 0.0f;
+        return;
+    }
     avl_vf_t sum = {0};
     for (int r = 0; r < count; r += AVL_LANES) {
         if (count - r < AVL_LANES) {
@@ -188,6 +208,8 @@ static void decode_chunk(const avl_decode_item_t *item, void *scratch) {
         float *row = logits + (int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK;
         if (item->visual_logits != NULL)
             keep_visual_logits(item, q, row);
+        if (item->sequence->text_first > 0)
+            hide_text(item, q, slots, row);
         soften_logits(row, item->row_count, partial_of(item, q, item->chunk), args->kv.head_width);
     }
     if (args->output == NULL)
@@ -205,6 +227,8 @@ static void decode_merge(const avl_decode_item_t *item, int head) {
     for (int chunk = 1; chunk < item->chunk_count; chunk++) {
         const float *part = partial_of(item, head, chunk);
         float largest = part[width] > total[width] ? part[width] : total[width];
+        if (largest == -INFINITY)
+            continue;
         float old_share = expf(total[width] - largest), new_share = expf(part[width] - largest);
         if (args->output != NULL) {
             for (int64_t d = 0; d < width; d++)
@@ -213,6 +237,8 @@ static void decode_merge(const avl_decode_item_t *item, int head) {
         total[width] = largest;
         total[width + 1] = total[width + 1] * old_share + part[width + 1] * new_share;
     }
+    if (item->sequence->totals != NULL)
+        memcpy(item->sequence->totals + (int64_t)2 * head, total + width, 2 * sizeof *total);
     if (args->output == NULL)
         return;
     int64_t to = item->sequence->query_row * args->output_stride + head * width;

@@ -234,6 +234,8 @@ static const avl_device_ops_t cpu_ops = {
     .argmax = avl_cpu_argmax,
     .prepare_linear = avl_cpu_prepare_linear,
     .prepare_attention = avl_cpu_prepare_attention,
+    .text_weights = avl_cpu_text_weights,
+    .text_update = avl_cpu_text_update,
 };
 
 avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **device_p) {

@@ -13,6 +13,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/select.h"
+#include "kernels/text.h"
 
 /* Rows and columns of one item of a matrix product: fixed, so that nothing depends on the number of
  * threads. The column block is a multiple of every instruction set's tile. */
@@ -72,6 +73,9 @@ typedef struct avl_cpu_kernels {
     void (*decode_merge)(const avl_decode_item_t *item, int head);
     /* visual_weights[first .. first + count) from the logits and what decode_merge left. */
     void (*decode_weights)(const avl_decode_item_t *item, int first, int count);
+    /* Weights of one item's rows for the query heads of one KV head of this rank. */
+    void (*text_weights)(const avl_text_weights_args_t *args, const avl_text_row_t *row,
+                         int kv_head);
 } avl_cpu_kernels_t;
 
 extern const avl_cpu_kernels_t avl_cpu_portable;
@@ -164,5 +168,7 @@ avl_status_t avl_cpu_kv_write(avl_device_t *device, const avl_kv_write_args_t *a
 avl_status_t avl_cpu_kv_move(avl_device_t *device, const avl_kv_move_args_t *args);
 avl_status_t avl_cpu_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cpu_argmax(avl_device_t *device, const avl_argmax_args_t *args);
+avl_status_t avl_cpu_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
+avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 
 #endif

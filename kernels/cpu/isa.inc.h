@@ -8,6 +8,7 @@
 #include "kernels/cpu/decode_attention.inc.h"
 #include "kernels/cpu/elementwise.inc.h"
 #include "kernels/cpu/linear.inc.h"
+#include "kernels/cpu/text.inc.h"
 
 const avl_cpu_kernels_t AVL_ISA_TABLE = {
     .name = AVL_ISA_NAME,
@@ -28,4 +29,5 @@ const avl_cpu_kernels_t AVL_ISA_TABLE = {
     .decode_chunk = decode_chunk,
     .decode_merge = decode_merge,
     .decode_weights = decode_weights,
+    .text_weights = text_weights,
 };

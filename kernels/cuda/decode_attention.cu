@@ -43,10 +43,11 @@ typedef struct entry {
     const int32_t *rows[AVL_SPAN_COUNT];
     int32_t counts[AVL_SPAN_COUNT];
     int32_t chunks;
-    float *partials; /* [chunks][Hq][D + 2]: weighted values, largest logit, sum of weights */
-    float *totals;   /* [Hq][2]: largest logit, sum of weights */
-    float *logits;   /* NULL, or [Hq][counts[VISUAL]] */
-    float *weights;  /* with logits: where the result goes */
+    int32_t text_first; /* text rows that stand before it are not seen */
+    float *partials;    /* [chunks][Hq][D + 2]: weighted values, largest logit, sum of weights */
+    float *totals;      /* [Hq][2]: largest logit, sum of weights */
+    float *logits;      /* NULL, or [Hq][counts[VISUAL]] */
+    float *weights;     /* with logits: where the result goes */
 } entry_t;
 
 typedef struct params {
@@ -57,6 +58,7 @@ typedef struct params {
     void *output;
     int64_t output_stride;
     float scale;
+    const int32_t *text_positions;
     int passes;             /* blocks that share a KV head */
     int *counters;          /* [sequence][gridDim.x] */
     const entry_t *entries; /* NULL: in `inlined` */
@@ -121,23 +123,40 @@ __device__ __forceinline__ float *partial_of(const params_t &params, const entry
     return entry->partials + place * (params.kv.head_width + 2);
 }
 
+/* Text rows of the chunk that stand before text_first weigh nothing: their logits of one head, by
+ * a warp, whose threads are those that go on with them. */
+__device__ __forceinline__ void hide_text(const params_t &params, const task_t &task,
+                                          const int32_t *slots, float *logits) {
+    const entry_t *entry = task.entry;
+    int text = entry->counts[AVL_SPAN_SYSTEM] + entry->counts[AVL_SPAN_VISUAL];
+    for (int r = (int)threadIdx.x % AVL_WARP; r < task.rows; r += AVL_WARP) {
+        if ((int64_t)task.chunk * CHUNK + r >= text &&
+            params.text_positions[avl_cuda_row_place(slots[r], task.kv_head, params.kv.kv_heads)] <
+                entry->text_first)
+            logits[r] = -INFINITY;
+    }
+}
+
 /* A warp a head: keeps the visual logits, then logits become weights relative to the chunk's
  * largest. */
 __device__ __forceinline__ void soften(const params_t &params, const task_t &task,
-                                       float (*logits)[CHUNK]) {
+                                       const int32_t *slots, float (*logits)[CHUNK]) {
     const entry_t *entry = task.entry;
     int lane = (int)threadIdx.x % AVL_WARP, width = params.kv.head_width;
     for (int h = (int)threadIdx.x / AVL_WARP; h < task.head_count; h += WARPS) {
         float largest = -INFINITY, sum = 0.0f;
+        if (entry->text_first > 0)
+            hide_text(params, task, slots, logits[h]);
         for (int r = lane; r < task.rows; r += AVL_WARP)
             largest = fmaxf(largest, logits[h][r]);
         largest = avl_warp_max(largest);
+        int is_hidden = entry->text_first > 0 && largest == -INFINITY;
         for (int r = lane; r < task.rows; r += AVL_WARP) {
             int64_t visual = (int64_t)task.chunk * CHUNK + r - entry->counts[AVL_SPAN_SYSTEM];
             if (entry->logits != nullptr && visual >= 0 && visual < entry->counts[AVL_SPAN_VISUAL])
                 entry->logits[(int64_t)(task.head + h) * entry->counts[AVL_SPAN_VISUAL] + visual] =
                     logits[h][r];
-            float weight = expf(logits[h][r] - largest);
+            float weight = is_hidden ? 0.0f : expf(logits[h][r] - largest);
             logits[h][r] = weight;
             sum += weight;
         }
@@ -330,7 +349,7 @@ __global__ void __launch_bounds__(THREADS) vector_kernel(const __grid_constant__
     __syncthreads();
     vector_logits<LANES, HEADS>(params, task, slots, logits);
     __syncthreads();
-    soften(params, task, logits);
+    soften(params, task, slots, logits);
     __syncthreads();
     if (params.output != nullptr)
         vector_values<LANES, HEADS>(params, task, slots, logits, sums);
@@ -370,7 +389,7 @@ __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ 
             logits[0][r] = dot * params.scale;
     }
     __syncthreads();
-    soften(params, task, logits);
+    soften(params, task, slots, logits);
     __syncthreads();
     if (params.output != nullptr) {
         float *partial = partial_of(params, task.entry, task.chunk, task.head);
@@ -421,6 +440,10 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
     AVL_CHECK_SHAPE(sequence->query_row >= 0 && sequence->query_row <= INT32_MAX,
                     "decode_attention: sequence %d has query row %" PRId64, index,
                     sequence->query_row);
+    AVL_CHECK_SHAPE(sequence->text_first <= 0 || args->text_positions != nullptr,
+                    "decode_attention: sequence %d hides text before position %" PRId32
+                    " and no positions are given",
+                    index, sequence->text_first);
     int64_t width = (int64_t)args->heads.query_heads * args->kv.head_width;
     AVL_TRY(avl_check_matrix("decode_attention", "query", args->query, sequence->query_row + 1,
                              args->query_stride, width));
@@ -511,7 +534,8 @@ static entry_t make_entry(const avl_decode_attention_args_t *args,
     float *next = *next_p;
     entry.partials = next;
     next += heads * entry.chunks * (args->kv.head_width + 2);
-    entry.totals = next;
+    entry.text_first = sequence->text_first;
+    entry.totals = sequence->totals != nullptr ? sequence->totals : next;
     next += heads * 2;
     if (sequence->visual_weights != nullptr && entry.counts[AVL_SPAN_VISUAL] > 0) {
         entry.logits = next;
@@ -532,6 +556,7 @@ static params_t make_params(const avl_decode_attention_args_t *args, const plan_
     params.output = args->output;
     params.output_stride = args->output_stride;
     params.scale = args->scale;
+    params.text_positions = args->text_positions;
     params.passes = plan->passes;
     params.counters = counters;
     return params;

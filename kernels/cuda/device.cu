@@ -178,6 +178,8 @@ static const avl_device_ops_t cuda_ops = {
     .argmax = avl_cuda_argmax,
     .prepare_linear = nullptr, /* the library's workspace is there from the start */
     .prepare_attention = avl_cuda_prepare_attention,
+    .text_weights = avl_cuda_text_weights,
+    .text_update = avl_cuda_text_update,
 };
 
 static avl_status_t find_gpu(cudaDeviceProp *properties_p) {

@@ -22,6 +22,7 @@ extern "C" {
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/select.h"
+#include "kernels/text.h"
 }
 
 /* Threads of a block of the element-wise kernels. */
@@ -102,5 +103,7 @@ avl_status_t avl_cuda_kv_move(avl_device_t *device, const avl_kv_move_args_t *ar
 avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cuda_argmax(avl_device_t *device, const avl_argmax_args_t *args);
 avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
+avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
+avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 
 #endif

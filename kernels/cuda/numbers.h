@@ -22,6 +22,12 @@ __device__ __forceinline__ void avl_store(uint16_t *memory, int64_t index, float
     memory[index] = avl_bf16_round(value);
 }
 
+/* avl_row_place of kernels/attention.h. */
+__device__ __forceinline__ int64_t avl_cuda_row_place(int64_t slot, int head, int kv_heads) {
+    constexpr int rows = 16; /* AVL_PAGE_ROWS */
+    return (slot / rows * kv_heads + head) * rows + slot % rows;
+}
+
 /* The two bf16 numbers of one word. */
 __device__ __forceinline__ float avl_bf16_low(uint32_t pair) {
     return __uint_as_float(pair << 16);

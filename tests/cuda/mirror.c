@@ -8,6 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/select.h"
+#include "kernels/text.h"
 
 enum { REGIONS_MAX = 2048, ALIGNMENT = 16 };
 
@@ -84,6 +85,21 @@ static int64_t largest(const int32_t *indices, int64_t count) {
     for (int64_t i = 0; indices != NULL && i < count; i++)
         most = indices[i] > most ? indices[i] : most;
     return most;
+}
+
+/* Numbers beside slots up to `last_slot`, one for every KV head: whole pages of them. */
+static int64_t places(int64_t last_slot, int kv_heads) {
+    return (last_slot / AVL_PAGE_ROWS + 1) * AVL_PAGE_ROWS * kv_heads;
+}
+
+/* Entries of the redirects that the slots name. */
+static int64_t redirect_count(const avl_kv_write_args_t *args) {
+    int64_t count = 0;
+    for (int64_t i = 0; args->redirects != NULL && i < args->rows; i++) {
+        int64_t end = (int64_t)-1 - args->slots[i] + args->kv_heads;
+        count = args->slots[i] < 0 && end > count ? end : count;
+    }
+    return count;
 }
 
 /* Brings the results back, gives the copies up, and says how the operation went. */
@@ -267,11 +283,15 @@ static avl_status_t decode_attention(avl_device_t *device,
             last_slot = last > last_slot ? last : last_slot;
             rows->rows = map(mirror, rows->rows, rows->row_count, sizeof(int32_t), INPUT);
         }
+        s->totals =
+            map(mirror, s->totals, (int64_t)2 * args->heads.query_heads, sizeof(float), OUTPUT);
         s->visual_weights =
             map(mirror, s->visual_weights, args->sequences[i].spans[AVL_SPAN_VISUAL].row_count,
                 sizeof(float), OUTPUT);
     }
     map_cache(mirror, &copy.kv, last_slot);
+    copy.text_positions =
+        map(mirror, args->text_positions, places(last_slot, args->kv.kv_heads), 4, INPUT);
     size_t element = avl_dtype_bytes(args->kv.dtype);
     int64_t width = (int64_t)args->heads.query_heads * args->kv.head_width;
     copy.query =
@@ -290,7 +310,14 @@ static avl_status_t kv_write(avl_device_t *device, const avl_kv_write_args_t *ar
     avl_kv_write_args_t copy = *args;
     size_t element = avl_dtype_bytes(args->dtype);
     int64_t source = extent(args->rows, args->source_stride, args->row_width);
-    int64_t target = extent(largest(args->slots, args->rows) + 1, args->row_width, args->row_width);
+    int64_t last = largest(args->slots, args->rows), redirects = redirect_count(args);
+    int64_t redirected = largest(args->redirects, redirects);
+    last = redirected > last ? redirected : last;
+    int64_t target = extent(last + 1, args->row_width, args->row_width);
+    copy.redirects = map(mirror, args->redirects, redirects, sizeof(int32_t), INPUT);
+    copy.positions = map(mirror, args->positions, args->rows, sizeof(int32_t), INPUT);
+    copy.row_positions =
+        map(mirror, args->row_positions, places(last, args->kv_heads), sizeof(int32_t), OUTPUT);
     copy.key = map(mirror, args->key, source, element, INPUT);
     copy.value = map(mirror, args->value, source, element, INPUT);
     copy.slots = map(mirror, args->slots, args->rows, sizeof(int32_t), INPUT);
@@ -303,10 +330,11 @@ static avl_status_t kv_move(avl_device_t *device, const avl_kv_move_args_t *args
     mirror_t *mirror = mirror_of(device);
     avl_kv_move_args_t copy = *args;
     size_t element = avl_dtype_bytes(args->dtype);
-    int64_t last = largest(args->sources, args->rows), to = largest(args->targets, args->rows);
+    int64_t entries = args->rows * (args->heads > 0 ? args->heads : 1);
+    int64_t last = largest(args->sources, entries), to = largest(args->targets, entries);
     int64_t count = extent((last > to ? last : to) + 1, args->row_width, args->row_width);
-    copy.sources = map(mirror, args->sources, args->rows, sizeof(int32_t), INPUT);
-    copy.targets = map(mirror, args->targets, args->rows, sizeof(int32_t), INPUT);
+    copy.sources = map(mirror, args->sources, entries, sizeof(int32_t), INPUT);
+    copy.targets = map(mirror, args->targets, entries, sizeof(int32_t), INPUT);
     copy.keys = map(mirror, args->keys, count, element, OUTPUT);
     copy.values = map(mirror, args->values, count, element, OUTPUT);
     return finish(mirror, mirror->inner->ops->kv_move(mirror->inner, &copy));
@@ -328,6 +356,68 @@ static avl_status_t argmax(avl_device_t *device, const avl_argmax_args_t *args) 
     copy.indices = map(mirror, args->indices, args->rows, sizeof(int32_t), OUTPUT);
     copy.values = map(mirror, args->values, args->rows, sizeof(float), OUTPUT);
     return finish(mirror, mirror->inner->ops->argmax(mirror->inner, &copy));
+}
+
+/* The text rows' arrays, and the last slot among them; the caller frees the list. */
+static avl_status_t map_text_rows(mirror_t *mirror, const avl_text_row_t *given, int count,
+                                  int buffer_heads, int query_heads, int kv_heads, int output,
+                                  avl_text_row_t **rows_p, int64_t *last_slot_p) {
+    avl_text_row_t *rows;
+    *last_slot_p = -1;
+    AVL_TRY(avl_alloc(count > 0 ? (size_t)count : 0, sizeof *rows, "text rows", &rows));
+    for (int i = 0; i < count; i++) {
+        avl_text_row_t *row = &rows[i];
+        *row = given[i];
+        int64_t last = largest(row->rows, row->row_count);
+        *last_slot_p = last > *last_slot_p ? last : *last_slot_p;
+        row->rows = map(mirror, row->rows, row->row_count, sizeof(int32_t), INPUT);
+        row->totals = map(mirror, row->totals, (int64_t)2 * query_heads, sizeof(float), INPUT);
+        row->weights = map(mirror, row->weights, (int64_t)buffer_heads * row->row_count,
+                           sizeof(float), output);
+        row->holes = map(mirror, row->holes, (int64_t)2 * kv_heads, sizeof(int32_t), OUTPUT);
+    }
+    *rows_p = rows;
+    return AVL_OK;
+}
+
+static avl_status_t text_weights(avl_device_t *device, const avl_text_weights_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_text_weights_args_t copy = *args;
+    avl_text_row_t *rows;
+    int64_t last_slot, last_query = -1;
+    int heads = args->kv.kv_heads;
+    AVL_TRY(map_text_rows(mirror, args->rows, args->count, args->first_head + heads,
+                          args->heads.query_heads, heads, OUTPUT, &rows, &last_slot));
+    for (int i = 0; i < args->count; i++)
+        last_query = rows[i].query_row > last_query ? rows[i].query_row : last_query;
+    map_cache(mirror, &copy.kv, last_slot);
+    copy.positions = map(mirror, args->positions, places(last_slot, heads), 4, INPUT);
+    copy.query = map(mirror, args->query,
+                     extent(last_query + 1, args->query_stride,
+                            (int64_t)args->heads.query_heads * args->kv.head_width),
+                     avl_dtype_bytes(args->kv.dtype), INPUT);
+    copy.rows = args->rows != NULL ? rows : NULL;
+    avl_status_t status = mirror->inner->ops->text_weights(mirror->inner, &copy);
+    memset(rows, 0xff, args->count > 0 ? (size_t)args->count * sizeof *rows : 0);
+    free(rows);
+    return finish(mirror, status);
+}
+
+static avl_status_t text_update(avl_device_t *device, const avl_text_update_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_text_update_args_t copy = *args;
+    avl_text_row_t *rows;
+    int64_t last_slot;
+    AVL_TRY(map_text_rows(mirror, args->rows, args->count, args->first_head + args->kv_heads, 0,
+                          args->kv_heads, INPUT, &rows, &last_slot));
+    int64_t count = places(last_slot, args->kv_heads);
+    copy.scores = map(mirror, args->scores, count, sizeof(float), OUTPUT);
+    copy.positions = map(mirror, args->positions, count, sizeof(int32_t), INPUT);
+    copy.rows = args->rows != NULL ? rows : NULL;
+    avl_status_t status = mirror->inner->ops->text_update(mirror->inner, &copy);
+    memset(rows, 0xff, args->count > 0 ? (size_t)args->count * sizeof *rows : 0);
+    free(rows);
+    return finish(mirror, status);
 }
 
 /* ---- memory ---- */
@@ -384,6 +474,8 @@ static const avl_device_ops_t mirror_ops = {
     .kv_move = kv_move,
     .topk = topk,
     .argmax = argmax,
+    .text_weights = text_weights,
+    .text_update = text_update,
 };
 
 avl_status_t avl_mirror_open(avl_device_t *inner, int is_host, avl_device_t **device_p) {

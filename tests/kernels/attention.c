@@ -311,8 +311,15 @@ static void check_cache_rows(avl_device_t *device, void *context) {
         tensor_t keys = tensor_create(dtype, SLOTS * WIDTH);
         tensor_t values = tensor_create(dtype, SLOTS * WIDTH);
         int32_t *slots = random_slots(ROWS);
-        avl_kv_write_args_t write = {key.data,  value.data,  WIDTH + 2, slots, ROWS,
-                                     keys.data, values.data, WIDTH,     dtype};
+        avl_kv_write_args_t write = {.key = key.data,
+                                     .value = value.data,
+                                     .source_stride = WIDTH + 2,
+                                     .slots = slots,
+                                     .rows = ROWS,
+                                     .keys = keys.data,
+                                     .values = values.data,
+                                     .row_width = WIDTH,
+                                     .dtype = dtype};
         expect_status(avl_kv_write(device, &write), AVL_OK, NULL);
         for (int i = 0; i < ROWS; i++) {
             for (int j = 0; j < WIDTH; j++) {
@@ -329,7 +336,7 @@ static void check_cache_rows(avl_device_t *device, void *context) {
             sources[i] = 3 * i;
             targets[i] = i;
         }
-        avl_kv_move_args_t move = {keys.data, values.data, sources, targets, 100, WIDTH, dtype};
+        avl_kv_move_args_t move = {keys.data, values.data, sources, targets, 100, WIDTH, dtype, 0};
         expect_status(avl_kv_move(device, &move), AVL_OK, NULL);
         for (int i = 0; i < 100; i++) {
             for (int j = 0; j < WIDTH; j++)
