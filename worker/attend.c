@@ -2,18 +2,24 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "kernels/elementwise.h"
+#include "worker/text_rank.h"
 #include "worker/visual_store.h"
 
 struct avl_attend {
     avl_attend_options_t options;
     float scale;
     avl_selection_t *selection;
-    const avl_run_t *runs;
+    avl_text_rank_t *text_rank;
+    avl_run_t *runs; /* [runs_max] */
     int run_count;
     int32_t rows;
+    bool evicts_text;          /* some run's sequence does */
+    int32_t *positions;        /* [rows_max] of the step's rows */
+    int32_t *device_positions; /* the same memory when the device is the host */
     int32_t
         *slots; /* [layer_count, rows_max]: one line a layer, because an upload may be read late */
     int32_t *device_slots;            /* the same memory when the device is the host */
@@ -28,9 +34,9 @@ struct avl_attend {
 };
 
 int64_t avl_attend_bytes(const avl_attend_options_t *options) {
-    return avl_selection_bytes(options->scores_max) +
+    return avl_selection_bytes(options->scores_max) + avl_text_rank_bytes(options) +
            options->sequence_scores_max * (int64_t)sizeof(float) +
-           (int64_t)options->layer_count * options->rows_max * (int64_t)sizeof(int32_t);
+           (int64_t)(options->layer_count + 1) * options->rows_max * (int64_t)sizeof(int32_t);
 }
 
 avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t **attend_p) {
@@ -39,12 +45,15 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
     attend->options = *options;
     attend->scale = (float)(1.0 / sqrt(options->head_width));
     size_t slots = (size_t)options->layer_count * (size_t)options->rows_max;
+    size_t rows = (size_t)options->rows_max;
     size_t runs = (size_t)options->runs_max;
     const struct {
         size_t count, item_bytes;
         void *memory_p;
     } arrays[] = {
         {slots, sizeof *attend->slots, &attend->slots},
+        {rows, sizeof *attend->positions, &attend->positions},
+        {runs, sizeof *attend->runs, &attend->runs},
         {runs, sizeof *attend->chunks, &attend->chunks},
         {runs, sizeof *attend->decodes, &attend->decodes},
         {runs, sizeof *attend->scorings, &attend->scorings},
@@ -65,6 +74,7 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
                      "attention scores of a row", &memory),
                  err_destroy);
     attend->row_scores = attend->host_scores = memory;
+    attend->device_positions = attend->positions;
     if (!options->device->is_host) {
         attend->host_scores = NULL;
         AVL_TRY_GOTO(status,
@@ -76,7 +86,13 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
                                                     "slots of a step", &memory),
                      err_destroy);
         attend->device_slots = memory;
+        AVL_TRY_GOTO(status,
+                     options->device->ops->allocate(options->device, rows * sizeof(int32_t),
+                                                    "positions of a step", &memory),
+                     err_destroy);
+        attend->device_positions = memory;
     }
+    AVL_TRY_GOTO(status, avl_text_rank_create(options, &attend->text_rank), err_destroy);
     AVL_TRY_GOTO(status,
                  avl_selection_create(options->device, options->group, options->scores_max,
                                       options->runs_max, &attend->selection),
@@ -92,13 +108,18 @@ void avl_attend_destroy(avl_attend_t *attend) {
     if (attend == NULL)
         return;
     avl_selection_destroy(attend->selection);
+    avl_text_rank_destroy(attend->text_rank);
     if (attend->device_slots != NULL && attend->device_slots != attend->slots)
         attend->options.device->ops->release(attend->options.device, attend->device_slots);
     if (attend->host_scores != attend->row_scores)
         free(attend->host_scores);
     if (attend->row_scores != NULL)
         attend->options.device->ops->release(attend->options.device, attend->row_scores);
+    if (attend->device_positions != NULL && attend->device_positions != attend->positions)
+        attend->options.device->ops->release(attend->options.device, attend->device_positions);
     free(attend->slots);
+    free(attend->positions);
+    free(attend->runs);
     free(attend->chunks);
     free(attend->decodes);
     free(attend->scorings);
@@ -109,13 +130,17 @@ void avl_attend_destroy(avl_attend_t *attend) {
 
 void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count, int32_t rows) {
     AVL_ASSERT(run_count <= attend->options.runs_max && rows <= attend->options.rows_max);
-    attend->runs = runs;
+    memcpy(attend->runs, runs, (size_t)run_count * sizeof *runs);
     attend->run_count = run_count;
     attend->rows = rows;
-}
-
-static bool ends_prompt(const avl_run_t *run) {
-    return !run->decode && run->first_position + run->row_count == run->sequence->shape.prompt_rows;
+    attend->evicts_text = false;
+    for (int i = 0; i < run_count; i++) {
+        avl_run_t *run = &attend->runs[i];
+        run->end_position = run->first_position + run->row_count;
+        attend->evicts_text |= run->sequence->shape.evicts_text;
+        for (int32_t row = 0; row < run->row_count; row++)
+            attend->positions[run->first_row + row] = run->first_position + row;
+    }
 }
 
 /* Gives the run's rows their slots. */
@@ -125,15 +150,20 @@ static avl_status_t place_run(avl_attend_t *attend, const avl_run_t *run, int la
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     int32_t text = layer->text.slots.count, visual = layer->visual.slots.count;
     int32_t order = layer->order.count;
+    const int32_t *positions = attend->positions + run->first_row;
+    layer->filled_hole =
+        run->decode && sequence->shape.evicts_text && avl_text_rank_has_hole(sequence, layer_index);
+    if (layer->filled_hole) {
+        slots[0] = avl_text_rank_hole_slot(attend->text_rank, sequence, layer_index);
+        return AVL_OK;
+    }
     for (int32_t i = 0; i < run->row_count; i++) {
-        slots[i] = avl_sequence_append(sequence, attend->options.pages, layer_index,
-                                       run->first_position + i);
+        slots[i] = avl_sequence_append(sequence, attend->options.pages, layer_index, positions[i]);
         if (slots[i] < 0)
             return avl_fail(AVL_ERR_INTERNAL,
                             "the page pool (%lld pages) ran dry at request %llu, layer %d, row %d",
                             (long long)avl_pages_counts(attend->options.pages).total,
-                            (unsigned long long)sequence->request_id, layer_index,
-                            run->first_position + i);
+                            (unsigned long long)sequence->request_id, layer_index, positions[i]);
     }
     AVL_TRY(avl_sequence_publish(sequence, &layer->text.slots, text));
     if (run->decode)
@@ -152,18 +182,29 @@ static avl_status_t write_rows(avl_attend_t *attend, const avl_attention_call_t 
     if (!options->device->is_host)
         AVL_TRY(options->device->ops->upload(options->device, attend->device_slots + line, slots,
                                              (size_t)attend->rows * sizeof *slots));
+    if (attend->evicts_text && !options->device->is_host && call->layer == 0)
+        AVL_TRY(options->device->ops->upload(options->device, attend->device_positions,
+                                             attend->positions,
+                                             (size_t)attend->rows * sizeof *attend->positions));
     avl_kv_view_t view = avl_pages_view(options->pages);
-    return avl_kv_write(options->device, &(avl_kv_write_args_t){
-                                             .key = call->key,
-                                             .value = call->value,
-                                             .source_stride = call->kv_stride,
-                                             .slots = attend->device_slots + line,
-                                             .rows = attend->rows,
-                                             .keys = avl_pages_keys(options->pages),
-                                             .values = avl_pages_values(options->pages),
-                                             .row_width = view.row_stride,
-                                             .dtype = view.dtype,
-                                         });
+    /* Where rows stand matters to sequences that evict text alone. */
+    bool notes = attend->evicts_text;
+    return avl_kv_write(options->device,
+                        &(avl_kv_write_args_t){
+                            .key = call->key,
+                            .value = call->value,
+                            .source_stride = call->kv_stride,
+                            .slots = attend->device_slots + line,
+                            .rows = attend->rows,
+                            .keys = avl_pages_keys(options->pages),
+                            .values = avl_pages_values(options->pages),
+                            .row_width = view.row_stride,
+                            .dtype = view.dtype,
+                            .kv_heads = view.kv_heads,
+                            .redirects = notes ? avl_text_rank_holes(attend->text_rank) : NULL,
+                            .positions = notes ? attend->device_positions : NULL,
+                            .row_positions = avl_pages_positions(options->pages),
+                        });
 }
 
 static avl_status_t attend_chunks(avl_attend_t *attend, const avl_attention_call_t *call) {
@@ -206,17 +247,19 @@ static avl_status_t attend_singles(avl_attend_t *attend, const avl_attention_cal
     if (count == 0)
         return AVL_OK;
     int64_t width = (int64_t)options->head_map.query_heads * options->head_width;
-    return avl_decode_attention(options->device, &(avl_decode_attention_args_t){
-                                                     .query = call->query,
-                                                     .query_stride = call->query_stride,
-                                                     .kv = avl_pages_view(options->pages),
-                                                     .heads = options->head_map,
-                                                     .sequences = sequences,
-                                                     .sequence_count = count,
-                                                     .output = output,
-                                                     .output_stride = width,
-                                                     .scale = attend->scale,
-                                                 });
+    return avl_decode_attention(options->device,
+                                &(avl_decode_attention_args_t){
+                                    .query = call->query,
+                                    .query_stride = call->query_stride,
+                                    .kv = avl_pages_view(options->pages),
+                                    .heads = options->head_map,
+                                    .sequences = sequences,
+                                    .sequence_count = count,
+                                    .output = output,
+                                    .output_stride = width,
+                                    .scale = attend->scale,
+                                    .text_positions = avl_pages_positions(options->pages),
+                                });
 }
 
 /* The first position that a query at `position` sees. */
@@ -225,17 +268,23 @@ static int32_t visible_first(const avl_attend_t *attend, int32_t position) {
     return window > 0 && position >= window ? position - window + 1 : 0;
 }
 
-/* The row's system and text spans: the two parts of the text list without what the window hides. */
-static void fill_text_spans(const avl_attend_t *attend, const avl_sequence_t *sequence, int layer,
-                            int32_t position, avl_row_span_t *spans) {
+/* The row's system and text spans: the two parts of the text list without what the window hides.
+ * Behind the exempt rows an answer's row finds rows of each head's own: `*text_first_p`, before
+ * which they are hidden one by one. */
+static void fill_text_spans(const avl_attend_t *attend, const avl_run_t *run, int layer,
+                            int32_t position, avl_row_span_t *spans, int32_t *text_first_p) {
+    const avl_sequence_t *sequence = run->sequence;
     const avl_row_list_t *text = &sequence->layers[layer].text.slots;
-    int32_t system = sequence->shape.system_rows;
-    int32_t hidden = avl_visual_store_hidden(sequence->text_positions, text->count,
-                                             visible_first(attend, position));
-    int32_t first = hidden < system ? hidden : system;
-    spans[AVL_SPAN_SYSTEM] = (avl_row_span_t){text->device + first, system - first};
-    first = hidden > system ? hidden : system;
+    bool ordered = !sequence->shape.evicts_text || !run->decode;
+    int32_t exempt = ordered ? sequence->shape.system_rows : sequence->shape.exempt_rows;
+    int32_t visible = visible_first(attend, position);
+    int32_t hidden =
+        avl_visual_store_hidden(sequence->text_positions, ordered ? text->count : exempt, visible);
+    int32_t first = hidden < exempt ? hidden : exempt;
+    spans[AVL_SPAN_SYSTEM] = (avl_row_span_t){text->device + first, exempt - first};
+    first = hidden > exempt ? hidden : exempt;
     spans[AVL_SPAN_TEXT] = (avl_row_span_t){text->device + first, text->count - first};
+    *text_first_p = ordered ? 0 : visible;
 }
 
 /* Lays out for whom scores choose in this layer: prompts that end, and decode rows that update. */
@@ -245,7 +294,7 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
         const avl_run_t *run = &attend->runs[i];
         const avl_sequence_shape_t *shape = &run->sequence->shape;
         avl_selection_item_t item = {0};
-        int32_t first = visible_first(attend, run->first_position + run->row_count - 1);
+        int32_t first = visible_first(attend, run->end_position - 1);
         if (!avl_visual_store_ranks(shape))
             continue;
         if (run->decode) {
@@ -256,7 +305,7 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
             item.unseen = avl_visual_store_hidden(run->sequence->layers[layer].store_positions,
                                                   item.count, first);
         } else {
-            if (!ends_prompt(run) || !shape->selects)
+            if (!avl_run_ends_prompt(run) || !shape->selects)
                 continue;
             item.count = shape->visual_rows;
             item.keep = shape->store_rows;
@@ -288,7 +337,10 @@ static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_cal
         avl_decode_sequence_t *decode = &attend->decodes[count++];
         int32_t hidden;
         decode->query_row = run->first_row;
-        fill_text_spans(attend, sequence, call->layer, run->first_position, decode->spans);
+        fill_text_spans(attend, run, call->layer, run->first_position, decode->spans,
+                        &decode->text_first);
+        decode->totals =
+            sequence->shape.evicts_text ? avl_text_rank_totals(attend->text_rank, i) : NULL;
         decode->spans[AVL_SPAN_VISUAL] =
             avl_visual_store_span(sequence, call->layer, sequence->decode_steps + 1,
                                   visible_first(attend, run->first_position), &hidden);
@@ -312,7 +364,7 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
                                                  visible_first(attend, run->first_position));
         avl_decode_sequence_t all = {.query_row = run->first_row,
                                      .visual_weights = attend->row_scores + hidden};
-        fill_text_spans(attend, sequence, call->layer, run->first_position, all.spans);
+        fill_text_spans(attend, run, call->layer, run->first_position, all.spans, &all.text_first);
         all.spans[AVL_SPAN_VISUAL] =
             (avl_row_span_t){visual->device + hidden, visual->count - hidden};
         AVL_TRY(attend_singles(attend, call, &all, 1, NULL));
@@ -332,7 +384,7 @@ static avl_decode_sequence_t scoring_of(const avl_attend_t *attend, const avl_ru
     avl_sequence_t *sequence = run->sequence;
     const avl_row_list_t *visual = &sequence->layers[layer].visual.slots;
     avl_decode_sequence_t scoring = {.query_row = run->first_row + position - run->first_position};
-    fill_text_spans(attend, sequence, layer, position, scoring.spans);
+    fill_text_spans(attend, run, layer, position, scoring.spans, &scoring.text_first);
     /* Text behind the row is there already. */
     int32_t later = sequence->layers[layer].text.slots.count -
                     avl_visual_store_hidden(sequence->text_positions,
@@ -409,7 +461,7 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
         if (!sequence->shape.selects || avl_visual_store_ranks(&sequence->shape))
             continue;
         int32_t step = sequence->decode_steps + 1;
-        if (!run->decode && ends_prompt(run))
+        if (avl_run_ends_prompt(run))
             AVL_TRY(avl_visual_store_spread(sequence, attend->options.pages, layer));
         else if (run->decode && avl_visual_store_reselects(&sequence->shape, step))
             AVL_TRY(avl_visual_store_respread(sequence, layer, step));
@@ -441,22 +493,35 @@ static avl_status_t attend_rows(avl_attend_t *attend, const avl_attention_call_t
     return score_prompts(attend, call);
 }
 
+static avl_status_t rank_text(avl_attend_t *attend, const avl_attention_call_t *call, int layer,
+                              avl_status_t *own_p) {
+    if (!attend->evicts_text)
+        return AVL_OK;
+    return avl_text_rank_run(attend->text_rank, call, layer, attend->runs, attend->run_count,
+                             attend->positions, own_p);
+}
+
 avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
     avl_attend_t *attend = context;
     /* Follows from the plan alone, and so does whether it fails. */
     AVL_TRY(begin_selection(attend, call->layer));
     avl_status_t status = attend_rows(attend, call);
+    /* Ranking text looks at all visual rows. */
+    AVL_TRY(rank_text(attend, call, call->layer, &status));
     if (status == AVL_OK)
         status = spread_rows(attend, call->layer);
-    return select_rows(attend, call->layer, status);
+    AVL_TRY(select_rows(attend, call->layer, status));
+    return avl_text_rank_evict(attend->text_rank, call->layer, attend->runs, attend->run_count);
 }
 
 avl_status_t avl_attend_join(void *context, int layer) {
     avl_attend_t *attend = context;
     AVL_TRY(begin_selection(attend, layer));
+    avl_status_t own = AVL_ERR_INTERNAL;
+    AVL_TRY(rank_text(attend, NULL, layer, &own));
     if (attend->item_count == 0)
         return AVL_OK;
     avl_status_t status =
-        avl_selection_run(attend->selection, attend->items, attend->item_count, AVL_ERR_INTERNAL);
+        avl_selection_run(attend->selection, attend->items, attend->item_count, own);
     return status == AVL_ERR_INTERNAL ? AVL_OK : status;
 }

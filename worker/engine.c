@@ -105,6 +105,17 @@ avl_status_t avl_engine_limits_check(const avl_config_t *config,
     return AVL_OK;
 }
 
+/* Whether a rank holds a KV head that another one holds as well; the same answer on all. */
+static bool shares_kv_heads(const avl_engine_options_t *options) {
+    int ranks = avl_group_ranks(options->group), held = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        avl_shards_t shards;
+        if (avl_shards_plan(&options->config->model, rank, ranks, &shards) == AVL_OK)
+            held += shards.kv_heads.count;
+    }
+    return held > options->config->model.text.kv_heads;
+}
+
 static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
     const avl_config_t *config = options->config;
     const avl_engine_limits_t *limits = &options->limits;
@@ -136,11 +147,16 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
         .device = options->device,
         .group = options->group,
         .head_map = shards->head_map,
+        .kv_head_first = shards->kv_heads.first,
+        .kv_heads_all = config->model.text.kv_heads,
+        .kv_heads_shared = shares_kv_heads(options),
         .head_width = config->model.text.head_width,
         .layer_count = config->model.text.layer_count,
         .window = config->model.text.sliding_window,
         .rows_max = sizes.rows_max,
         .runs_max = limits->sequences_max,
+        .indices_max = limits->sequences_max + limits->kept_max,
+        .context_rows = limits->context_rows,
         .scores_max = (int64_t)limits->sequences_max * limits->context_rows,
         .sequence_scores_max = limits->context_rows,
     };

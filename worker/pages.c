@@ -9,7 +9,7 @@
 
 struct avl_pages {
     avl_device_t *device;
-    void *keys, *values;
+    void *keys, *values, *scores, *positions;
     int kv_heads, head_width;
     avl_dtype_t dtype;
     int32_t *free_pages; /* a stack; the next to take is the last */
@@ -25,7 +25,9 @@ static uint64_t owner_code(avl_page_owner_t owner) {
 }
 
 int64_t avl_pages_page_bytes(int kv_heads, int head_width, avl_dtype_t dtype) {
-    return 2 * (int64_t)AVL_PAGE_ROWS * kv_heads * head_width * (int64_t)avl_dtype_bytes(dtype);
+    int64_t head_bytes = 2 * (int64_t)head_width * (int64_t)avl_dtype_bytes(dtype);
+    return (int64_t)AVL_PAGE_ROWS * kv_heads *
+           (head_bytes + (int64_t)(sizeof(float) + sizeof(int32_t)));
 }
 
 avl_status_t avl_pages_create(avl_device_t *device, int kv_heads, int head_width, avl_dtype_t dtype,
@@ -40,7 +42,8 @@ avl_status_t avl_pages_create(avl_device_t *device, int kv_heads, int head_width
     pages->head_width = head_width;
     pages->dtype = dtype;
     pages->counts.total = page_count;
-    size_t bytes = (size_t)(page_count * avl_pages_page_bytes(kv_heads, head_width, dtype) / 2);
+    size_t numbers = (size_t)page_count * AVL_PAGE_ROWS * (size_t)kv_heads;
+    size_t bytes = numbers * (size_t)head_width * avl_dtype_bytes(dtype);
     avl_status_t status;
     AVL_TRY_GOTO(status,
                  avl_alloc((size_t)page_count, sizeof(int32_t), "free pages", &pages->free_pages),
@@ -57,6 +60,14 @@ avl_status_t avl_pages_create(avl_device_t *device, int kv_heads, int head_width
     AVL_TRY_GOTO(status,
                  device->ops->allocate(device, bytes, "values of the page pool", &pages->values),
                  err_destroy);
+    AVL_TRY_GOTO(status,
+                 device->ops->allocate(device, numbers * sizeof(float), "scores of the page pool",
+                                       &pages->scores),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 device->ops->allocate(device, numbers * sizeof(int32_t),
+                                       "positions of the page pool", &pages->positions),
+                 err_destroy);
     for (int64_t i = 0; i < page_count; i++) {
         pages->free_pages[i] = (int32_t)(page_count - 1 - i);
         pages->owners[i] = NOBODY;
@@ -72,10 +83,11 @@ err_destroy:
 void avl_pages_destroy(avl_pages_t *pages) {
     if (pages == NULL)
         return;
-    if (pages->keys != NULL)
-        pages->device->ops->release(pages->device, pages->keys);
-    if (pages->values != NULL)
-        pages->device->ops->release(pages->device, pages->values);
+    void *const memory[] = {pages->keys, pages->values, pages->scores, pages->positions};
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) {
+        if (memory[i] != NULL)
+            pages->device->ops->release(pages->device, memory[i]);
+    }
     free(pages->free_pages);
     free(pages->owners);
     free(pages->holders);
@@ -133,6 +145,14 @@ void *avl_pages_keys(avl_pages_t *pages) {
 
 void *avl_pages_values(avl_pages_t *pages) {
     return pages->values;
+}
+
+float *avl_pages_scores(avl_pages_t *pages) {
+    return pages->scores;
+}
+
+int32_t *avl_pages_positions(avl_pages_t *pages) {
+    return pages->positions;
 }
 
 avl_pages_counts_t avl_pages_counts(const avl_pages_t *pages) {

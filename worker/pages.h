@@ -39,7 +39,7 @@ typedef struct avl_pages_counts {
     int64_t taken_most; /* since the start */
 } avl_pages_counts_t;
 
-/* Bytes of one page: keys and values of AVL_PAGE_ROWS rows. */
+/* Bytes of one page: keys and values of AVL_PAGE_ROWS rows, and the numbers beside them. */
 int64_t avl_pages_page_bytes(int kv_heads, int head_width, avl_dtype_t dtype);
 
 /* Errors: AVL_ERR_MEMORY; AVL_ERR_TOO_LARGE for more slots than an i32 can name. */
@@ -61,6 +61,10 @@ avl_kv_view_t avl_pages_view(const avl_pages_t *pages);
 /* The tensors for writing. */
 void *avl_pages_keys(avl_pages_t *pages);
 void *avl_pages_values(avl_pages_t *pages);
+/* Numbers beside every slot and KV head, at avl_row_place: where the row stands, and how much it
+ * has been looked at. Of sequences that evict text alone (worker/text_store.h). */
+float *avl_pages_scores(avl_pages_t *pages);
+int32_t *avl_pages_positions(avl_pages_t *pages);
 avl_pages_counts_t avl_pages_counts(const avl_pages_t *pages);
 /* Pages that `sequence` owns and never shared: for tests and reports. */
 int64_t avl_pages_owned(const avl_pages_t *pages, int32_t sequence);

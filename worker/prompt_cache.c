@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "worker/text_store.h"
 
 /* Fewer rows are not worth sharing: less than a page is copied anyway. */
 #define PREFIX_ROWS_LEAST AVL_PAGE_ROWS
@@ -117,13 +118,9 @@ static int32_t usable_rows(const avl_prompt_cache_t *cache, const entry_t *entry
         *whole_p = true;
         return rows;
     }
-    if (!cache->prefixes || shape->long_prompt != job->shape.long_prompt)
+    if (!cache->prefixes)
         return 0;
-    if (shape->store_rows < shape->visual_rows && rows > shape->system_rows)
-        rows = shape->system_rows;
-    /* The rows that rank the visual ones are computed, the last one for its logits, too. */
-    if (rows > job->shape.scored_from)
-        rows = job->shape.scored_from;
+    rows = avl_sequence_shape_prefix(&job->shape, shape, rows);
     return rows >= PREFIX_ROWS_LEAST ? rows : 0;
 }
 
@@ -172,7 +169,8 @@ static void fill(avl_prompt_cache_t *cache, entry_t *entry, const avl_job_t *job
 void avl_prompt_cache_add(avl_prompt_cache_t *cache, const avl_job_t *job, const float *logits) {
     entry_t *entry = &cache->entries[job->sequence];
     AVL_ASSERT(!entry->used);
-    if (cache->kept_max == 0 || avl_prompt_cache_find(cache, job).logits != NULL)
+    if (cache->kept_max == 0 || avl_text_store_evicts_prompt(&job->shape) ||
+        avl_prompt_cache_find(cache, job).logits != NULL)
         return;
     uint8_t *block = NULL;
     if (avl_alloc(

@@ -5,13 +5,21 @@
 
 #include "base/memory.h"
 #include "kernels/linear.h"
+#include "worker/text_store.h"
 
 static int32_t pages_of(int32_t rows) {
     return (rows + AVL_PAGE_ROWS - 1) / AVL_PAGE_ROWS;
 }
 
-static int32_t text_capacity(const avl_sequence_shape_t *shape) {
+/* Text rows ever cached. */
+static int32_t text_rows_max(const avl_sequence_shape_t *shape) {
     return shape->rows_max - shape->visual_rows;
+}
+
+/* Those that are cached at once. */
+static int32_t text_capacity(const avl_sequence_shape_t *shape) {
+    int32_t slots = avl_text_store_slots(shape, text_rows_max(shape));
+    return slots > shape->text_rows ? slots : shape->text_rows;
 }
 
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
@@ -42,6 +50,10 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.selects = shape.core_rows < shape.visual_rows;
     shape.measures = attention->measure_captured_mass && shape.selects;
     shape.held_rows = shape.measures ? shape.visual_rows : shape.store_rows;
+    shape.evicts_text =
+        shape.visual_rows > 0 && attention->text_keep_ratio > 0 && attention->text_keep_ratio < 1;
+    shape.exempt_rows =
+        shape.evicts_text && attention->protect_prompt ? shape.text_rows : shape.system_rows;
     return shape;
 }
 
@@ -54,15 +66,18 @@ static size_t score_entries(const avl_sequence_shape_t *shape) {
 }
 
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows) {
-    return layer_count * ((int64_t)pages_of(text_rows) + pages_of(shape->held_rows));
+    return layer_count *
+           ((int64_t)pages_of(avl_text_store_slots(shape, text_rows)) + pages_of(shape->held_rows));
 }
 
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole) {
-    int64_t text = pages_of(text_capacity(shape));
+    int64_t most = pages_of(text_capacity(shape));
+    int64_t text = pages_of(avl_text_store_slots(shape, text_rows_max(shape)));
     int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->held_rows);
     avl_sequence_price_t price = {.decode_pages = layer_count * (text + kept)};
-    price.prefill_pages = whole ? price.decode_pages + (full - kept) : layer_count * (text + full);
+    price.prefill_pages =
+        whole ? price.decode_pages + (full - kept) + (most - text) : layer_count * (most + full);
     return price;
 }
 
@@ -132,7 +147,7 @@ static void carve(avl_sequence_t *sequence) {
     }
     sequence->token_ids = host;
     sequence->text_positions = sequence->token_ids + shape->prompt_rows;
-    sequence->visual_positions = sequence->text_positions + text_capacity(shape);
+    sequence->visual_positions = sequence->text_positions + text_rows_max(shape);
     sequence->feature_rows = sequence->visual_positions + shape->visual_rows;
 }
 
@@ -235,6 +250,11 @@ bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position) {
     return position < sequence->shape.prompt_rows && sequence->token_ids[position] < 0;
 }
 
+const int32_t *avl_sequence_visual_positions(const avl_sequence_t *sequence, int layer) {
+    (void)layer;
+    return sequence->visual_positions;
+}
+
 int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
                             int32_t position) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
@@ -273,13 +293,24 @@ void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int l
     sequence->returned_pages += before - visual->page_count;
 }
 
+void avl_sequence_cut_text(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                           int32_t count) {
+    avl_segment_rows_t *text = &sequence->layers[layer_index].text;
+    AVL_ASSERT(count <= text->slots.count);
+    int32_t before = text->page_count;
+    text->slots.count = count;
+    give_pages(sequence, pages, layer_index, text, pages_of(count));
+    sequence->returned_pages += before - text->page_count;
+}
+
 void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     AVL_ASSERT(sequence->rows_done >= shape->prompt_rows);
+    int32_t kept = shape->evicts_text ? shape->exempt_rows : shape->text_rows;
     for (int32_t i = sequence->layer_count - 1; i >= 0; i--) {
         avl_segment_rows_t *text = &sequence->layers[i].text;
-        text->slots.count = shape->text_rows;
-        give_pages(sequence, pages, i, text, pages_of(shape->text_rows));
+        text->slots.count = kept;
+        give_pages(sequence, pages, i, text, pages_of(kept));
     }
     sequence->rows_done = shape->prompt_rows;
     sequence->decode_steps = 0;

@@ -5,7 +5,9 @@
  * ones included) and visual. Positions are row numbers of the whole conversation and never change.
  * Per layer a sequence keeps lists of slots, ascending in position:
  *
- *   text     all text rows; the first `system_rows` of them are the system span
+ *   text     text rows; the first `exempt_rows` of them are the system span and never evicted. With
+ *            text eviction the slots behind them hold rows of each KV head's own choice
+ *            (worker/text_store.h), in no order
  *   visual   all visual rows until the last prompt row has passed, the visual store afterwards
  *   order    both in the order of positions; only while the prompt is being read
  *   core     the part of the store that ordinary steps compute (worker/visual_store.h)
@@ -38,8 +40,10 @@ typedef struct avl_sequence_shape {
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
      * and whatever else is in the step: so a replay repeats their bits. */
     bool long_prompt;
-    bool measures; /* what the computed rows capture */
-    bool selects;  /* something is evicted or skipped; false: dense attention */
+    bool measures;       /* what the computed rows capture */
+    bool selects;        /* visual rows are evicted or skipped; false: dense attention to them */
+    bool evicts_text;    /* text rows are; never without a picture */
+    int32_t exempt_rows; /* text rows that are not: with the prompt's protection all of it */
 } avl_sequence_shape_t;
 
 /* Pages a sequence needs at most, over all layers. */
@@ -71,6 +75,7 @@ typedef struct avl_sequence_layer {
     int32_t *store_positions; /* [visual.slots.count] once `selected` */
     float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
+    bool filled_hole; /* this step's decode row went to each head's hole (worker/text_rank.h) */
 } avl_sequence_layer_t;
 
 /* Where the attention of decode steps would lie if they read all visual rows: sums over steps,
@@ -116,13 +121,18 @@ typedef struct avl_sequence_memory {
 /* `attention` must have passed avl_attention_params_check. */
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
                                         int32_t rows_max, const avl_attention_params_t *attention);
-/* Whether the same prompt leaves the same state behind, selections included. */
+/* Whether the same prompt leaves the same state behind, selections included, and that state lasts:
+ * it does not where prompt rows are evicted. */
 bool avl_sequence_shape_same_prompt(const avl_sequence_shape_t *a, const avl_sequence_shape_t *b);
+/* Of the first `rows` rows, the same in both prompts, how many a sequence of shape `own` can begin
+ * with, taken over from one of shape `other`. */
+int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
+                                  const avl_sequence_shape_t *other, int32_t rows);
 /* `whole`: the prompt is read in one step, so that a full-size visual cache exists for one layer at
  * a time. */
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole);
-/* Pages it holds once the prompt is read and `text_rows` rows of text are cached. */
+/* Pages it holds once the prompt is read and `text_rows` rows of text have been cached. */
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows);
 /* Bytes of host memory of a sequence of `rows_max` rows, at most; and of device memory, when that
  * is not the host's. */
@@ -145,17 +155,22 @@ AVL_MUST_CHECK avl_status_t avl_sequence_create(avl_device_t *device, int32_t in
 void avl_sequence_destroy(avl_sequence_t *sequence, avl_pages_t *pages);
 
 bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position);
+/* Positions of the layer's visual rows before it selects, ascending. */
+const int32_t *avl_sequence_visual_positions(const avl_sequence_t *sequence, int layer);
 /* Adds the row at `position` (which must be the layer's next) to the layer's lists and returns its
  * slot; -1 when the pool is dry. */
 int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
                             int32_t position);
 /* The slots of the layer's store, once selected. */
 const avl_row_list_t *avl_sequence_store(const avl_sequence_t *sequence, int layer);
-/* Drops the visual rows of index >= count and gives back the pages that hold none of the others. */
+/* Drops the visual, or the text rows of index >= count and gives back the pages that hold none of
+ * the others. */
 void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
                              int32_t count);
+void avl_sequence_cut_text(avl_sequence_t *sequence, avl_pages_t *pages, int layer, int32_t count);
 /* Forgets the answer: the sequence is then as it was when its prompt was read, but for the core
- * that is in force; its text pages beyond the prompt are free. For sequences to be shared from. */
+ * that is in force, and for text of the prompt where that may be evicted: what is exempt is left.
+ * Its other text pages are free. For sequences to be shared from. */
 void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages);
 
 /* Whether scores add up over several rows. */

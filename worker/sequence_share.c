@@ -1,17 +1,47 @@
 /* worker/sequence_share.c: a new sequence that begins with rows of another one. */
 #include <string.h>
 
-#include "worker/sequence.h"
+#include "worker/text_store.h"
+
+/* Without eviction of text, which begins with the answer or leaves no state that lasts. */
+static avl_attention_params_t of_prompt(const avl_attention_params_t *attention) {
+    avl_attention_params_t params = *attention;
+    params.text_keep_ratio = 0;
+    avl_attention_params_settle(&params);
+    return params;
+}
 
 bool avl_sequence_shape_same_prompt(const avl_sequence_shape_t *a, const avl_sequence_shape_t *b) {
-    return a->prompt_rows == b->prompt_rows && a->visual_rows == b->visual_rows &&
+    avl_attention_params_t params_a = of_prompt(&a->attention);
+    avl_attention_params_t params_b = of_prompt(&b->attention);
+    return !avl_text_store_evicts_prompt(a) && !avl_text_store_evicts_prompt(b) &&
+           a->prompt_rows == b->prompt_rows && a->visual_rows == b->visual_rows &&
            a->store_rows == b->store_rows && a->core_rows == b->core_rows &&
-           avl_attention_params_same_prompt(&a->attention, &b->attention);
+           avl_attention_params_same_prompt(&params_a, &params_b);
 }
 
 static bool is_whole(const avl_sequence_t *sequence, const avl_sequence_t *source, int32_t rows) {
     const avl_sequence_shape_t *own = &sequence->shape, *other = &source->shape;
     return rows == own->prompt_rows && avl_sequence_shape_same_prompt(own, other);
+}
+
+/* What stands behind the first picture has been evicted, or has to be looked at by the rows behind
+ * it, to be ranked. */
+static bool shares_system_alone(const avl_sequence_shape_t *shape) {
+    return avl_text_store_evicts_prompt(shape);
+}
+
+int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
+                                  const avl_sequence_shape_t *other, int32_t rows) {
+    if (own->long_prompt != other->long_prompt)
+        return 0;
+    if (shares_system_alone(own) && rows > own->system_rows)
+        rows = own->system_rows;
+    if ((shares_system_alone(other) || other->store_rows < other->visual_rows) &&
+        rows > other->system_rows)
+        rows = other->system_rows;
+    /* The rows that rank the visual ones are computed, the last one for its logits, too. */
+    return rows < own->scored_from ? rows : own->scored_from;
 }
 
 static int32_t count_visual(const avl_sequence_t *sequence, int32_t rows) {
@@ -31,8 +61,7 @@ bool avl_sequence_can_share(const avl_sequence_t *sequence, const avl_sequence_t
         return false;
     if (is_whole(sequence, source, rows))
         return true;
-    return rows <= own->scored_from && own->long_prompt == other->long_prompt &&
-           (other->store_rows == other->visual_rows || count_visual(source, rows) == 0);
+    return rows <= avl_sequence_shape_prefix(own, other, rows);
 }
 
 static avl_status_t copy_rows(const avl_sequence_t *sequence, avl_pages_t *pages,

@@ -336,6 +336,13 @@ static avl_shards_t shards_of(int rank, int ranks) {
     return shards;
 }
 
+static bool shares_kv_heads(int ranks) {
+    int held = 0;
+    for (int rank = 0; rank < ranks; rank++)
+        held += shards_of(rank, ranks).kv_heads.count;
+    return held > KV_HEADS;
+}
+
 static void fill_rows(float *target, int layer, int first_position, int rows, int first_head,
                       int heads, int what) {
     for (int row = 0; row < rows; row++) {
@@ -451,11 +458,16 @@ static avl_status_t open_rank(rank_t *rank) {
                                     .group = rank->group,
                                     .pages = rank->pages,
                                     .head_map = rank->shards.head_map,
+                                    .kv_head_first = rank->shards.kv_heads.first,
+                                    .kv_heads_all = KV_HEADS,
+                                    .kv_heads_shared = shares_kv_heads(script->ranks),
                                     .head_width = WIDTH,
                                     .layer_count = LAYERS,
                                     .window = script->window,
                                     .rows_max = ROWS_MAX,
                                     .runs_max = 1,
+                                    .indices_max = 1,
+                                    .context_rows = ROWS_MAX,
                                     .scores_max = ROWS_MAX,
                                     .sequence_scores_max = ROWS_MAX};
     AVL_TRY(avl_attend_create(&options, &rank->attend));

@@ -184,10 +184,18 @@ static void expect_entry(rig_t *rig, const rig_case_t *data, const json_t *entry
         snprintf(what, sizeof what, "%s, %g/%g/%g", data->directory, number(entry, "store"),
                  number(entry, "compute"), number(entry, "interval"));
     }
+    bool text = json_object_get(entry, "text_keep") != NULL;
+    if (text) {
+        size_t length = strlen(what);
+        rig_set_text(request, number(entry, "text_keep"), (int32_t)number(entry, "text_keep_min"));
+        snprintf(what + length, sizeof what - length, ", text %g, %g", number(entry, "text_keep"),
+                 number(entry, "text_keep_min"));
+    }
     avl_scheduler_submit(rig_scheduler(rig), request);
     while (rig_step(rig)) {
         const avl_sequence_t *sequence = avl_engine_sequence(rig_engine(rig, 0), 0);
-        if (sequence == NULL || !avl || sequence->rows_done < data->row_count)
+        if (sequence == NULL || !avl || json_object_get(entry, "secondary") == NULL ||
+            sequence->rows_done < data->row_count)
             continue;
         if (sequence->decode_steps == 0)
             expect_secondary(sequence, entry, what);
@@ -195,7 +203,7 @@ static void expect_entry(rig_t *rig, const rig_case_t *data, const json_t *entry
     }
     const rig_result_t *result = rig_result(rig, id);
     rig_expect_tokens(result, ids, count, what);
-    if (avl) {
+    if (avl && json_object_get(entry, "visual_rows") != NULL) {
         assert_int_equal(result->end.attention.visual_rows_seen, (int)number(entry, "visual_rows"));
         assert_int_equal(result->end.attention.visual_rows_stored,
                          (int)number(entry, "stored_rows"));
@@ -221,6 +229,11 @@ static void check_model(const char *model, int rank_count) {
         const json_t *entries = json_object_get(data.json, "avl");
         for (size_t i = 0; i < json_array_size(entries); i++)
             expect_entry(rig, &data, json_array_get(entries, i));
+        entries = json_object_get(data.json, "avl_more");
+        for (size_t i = 0; i < json_array_size(entries); i++) {
+            if (json_object_get(json_array_get(entries, i), "prefill_keep") == NULL)
+                expect_entry(rig, &data, json_array_get(entries, i));
+        }
         rig_case_release(&data);
     }
     rig_close(rig);

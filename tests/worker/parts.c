@@ -51,7 +51,7 @@ static void test_pages(void **state) {
     avl_device_t *device = open_device();
     avl_pages_t *pages;
     assert_int_equal(avl_pages_create(device, 3, 8, AVL_DTYPE_BF16, 5, &pages), AVL_OK);
-    assert_int_equal(avl_pages_page_bytes(3, 8, AVL_DTYPE_BF16), 2 * 16 * 3 * 8 * 2);
+    assert_int_equal(avl_pages_page_bytes(3, 8, AVL_DTYPE_BF16), 16 * 3 * (2 * 8 * 2 + 4 + 4));
     const avl_page_owner_t owner = {2, 7, AVL_SEGMENT_VISUAL}, other = {1, 0, AVL_SEGMENT_TEXT};
     int32_t taken[5], seen = 0;
     for (int i = 0; i < 5; i++) {

@@ -362,6 +362,11 @@ void rig_set_attention(avl_request_t *request, double store, double compute, int
     };
 }
 
+void rig_set_text(avl_request_t *request, double keep, int32_t keep_min) {
+    request->attention.text_keep_ratio = keep;
+    request->attention.text_keep_min = keep_min;
+}
+
 void rig_set_replay(avl_request_t *request, const int32_t *ids, int32_t count) {
     request->replay_ids = copied(ids, (size_t)count * sizeof *ids);
     request->replay_count = count;

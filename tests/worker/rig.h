@@ -79,6 +79,8 @@ avl_request_t *rig_request(const rig_case_t *data, uint64_t id, int32_t max_toke
 /* One without pictures: the ids themselves. */
 avl_request_t *rig_text_request(const int32_t *ids, int32_t count, uint64_t id, int32_t max_tokens);
 void rig_set_attention(avl_request_t *request, double store, double compute, int32_t interval);
+/* Text eviction without the prompt's protection, as the authors have it. */
+void rig_set_text(avl_request_t *request, double keep, int32_t keep_min);
 void rig_set_replay(avl_request_t *request, const int32_t *ids, int32_t count);
 /* `count` answers with these seeds. */
 void rig_set_choices(avl_request_t *request, const uint64_t *seeds, int32_t count);
