@@ -40,6 +40,11 @@ typedef struct script {
     double uniform; /* share of the store */
     uint64_t seed;
     bool measures;
+    struct {
+        double keep; /* 0: all */
+        int keep_min;
+        bool protect, h2o;
+    } text;
 } script_t;
 
 /* A-VL's own way to choose. */
@@ -59,6 +64,9 @@ typedef struct trace {
     int64_t computed_rows;
     avl_visual_mass_t mass; /* of all ranks */
     avl_pages_counts_t pages;
+    /* After the last step: the text rows behind the exempt ones that each KV head holds; of the
+     * ranks: and the one that its hole still shows. */
+    bool held[LAYERS][KV_HEADS][ROWS_MAX];
 } trace_t;
 
 static float random_value(int layer, int row, int head, int column, int what) {
@@ -83,21 +91,30 @@ typedef struct reference {
     int32_t core[LAYERS][ROWS_MAX];
     int64_t computed_rows;
     avl_visual_mass_t mass;
+    /* Text eviction: */
+    int exempt_end; /* rows from here on are ranked */
+    bool gone[LAYERS][KV_HEADS][ROWS_MAX];
+    double scores[LAYERS][KV_HEADS][ROWS_MAX];
 } reference_t;
 
 static bool is_visual(const script_t *script, int row) {
     return row < (int)strlen(script->kinds) && script->kinds[row] == 'v';
 }
 
-/* Attention of `row` over the listed rows; adds each row's weights, over heads, to `weights`. */
+/* Attention of `row` over the listed rows, but for those that are gone for a head; adds each row's
+ * weights, over heads, to `weights`, and over those of one KV head to by_head[.][row]. */
 static void reference_attend(const script_t *script, int layer, int row, const int32_t *rows,
-                             int count, double *weights, float output[QUERY_HEADS][WIDTH]) {
+                             int count, bool gone[KV_HEADS][ROWS_MAX], double *weights,
+                             double by_head[KV_HEADS][ROWS_MAX], float output[QUERY_HEADS][WIDTH]) {
     memset(weights, 0, (size_t)count * sizeof *weights);
+    memset(by_head, 0, KV_HEADS * sizeof *by_head);
     for (int head = 0; head < QUERY_HEADS; head++) {
         double scores[ROWS_MAX], most = -INFINITY, sum = 0, result[WIDTH] = {0};
         for (int i = 0; i < count; i++) {
             scores[i] = -INFINITY;
             if (script->window > 0 && rows[i] <= row - script->window)
+                continue;
+            if (gone[head / (QUERY_HEADS / KV_HEADS)][rows[i]])
                 continue;
             double dot = 0;
             for (int column = 0; column < WIDTH; column++)
@@ -112,6 +129,7 @@ static void reference_attend(const script_t *script, int layer, int row, const i
         for (int i = 0; i < count; i++) {
             double weight = exp(scores[i] - most) / sum;
             weights[i] += weight;
+            by_head[head / (QUERY_HEADS / KV_HEADS)][rows[i]] += weight;
             for (int column = 0; column < WIDTH; column++)
                 result[column] +=
                     weight * (double)random_value(layer, rows[i], head / (QUERY_HEADS / KV_HEADS),
@@ -120,6 +138,74 @@ static void reference_attend(const script_t *script, int layer, int row, const i
         for (int column = 0; column < WIDTH; column++)
             output[head][column] = (float)result[column];
     }
+}
+
+static int by_size(const void *left, const void *right) {
+    double a = *(const double *)left, b = *(const double *)right;
+    return a < b ? -1 : a > b;
+}
+
+static double quantile(const double *values, int count, double share) {
+    double sorted[ROWS_MAX];
+    if (count == 0)
+        return 0;
+    memcpy(sorted, values, (size_t)count * sizeof *values);
+    qsort(sorted, (size_t)count, sizeof *sorted, by_size);
+    double rank = share * (count - 1);
+    int low = (int)floor(rank + 1e-7);
+    return sorted[low] + (low + 1 < count ? (rank - low) * (sorted[low + 1] - sorted[low]) : 0);
+}
+
+/* One row's weights into the histories: those of the text rows up to it that a head holds. */
+static void reference_rank(reference_t *reference, int layer, int row,
+                           double by_head[KV_HEADS][ROWS_MAX]) {
+    const script_t *script = reference->script;
+    bool prompt = row < reference->prompt_rows;
+    for (int head = 0; head < KV_HEADS; head++) {
+        double values[ROWS_MAX], *scores = reference->scores[layer][head];
+        int count = 0;
+        for (int i = reference->exempt_end; i < row + !prompt; i++) {
+            if (!is_visual(script, i) && !reference->gone[layer][head][i])
+                values[count++] = by_head[head][i] / (QUERY_HEADS / KV_HEADS);
+        }
+        double off = script->text.h2o ? 0 : quantile(values, count, 1 - script->text.keep);
+        for (int i = reference->exempt_end; i < row; i++)
+            scores[i] += by_head[head][i] / (QUERY_HEADS / KV_HEADS) - off;
+        scores[row] = by_head[head][row] / (QUERY_HEADS / KV_HEADS);
+    }
+}
+
+/* Leaves each head the newest rows and the best of the others. */
+static void reference_evict(reference_t *reference, int layer, int row) {
+    const script_t *script = reference->script;
+    int seen = 0;
+    for (int i = reference->exempt_end; i <= row; i++)
+        seen += !is_visual(script, i);
+    int budget = (int)nearbyint(script->text.keep * seen);
+    budget = budget > script->text.keep_min ? budget : script->text.keep_min;
+    for (int head = 0; head < KV_HEADS; head++) {
+        bool *gone = reference->gone[layer][head];
+        int held[ROWS_MAX], count = 0;
+        for (int i = reference->exempt_end; i <= row; i++) {
+            if (!is_visual(script, i) && !gone[i])
+                held[count++] = i;
+        }
+        for (; count > budget; count--) {
+            int worst = 0;
+            for (int i = 1; i < count - budget / 2; i++) {
+                if (reference->scores[layer][head][held[i]] <=
+                    reference->scores[layer][head][held[worst]])
+                    worst = i;
+            }
+            gone[held[worst]] = true;
+            memmove(&held[worst], &held[worst + 1], (size_t)(count - 1 - worst) * sizeof *held);
+        }
+    }
+}
+
+static bool ranks_row(const reference_t *reference, int row) {
+    return reference->script->text.keep > 0 && reference->visual_count > 0 &&
+           row >= reference->exempt_end && !is_visual(reference->script, row);
 }
 
 /* The `keep` best of `rows` by weight, the lower first on a tie, in ascending order. */
@@ -224,11 +310,14 @@ static bool scores_visual(const reference_t *reference, int row) {
 
 static void reference_prompt(reference_t *reference, int layer, trace_t *trace) {
     const script_t *script = reference->script;
-    double weights[ROWS_MAX], visual[ROWS_MAX] = {0}, kept[ROWS_MAX];
+    double weights[ROWS_MAX], visual[ROWS_MAX] = {0}, kept[ROWS_MAX], by_head[KV_HEADS][ROWS_MAX];
     int32_t rows[ROWS_MAX];
     for (int row = 0; row < reference->prompt_rows; row++) {
         rows[row] = row;
-        reference_attend(script, layer, row, rows, row + 1, weights, trace->outputs[layer][row]);
+        reference_attend(script, layer, row, rows, row + 1, reference->gone[layer], weights,
+                         by_head, trace->outputs[layer][row]);
+        if (ranks_row(reference, row))
+            reference_rank(reference, layer, row, by_head);
         if (!scores_visual(reference, row))
             continue;
         for (int i = 0; i < reference->visual_count; i++) {
@@ -237,6 +326,8 @@ static void reference_prompt(reference_t *reference, int layer, trace_t *trace) 
             visual[i] += sees ? weights[reference->visual[i]] : 0;
         }
     }
+    if (ranks_row(reference, reference->exempt_end))
+        reference_evict(reference, layer, reference->prompt_rows - 1);
     reference_store(reference, layer, visual, reference->store[layer]);
     for (int i = 0; i < reference->stored; i++) {
         for (int j = 0; j < reference->visual_count; j++) {
@@ -251,10 +342,11 @@ static void reference_prompt(reference_t *reference, int layer, trace_t *trace) 
 static void reference_mass(reference_t *reference, int layer, int row, const int32_t *computed,
                            int computed_count) {
     int32_t rows[ROWS_MAX];
-    double weights[ROWS_MAX];
+    double weights[ROWS_MAX], by_head[KV_HEADS][ROWS_MAX];
     float output[QUERY_HEADS][WIDTH];
     int count = gather(reference->script, row, reference->visual, reference->visual_count, rows);
-    reference_attend(reference->script, layer, row, rows, count, weights, output);
+    reference_attend(reference->script, layer, row, rows, count, reference->gone[layer], weights,
+                     by_head, output);
     for (int i = 0; i < reference->visual_count; i++) {
         reference->mass.all += weights[i];
         for (int j = 0; j < reference->stored; j++)
@@ -271,10 +363,15 @@ static void reference_decode(reference_t *reference, int layer, int step, trace_
     int visual_count = update ? reference->stored : reference->computed;
     const int32_t *visual = update ? reference->store[layer] : reference->core[layer];
     int32_t rows[ROWS_MAX];
-    double weights[ROWS_MAX];
+    double weights[ROWS_MAX], by_head[KV_HEADS][ROWS_MAX];
     int count = gather(script, row, visual, visual_count, rows);
-    reference_attend(script, layer, row, rows, count, weights, trace->outputs[layer][row]);
+    reference_attend(script, layer, row, rows, count, reference->gone[layer], weights, by_head,
+                     trace->outputs[layer][row]);
     reference_mass(reference, layer, row, visual, visual_count);
+    if (ranks_row(reference, row)) {
+        reference_rank(reference, layer, row, by_head);
+        reference_evict(reference, layer, row);
+    }
     for (int i = 0; i < visual_count; i++)
         reference->computed_rows += script->window == 0 || visual[i] > row - script->window;
     if (update)
@@ -288,6 +385,10 @@ static void run_reference(const script_t *script, trace_t *trace) {
         if (is_visual(script, i))
             reference.visual[reference.visual_count++] = i;
     }
+    /* The first row behind the first picture, or behind the prompt. */
+    int first = (int)strcspn(script->kinds, "v");
+    reference.exempt_end = script->text.protect ? reference.prompt_rows
+                                                : first + (int)strspn(script->kinds + first, "v");
     reference.stored = avl_ratio_rows(script->store, reference.visual_count);
     reference.computed = avl_ratio_rows(script->compute, reference.visual_count);
     trace->store_count = reference.stored;
@@ -303,6 +404,12 @@ static void run_reference(const script_t *script, trace_t *trace) {
     }
     trace->computed_rows = reference.computed_rows;
     trace->mass = reference.mass;
+    for (int row = reference.exempt_end; row < reference.prompt_rows + script->decode_steps;
+         row++) {
+        for (int i = 0; ranks_row(&reference, row) && i < LAYERS * KV_HEADS; i++)
+            trace->held[i / KV_HEADS][i % KV_HEADS][row] =
+                !reference.gone[i / KV_HEADS][i % KV_HEADS][row];
+    }
 }
 
 /* ---- the ranks ---- */
@@ -446,6 +553,10 @@ static avl_status_t open_rank(rank_t *rank) {
     params.visual_uniform_share = script->uniform;
     params.selection_seed = script->seed;
     params.measure_captured_mass = script->measures;
+    params.text_keep_ratio = script->text.keep;
+    params.text_keep_min = script->text.keep_min;
+    params.text_policy = script->text.h2o ? AVL_TEXT_H2O : AVL_TEXT_A_VL;
+    params.protect_prompt = script->text.protect;
     AVL_TRY(avl_attention_params_check(&params));
     avl_sequence_shape_t shape =
         avl_sequence_shape(ids, prompt_rows, prompt_rows + script->decode_steps, &params);
@@ -484,10 +595,31 @@ static void *rank_main(void *argument) {
     return NULL;
 }
 
+/* The text rows that this rank's heads have in the slots behind the exempt ones. */
+static void note_held(rank_t *rank) {
+    const avl_sequence_shape_t *shape = &rank->sequence->shape;
+    const avl_shard_t *kv = &rank->shards.kv_heads;
+    for (int layer = 0; shape->evicts_text && layer < LAYERS; layer++) {
+        const avl_row_list_t *text = &rank->sequence->layers[layer].text.slots;
+        for (int head = 0; head < kv->count; head++) {
+            for (int32_t i = shape->exempt_rows; i < text->count; i++) {
+                int64_t place = avl_row_place(text->host[i], head, kv->count);
+                bool *held =
+                    &rank->trace
+                         ->held[layer][kv->first + head][avl_pages_positions(rank->pages)[place]];
+                /* A head that two ranks have is noted by both. */
+                assert_true(!*held || shares_kv_heads(rank->script->ranks));
+                *held = true;
+            }
+        }
+    }
+}
+
 static void close_rank(rank_t *rank) {
     rank->trace->mass.computed += rank->sequence->step_mass.computed;
     rank->trace->mass.stored += rank->sequence->step_mass.stored;
     rank->trace->mass.all += rank->sequence->step_mass.all;
+    note_held(rank);
     if (avl_group_rank(rank->group) == 0) {
         rank->trace->computed_rows = rank->sequence->computed_rows;
         rank->trace->pages = avl_pages_counts(rank->pages);
@@ -555,6 +687,22 @@ static void compare(const script_t *script, const trace_t *got, const trace_t *e
     assert_true(got->mass.all > 1);
 }
 
+/* Every head holds what it should, and shows at most one row more, in its hole. */
+static void compare_held(const script_t *script, const trace_t *got, const trace_t *expected) {
+    for (int i = 0; i < LAYERS * KV_HEADS; i++) {
+        const bool *held = expected->held[i / KV_HEADS][i % KV_HEADS];
+        const bool *shown = got->held[i / KV_HEADS][i % KV_HEADS];
+        int more = 0;
+        for (int row = 0; row < ROWS_MAX; row++) {
+            if (held[row] && !shown[row])
+                fail_msg("%s, ranks %d: layer %d, KV head %d: row %d is gone", script->kinds,
+                         script->ranks, i / KV_HEADS, i % KV_HEADS, row);
+            more += shown[row] && !held[row];
+        }
+        assert_in_range(more, 0, 1);
+    }
+}
+
 static const char *const prompts[] = {
     /* one picture; two with text between; a picture first; a picture last; none */
     "tttttvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvttttttt",
@@ -575,6 +723,8 @@ static void check(script_t script) {
     run_reference(&script, expected);
     run_ranks(&script, got);
     compare(&script, got, expected);
+    if (script.text.keep > 0 && strchr(script.kinds, 'v') != NULL)
+        compare_held(&script, got, expected);
     free(got);
     free(expected);
 }
@@ -604,6 +754,33 @@ static void test_sliding_window(void **state) {
             check((script_t)SCRIPT(1, prompts[i], 14, .5, .3, 3, windows[j], 0));
             check((script_t)SCRIPT(3, prompts[i], 14, .3, .2, 2, windows[j], 17));
             check((script_t)SCRIPT(2, prompts[i], 14, 1, 1, 2, windows[j], 0));
+        }
+    }
+}
+
+/* Text eviction alone and with a store, with and without the prompt's protection, by either policy,
+ * for prompts at once and in chunks, on ranks that share KV heads (4 to 6) and that do not, under a
+ * window. */
+static void test_text_eviction(void **state) {
+    (void)state;
+    static const struct {
+        double keep;
+        int keep_min;
+    } settings[] = {{.5, 1}, {.6, 4}, {.25, 3}, {.9, 1}, {.3, 40}};
+    static const int chunks[] = {0, 11}, windows[] = {0, 0, 25};
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        for (size_t j = 0; j < sizeof settings / sizeof *settings; j++) {
+            for (int ranks = 1; ranks <= RANKS_MAX; ranks++) {
+                size_t mix = i + j + (size_t)ranks;
+                script_t script = SCRIPT(ranks, prompts[i], 40, mix % 3 ? .5 : 1, mix % 3 ? .3 : 1,
+                                         3, windows[mix % 3], chunks[mix % 2]);
+                script.text.keep = settings[j].keep;
+                script.text.keep_min = settings[j].keep_min;
+                script.text.h2o = (i + j) % 2;
+                check(script);
+                script.text.protect = true;
+                check(script);
+            }
         }
     }
 }
@@ -742,6 +919,48 @@ static void test_pages_follow_the_price(void **state) {
     free(trace);
 }
 
+/* A full budget takes no page more: what goes makes room for what comes. */
+static void test_text_takes_no_page(void **state) {
+    (void)state;
+    trace_t *trace = calloc(1, sizeof *trace);
+    assert_non_null(trace);
+    script_t script = SCRIPT(1, prompts[0], 15, .5, .3, 3, 0, 0);
+    script.text.keep = .1;
+    script.text.keep_min = 15;
+    script.text.protect = true;
+    run_ranks(&script, trace);
+    int64_t full = trace->pages.taken;
+    /* 12 rows of the prompt, 15 of the answer and a hole: 2 pages, where 60 rows would take 5. */
+    assert_int_equal(full, LAYERS * (2 + 2));
+    memset(trace, 0, sizeof *trace);
+    script.decode_steps = 48;
+    run_ranks(&script, trace);
+    assert_int_equal(trace->pages.taken, full);
+    /* Without protection the 7 rows behind the picture count as well. */
+    script.text.protect = false;
+    script.text.keep_min = 9;
+    memset(trace, 0, sizeof *trace);
+    run_ranks(&script, trace);
+    assert_int_equal(trace->pages.taken, LAYERS * (1 + 2));
+    free(trace);
+}
+
+/* A prompt in chunks leaves the same state as at once, to the bit. */
+static void test_text_in_chunks(void **state) {
+    (void)state;
+    script_t whole = SCRIPT(2, prompts[2], 30, .5, .3, 3, 0, 0), chunks;
+    whole.text.keep = .4;
+    whole.text.keep_min = 4;
+    chunks = whole;
+    for (chunks.chunk_rows = 3; chunks.chunk_rows < 40; chunks.chunk_rows += 9)
+        expect_same_bits(whole, chunks);
+    /* As long as nothing goes, it is as if nothing could. */
+    script_t kept = whole, dense = whole;
+    kept.text.keep_min = 100;
+    dense.text.keep = 0;
+    expect_same_bits(kept, dense);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_reference),
@@ -752,6 +971,9 @@ int main(void) {
         cmocka_unit_test(test_random_depends_on_seed_and_layer),
         cmocka_unit_test(test_dense_bit_for_bit),
         cmocka_unit_test(test_pages_follow_the_price),
+        cmocka_unit_test(test_text_eviction),
+        cmocka_unit_test(test_text_takes_no_page),
+        cmocka_unit_test(test_text_in_chunks),
     };
     return cmocka_run_group_tests_name("worker attend", tests, NULL, NULL);
 }
