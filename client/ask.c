@@ -277,6 +277,12 @@ static json_t *json_of_answer(const answer_t *answer) {
         json_object_set_new(attention_object, "stored_mass", json_real(attention->stored_mass));
         json_object_set_new(attention_object, "visual_mass", json_real(attention->visual_mass));
     }
+    if (attention->text_rows_seen > 0) {
+        json_object_set_new(attention_object, "text_rows_seen",
+                            json_integer(attention->text_rows_seen));
+        json_object_set_new(attention_object, "text_rows_stored",
+                            json_integer(attention->text_rows_stored));
+    }
     if (attention->parameters != NULL)
         json_object_set_new(attention_object, "parameters",
                             avl_attention_json(attention->parameters));
@@ -358,6 +364,9 @@ static void print_summary(const asked_t *asked) {
         fprintf(stderr, "; visual rows: %u seen, %u stored, %.1f computed a step",
                 attention->visual_rows_seen, attention->visual_rows_stored,
                 attention->visual_rows_computed_per_step);
+    if (attention->text_rows_seen > 0)
+        fprintf(stderr, "; text rows: %u of %u stored", attention->text_rows_stored,
+                attention->text_rows_seen);
     if (cut > 0)
         fputs(asked->count > 1 ? "; some cut by the length limit" : "; cut by the length limit",
               stderr);

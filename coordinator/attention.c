@@ -16,8 +16,6 @@ const size_t avl_attention_preset_count =
 static avl_status_t refuse_unsupported(const avl_attention_params_t *params) {
     if (params->prefill_keep_ratio != 0)
         return avl_fail(AVL_ERR_UNSUPPORTED, "attention.prefill_keep_ratio is not supported");
-    if (params->text_keep_ratio != 0)
-        return avl_fail(AVL_ERR_UNSUPPORTED, "attention.text_keep_ratio is not supported");
     return AVL_OK;
 }
 

@@ -94,6 +94,8 @@ static void send_finished_locked(avl_live_request_t *live, const avl_choice_t *c
     attention.stored_mass = result->stored_mass;
     attention.visual_mass = result->visual_mass;
     attention.kv_bytes_held = (uint64_t)result->kv_bytes_held;
+    attention.text_rows_seen = (uint32_t)result->text_rows_seen;
+    attention.text_rows_stored = (uint32_t)result->text_rows_stored;
     Avl__V1__AttentionParameters parameters;
     avl_attention_write(&prepared->attention, &parameters);
     attention.parameters = &parameters;

@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "worker/answers.h"
 #include "worker/scheduler.h"
+#include "worker/text_store.h"
 
 int64_t avl_scheduler_due_ns(const avl_request_t *request) {
     int64_t due_ns = request->arrival_ns + AVL_PATIENCE_NS;
@@ -155,6 +156,11 @@ avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_
             mass->all / ((double)report.decode_steps * (double)layers * (double)heads);
     }
     report.kv_bytes_held = job->pages_reserved * avl_engine_page_bytes(engine);
+    if (job->shape.evicts_text && sequence->rows_done >= job->shape.prompt_rows) {
+        report.text_rows_seen =
+            sequence->rows_done - job->shape.visual_rows - job->shape.exempt_rows;
+        report.text_rows_stored = avl_text_store_held(&job->shape, report.text_rows_seen);
+    }
     return report;
 }
 

@@ -188,6 +188,8 @@ static void result_fill(Avl__Worker__V1__Result *result, avl_event_t *event) {
     result->stored_mass = event->attention.stored_mass;
     result->visual_mass = event->attention.visual_mass;
     result->kv_bytes_held = event->attention.kv_bytes_held;
+    result->text_rows_seen = event->attention.text_rows_seen;
+    result->text_rows_stored = event->attention.text_rows_stored;
     result->encoder_cache_hits = event->reuse.pictures;
     result->prompt_rows_reused = event->reuse.prompt_rows;
     result->queue_ns = event->timings.queue_ns;

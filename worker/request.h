@@ -122,7 +122,9 @@ typedef struct avl_attention_report {
     /* When measured, of what decode steps would look at with all visual rows (avl_visual_mass_t):
      * shares of the visual mass on what was computed and on the store; of all mass, the visual. */
     double captured_mass, stored_mass, visual_mass;
-    int64_t kv_bytes_held; /* of all ranks: pages at the end */
+    int64_t kv_bytes_held;    /* of all ranks: pages at the end */
+    int32_t text_rows_seen;   /* that may be evicted; 0 without text eviction */
+    int32_t text_rows_stored; /* of these, in each layer and KV head */
 } avl_attention_report_t;
 
 /* What was there from earlier requests. */

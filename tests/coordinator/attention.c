@@ -148,7 +148,6 @@ static void test_refusals(void **state) {
         {"protect=1", "attention.protect_prompt needs text_keep_ratio", REFUSED},
         {"text=0.5 min=0", "attention.text_keep_min is 0; allowed: 1 to", REFUSED},
         {"keep=0.5", "attention.prefill_keep_ratio", AVL_ERR_UNSUPPORTED},
-        {"text=0.5 min=3 policy=2 protect=0", "attention.text_keep_ratio", AVL_ERR_UNSUPPORTED},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Avl__V1__AttentionParameters given;

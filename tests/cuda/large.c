@@ -103,7 +103,7 @@ static void check_batch(avl_device_t *device, void *context) {
     }
     avl_kv_view_t kv = {keys.data, values.data, STRIDE, HEADS, WIDTH, AVL_DTYPE_BF16};
     avl_decode_attention_args_t decode = {query.data, STRIDE,      kv,     {HEADS, 1, 0}, decodes,
-                                          SEQUENCES,  output.data, STRIDE, 0.125f};
+                                          SEQUENCES,  output.data, STRIDE, 0.125f,        NULL};
     expect_status(avl_decode_attention(device, &decode), AVL_OK, NULL);
     avl_attention_args_t prompt = {
         query.data, STRIDE, kv, {HEADS, 1, 0}, prompts, SEQUENCES, prompt_output.data, STRIDE,
@@ -202,7 +202,8 @@ static void check_move(avl_device_t *device, void *context) {
         sources[i] = 2 * i;
         targets[i] = i;
     }
-    avl_kv_move_args_t args = {keys.data, values.data, sources, targets, KEPT, ROW, AVL_DTYPE_BF16};
+    avl_kv_move_args_t args = {keys.data, values.data, sources,        targets,
+                               KEPT,      ROW,         AVL_DTYPE_BF16, 0};
     expect_status(avl_kv_move(device, &args), AVL_OK, NULL);
     for (int64_t i = 0; i < (int64_t)KEPT * ROW; i++) {
         assert_int_equal(key[i], (uint16_t)(i / ROW * 2));

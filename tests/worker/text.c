@@ -1,0 +1,253 @@
+/* tests/worker/text.c: requests that evict text, through the scheduler: the same tokens and the
+ * same bits of their log probabilities alone and in company, in chunks, after giving way, after a
+ * replay, on prompts that were read before; and no more pages than promised. */
+#include "tests/worker/rig.h"
+
+/* cmocka.h needs these four before it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Grouped heads: three ranks and four share KV heads. */
+#define MODEL "tests/data/models/llava-gqa"
+#define CASES 2
+#define TOKENS 60
+
+static const struct setting {
+    double store, compute, keep;
+    int32_t keep_min;
+    avl_text_policy_t policy;
+    bool protect;
+} settings[] = {
+    {1, 1, .3, 5, AVL_TEXT_A_VL, true},   {1, 1, .5, 4, AVL_TEXT_A_VL, false},
+    {.5, .3, .6, 20, AVL_TEXT_H2O, true}, {.3, .15, .2, 2, AVL_TEXT_H2O, false},
+    {.5, .3, .1, 1, AVL_TEXT_A_VL, true}, {.3, .15, .8, 1, AVL_TEXT_A_VL, false},
+};
+#define SETTINGS ((int)(sizeof settings / sizeof *settings))
+#define COUNT (2 * SETTINGS)
+
+static rig_t *open_rig(int ranks, int32_t batch_rows, int64_t pages, int32_t kept_max) {
+    return rig_open(&(rig_options_t){.model = MODEL,
+                                     .ranks = ranks,
+                                     .limits = {.batch_rows = batch_rows, .kept_max = kept_max},
+                                     .page_count = pages});
+}
+
+static void load_cases(const rig_t *rig, rig_case_t *cases) {
+    for (int i = 0; i < CASES; i++) {
+        char directory[64];
+        snprintf(directory, sizeof directory, "tests/data/cases/llava-gqa/%02d", i + 1);
+        cases[i] = rig_case_load(rig_config(rig), directory);
+    }
+}
+
+static void release_cases(rig_case_t *cases) {
+    for (int i = 0; i < CASES; i++)
+        rig_case_release(&cases[i]);
+}
+
+static avl_request_t *mixed_request(const rig_case_t *cases, int i, uint64_t id) {
+    const struct setting *setting = &settings[i % SETTINGS];
+    avl_request_t *request = rig_request(&cases[i / SETTINGS % CASES], id, TOKENS);
+    rig_set_attention(request, setting->store, setting->compute, 3);
+    rig_set_text(request, setting->keep, setting->keep_min);
+    request->attention.text_policy = setting->policy;
+    request->attention.protect_prompt = setting->protect;
+    request->ignore_eos = true;
+    request->sampling.logprob_count = 1;
+    for (int32_t j = 0; j < request->image_count; j++)
+        request->images[j].digest.bytes[3] = (uint8_t)(1 + j + 10 * (i / SETTINGS % CASES));
+    return request;
+}
+
+/* Answers, each alone, the prompt in one step. */
+static void answer_alone(int ranks, rig_result_t *alone) {
+    rig_t *rig = open_rig(ranks, 512, 0, 0);
+    rig_case_t cases[CASES];
+    load_cases(rig, cases);
+    for (int i = 0; i < COUNT; i++)
+        alone[i] = *rig_answer(rig, mixed_request(cases, i, (uint64_t)i + 1));
+    release_cases(cases);
+    rig_close(rig);
+}
+
+static void expect_same(const rig_result_t *got, const rig_result_t *expected, bool bits,
+                        const char *what, int i) {
+    char text[96];
+    snprintf(text, sizeof text, "%s, request %d", what, i);
+    assert_int_equal(got->end.finish_reason, AVL_FINISH_LENGTH);
+    rig_expect_tokens(got, expected->tokens, expected->token_count, text);
+    if (bits && memcmp(got->logprobs, expected->logprobs,
+                       (size_t)expected->token_count * sizeof *got->logprobs) != 0)
+        fail_msg("%s: the log probabilities have other bits", text);
+    assert_int_equal(got->end.attention.text_rows_seen, expected->end.attention.text_rows_seen);
+    assert_int_equal(got->end.attention.text_rows_stored, expected->end.attention.text_rows_stored);
+}
+
+/* What the report must say of `tokens` tokens: the last one drawn is never cached. */
+static void expect_report(const rig_result_t *result, const rig_case_t *data,
+                          const struct setting *setting, int tokens) {
+    int visual = result->end.attention.visual_rows_seen, system = 0, exempt;
+    while (data->token_ids[system] >= 0)
+        system++;
+    exempt = setting->protect ? data->row_count - visual : system;
+    int seen = data->row_count - visual - exempt + tokens - 1;
+    int budget = (int)(setting->keep * seen + 0.5);
+    budget = budget > setting->keep_min ? budget : setting->keep_min;
+    assert_int_equal(result->end.attention.text_rows_seen, seen);
+    /* Halves are rounded to even: down, or up as here. */
+    assert_in_range(result->end.attention.text_rows_stored, seen < budget ? seen : budget - 1,
+                    seen < budget ? seen : budget);
+}
+
+static void test_together_as_alone(void **state) {
+    (void)state;
+    static const struct {
+        int ranks;
+        int32_t batch_rows;
+        int64_t pages;
+        bool gives_way;
+    } rows[] = {{1, 512, 0, false}, {1, 9, 0, false},   {2, 31, 0, false},
+                {3, 64, 0, false},  {1, 512, 24, true}, {4, 512, 26, true}};
+    rig_result_t *alone = calloc(COUNT, sizeof *alone);
+    assert_non_null(alone);
+    answer_alone(1, alone);
+    for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
+        rig_t *rig = open_rig(rows[k].ranks, rows[k].batch_rows, rows[k].pages, 0);
+        if (rows[k].gives_way)
+            avl_scheduler_set_growth_share(rig_scheduler(rig), 0);
+        rig_case_t cases[CASES];
+        load_cases(rig, cases);
+        for (int i = 0; i < COUNT; i++) {
+            avl_scheduler_submit(rig_scheduler(rig), mixed_request(cases, i, (uint64_t)i + 1));
+            for (int step = i % 3; step > 0; step--)
+                rig_step(rig);
+        }
+        rig_run(rig);
+        if (rows[k].gives_way)
+            assert_true(avl_scheduler_counts(rig_scheduler(rig)).preemptions > 0);
+        for (int i = 0; i < COUNT; i++) {
+            const rig_result_t *result = rig_result(rig, (uint64_t)i + 1);
+            expect_same(result, &alone[i], rows[k].ranks == 1, "together", i);
+            expect_report(result, &cases[i / SETTINGS], &settings[i % SETTINGS], TOKENS);
+        }
+        release_cases(cases);
+        rig_close(rig);
+    }
+    free(alone);
+}
+
+static void test_replay_continues(void **state) {
+    (void)state;
+    rig_result_t *alone = calloc(COUNT, sizeof *alone);
+    assert_non_null(alone);
+    answer_alone(1, alone);
+    rig_t *rig = open_rig(1, 40, 0, 0);
+    rig_case_t cases[CASES];
+    load_cases(rig, cases);
+    uint64_t id = 1;
+    for (int i = 0; i < SETTINGS; i++) {
+        static const int cuts[] = {1, 6, 25, 59};
+        for (size_t j = 0; j < sizeof cuts / sizeof *cuts; j++) {
+            avl_request_t *request = mixed_request(cases, i, id++);
+            rig_set_replay(request, alone[i].tokens, cuts[j]);
+            const rig_result_t *rest = rig_answer(rig, request);
+            rig_expect_tokens(rest, alone[i].tokens + cuts[j], TOKENS - cuts[j], "replay");
+            assert_memory_equal(rest->logprobs, alone[i].logprobs + cuts[j],
+                                (size_t)(TOKENS - cuts[j]) * sizeof *rest->logprobs);
+        }
+    }
+    release_cases(cases);
+    rig_close(rig);
+    free(alone);
+}
+
+/* The same question again, while the first is answered and afterwards: a protected prompt is there
+ * whole, whatever text is evicted afterwards; one that is evicted from leaves its beginning at
+ * most. */
+static void test_prompts_again(void **state) {
+    (void)state;
+    rig_result_t *alone = calloc(COUNT, sizeof *alone);
+    assert_non_null(alone);
+    answer_alone(1, alone);
+    rig_t *rig = open_rig(1, 512, 0, 8);
+    rig_case_t cases[CASES];
+    load_cases(rig, cases);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < COUNT; i++) {
+            uint64_t id = (uint64_t)(round * COUNT + i) + 1;
+            avl_scheduler_submit(rig_scheduler(rig), mixed_request(cases, i, id));
+            for (int step = 0; step < 3 * round; step++)
+                rig_step(rig);
+        }
+        rig_run(rig);
+        for (int i = 0; i < COUNT; i++) {
+            const rig_result_t *result = rig_result(rig, (uint64_t)(round * COUNT + i) + 1);
+            bool whole = result->end.reuse.prompt_rows == cases[i / SETTINGS].row_count;
+            expect_same(result, &alone[i], true, "again", i);
+            if (!settings[i % SETTINGS].protect)
+                assert_false(whole);
+            else if (round == 2)
+                assert_true(whole);
+        }
+    }
+    release_cases(cases);
+    rig_close(rig);
+    free(alone);
+}
+
+/* Without a picture there is nothing that attention could move away from: dense. */
+static void test_no_picture(void **state) {
+    (void)state;
+    static const int32_t ids[] = {1, 7, 9, 11, 13, 15, 17, 19};
+    rig_t *rig = open_rig(1, 512, 0, 0);
+    rig_result_t dense = *rig_answer(rig, rig_text_request(ids, 8, 1, 40));
+    avl_request_t *request = rig_text_request(ids, 8, 2, 40);
+    rig_set_text(request, .2, 2);
+    const rig_result_t *result = rig_answer(rig, request);
+    rig_expect_tokens(result, dense.tokens, dense.token_count, "no picture");
+    assert_int_equal(result->end.attention.text_rows_seen, 0);
+    rig_close(rig);
+}
+
+/* A long answer takes the pages of its budget, and the price says so. */
+static void test_pages(void **state) {
+    (void)state;
+    int64_t held[2];
+    for (int i = 0; i < 2; i++) {
+        rig_t *rig = open_rig(1, 512, 0, 0);
+        rig_case_t data = rig_case_load(rig_config(rig), "tests/data/cases/llava-gqa/01");
+        avl_request_t *request = rig_request(&data, 1, 120);
+        rig_set_text(request, i == 0 ? 0 : .1, 16);
+        request->attention.protect_prompt = true;
+        request->ignore_eos = true;
+        const rig_result_t *result = rig_answer(rig, request);
+        assert_int_equal(result->token_count, 120);
+        held[i] = result->end.attention.kv_bytes_held / avl_engine_page_bytes(rig_engine(rig, 0));
+        rig_case_release(&data);
+        rig_close(rig);
+    }
+    /* Of 119 rows 16 and a hole are left in each layer. */
+    avl_config_t config;
+    assert_int_equal(avl_config_load(AVL_SOURCE_DIR "/" MODEL, &config), AVL_OK);
+    assert_in_range(held[0] - held[1], 6 * config.model.text.layer_count,
+                    7 * config.model.text.layer_count);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_together_as_alone),
+        cmocka_unit_test(test_replay_continues),
+        cmocka_unit_test(test_prompts_again),
+        cmocka_unit_test(test_no_picture),
+        cmocka_unit_test(test_pages),
+    };
+    return cmocka_run_group_tests_name("worker text", tests, NULL, NULL);
+}
