@@ -435,7 +435,7 @@ static void check_rows(avl_device_t *device, void *context) {
             }
         }
         /* A compaction in which each head keeps other rows. */
-        int32_t sources[30 * HEADS], targets[30 * HEADS];
+        int32_t sources[30 * 7] = {0}, targets[30 * 7] = {0}; /* as many as 7 heads would have */
         tensor_t before = tensor_copy(&keys);
         for (int i = 0; i < 30 * HEADS; i++) {
             targets[i] = i / HEADS;
