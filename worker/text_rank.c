@@ -8,8 +8,7 @@
 #include "kernels/text.h"
 #include "worker/visual_store.h"
 
-/* Rows ranked in one go: queries at least, and weights of this many rows for every sequence. */
-#define ITEMS_LEAST 64
+/* Weights of this many rows for every run are ranked in one go. */
 #define ROWS_PER_RUN 256
 
 struct avl_text_rank {
@@ -21,7 +20,7 @@ struct avl_text_rank {
     float *host_weights; /* the same memory when the device is the host */
     float *totals;       /* device [runs_max + items_max, Hq, 2] */
     int32_t *holes;      /* device [indices_max, layer_count, 2, Hk] */
-    avl_row_list_t moves;
+    avl_text_store_memory_t eviction;
     avl_text_row_t *items;           /* [items_max] */
     avl_decode_sequence_t *scorings; /* [items_max]: of those that are prompt rows */
 };
@@ -35,17 +34,13 @@ static int buffer_heads_of(const avl_attend_options_t *options) {
     return options->kv_heads_shared ? options->kv_heads_all : kv_heads_of(options);
 }
 
-static int64_t items_max_of(const avl_attend_options_t *options) {
-    return options->runs_max > ITEMS_LEAST ? options->runs_max : ITEMS_LEAST;
-}
-
 static int64_t weights_max_of(const avl_attend_options_t *options) {
     int64_t rows = (int64_t)ROWS_PER_RUN * options->runs_max;
     return buffer_heads_of(options) * (rows > options->context_rows ? rows : options->context_rows);
 }
 
 static int64_t totals_count(const avl_attend_options_t *options) {
-    return 2 * (options->runs_max + items_max_of(options)) * options->head_map.query_heads;
+    return (int64_t)4 * options->runs_max * options->head_map.query_heads;
 }
 
 static int64_t hole_count(const avl_attend_options_t *options) {
@@ -53,11 +48,12 @@ static int64_t hole_count(const avl_attend_options_t *options) {
 }
 
 int64_t avl_text_rank_bytes(const avl_attend_options_t *options) {
-    int64_t moves = avl_text_store_list_entries(options->context_rows, kv_heads_of(options));
-    int64_t copies = options->device->is_host ? 1 : 2;
-    return (copies * (weights_max_of(options) + moves) + totals_count(options) +
-            hole_count(options)) *
-           (int64_t)sizeof(float);
+    int heads = kv_heads_of(options);
+    int64_t numbers = weights_max_of(options) + totals_count(options) + hole_count(options) +
+                      avl_text_store_move_entries(options->context_rows, heads);
+    if (options->device->is_host)
+        numbers += avl_text_store_host_entries(options->context_rows, heads);
+    return numbers * (int64_t)sizeof(float);
 }
 
 /* `host_p` gets the same memory on a host, else NULL or memory of its own. */
@@ -80,23 +76,30 @@ avl_status_t avl_text_rank_create(const avl_attend_options_t *options, avl_text_
     AVL_TRY(avl_alloc(1, sizeof *rank, "ranks of text rows", &rank));
     rank->options = *options;
     rank->buffer_heads = buffer_heads_of(options);
-    rank->items_max = (int32_t)items_max_of(options);
+    rank->items_max = options->runs_max; /* as many as attention is prepared for */
     rank->weights_max = weights_max_of(options);
-    int64_t moves = avl_text_store_list_entries(options->context_rows, kv_heads_of(options));
+    int64_t moves = avl_text_store_move_entries(options->context_rows, kv_heads_of(options));
+    int64_t host = avl_text_store_host_entries(options->context_rows, kv_heads_of(options));
+    avl_row_list_t *move_lists = &rank->eviction.moves;
     size_t items = (size_t)rank->items_max;
     avl_status_t status;
     AVL_TRY_GOTO(status,
                  allocate(options, rank->weights_max, true, &rank->weights, &rank->host_weights),
                  err_destroy);
-    AVL_TRY_GOTO(status, allocate(options, moves, true, &rank->moves.device, &rank->moves.host),
+    AVL_TRY_GOTO(status, allocate(options, moves, true, &move_lists->device, &move_lists->host),
+                 err_destroy);
+    AVL_TRY_GOTO(status,
+                 avl_alloc_aligned((size_t)host, sizeof(int32_t), "ranks of text rows",
+                                   &rank->eviction.host),
                  err_destroy);
     AVL_TRY_GOTO(status, allocate(options, totals_count(options), false, &rank->totals, NULL),
                  err_destroy);
     AVL_TRY_GOTO(status, allocate(options, hole_count(options), false, &rank->holes, NULL),
                  err_destroy);
-    AVL_TRY_GOTO(status, avl_alloc(items, sizeof *rank->items, "text rows", &rank->items),
+    AVL_TRY_GOTO(status, avl_alloc_aligned(items, sizeof *rank->items, "text rows", &rank->items),
                  err_destroy);
-    AVL_TRY_GOTO(status, avl_alloc(items, sizeof *rank->scorings, "text rows", &rank->scorings),
+    AVL_TRY_GOTO(status,
+                 avl_alloc_aligned(items, sizeof *rank->scorings, "text rows", &rank->scorings),
                  err_destroy);
     *rank_p = rank;
     return AVL_OK;
@@ -111,9 +114,10 @@ void avl_text_rank_destroy(avl_text_rank_t *rank) {
     avl_device_t *device = rank->options.device;
     if (!device->is_host) {
         free(rank->host_weights);
-        free(rank->moves.host);
+        free(rank->eviction.moves.host);
     }
-    void *const memory[] = {rank->weights, rank->moves.device, rank->totals, rank->holes};
+    free(rank->eviction.host);
+    void *const memory[] = {rank->weights, rank->eviction.moves.device, rank->totals, rank->holes};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) {
         if (memory[i] != NULL)
             device->ops->release(device, memory[i]);
@@ -365,7 +369,7 @@ avl_status_t avl_text_rank_evict(avl_text_rank_t *rank, int layer, const avl_run
         avl_sequence_t *sequence = runs[i].sequence;
         if (!runs[i].decode && avl_text_store_evicts_prompt(&sequence->shape) &&
             avl_run_ends_prompt(&runs[i]))
-            AVL_TRY(avl_text_store_evict(sequence, rank->options.pages, layer, rank->moves));
+            AVL_TRY(avl_text_store_evict(sequence, rank->options.pages, layer, &rank->eviction));
     }
     return AVL_OK;
 }

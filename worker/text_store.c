@@ -2,10 +2,7 @@
 
 #include <float.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include "base/memory.h"
 
 /* Ratio and product are each rounded once, so a product that ends in a half on paper is at most a
  * few units in the last place away from it. */
@@ -46,8 +43,13 @@ int32_t avl_text_store_recent(const avl_sequence_t *sequence, int32_t seen) {
     return recent == 0 ? INT32_MAX : sequence->text_positions[shape->exempt_rows + seen - recent];
 }
 
-int64_t avl_text_store_list_entries(int32_t context_rows, int kv_heads) {
+int64_t avl_text_store_move_entries(int32_t context_rows, int kv_heads) {
     return 2 * (int64_t)context_rows * kv_heads;
+}
+
+int64_t avl_text_store_host_entries(int32_t context_rows, int kv_heads) {
+    /* Scores and positions of whole pages, the kept rows, and the ranked ones with their scores. */
+    return 2 * ((int64_t)context_rows + 2 * AVL_PAGE_ROWS) * kv_heads + 3 * (int64_t)context_rows;
 }
 
 /* ---- eviction from the prompt ---- */
@@ -104,33 +106,57 @@ static avl_status_t copy_pages(const eviction_t *eviction, int page_count, bool 
 }
 
 /* The order of merit: the larger score, then the earlier row; a NaN is worst. */
-static int by_merit(const void *left, const void *right) {
-    const ranked_t *a = left, *b = right;
+static bool goes_before(const ranked_t *a, const ranked_t *b) {
     bool a_is_number = a->score == a->score, b_is_number = b->score == b->score;
     if (a_is_number != b_is_number)
-        return a_is_number ? -1 : 1;
+        return a_is_number;
     if (a_is_number && a->score != b->score)
-        return a->score > b->score ? -1 : 1;
-    return (a->index > b->index) - (a->index < b->index);
+        return a->score > b->score;
+    return a->index < b->index;
 }
 
-static int ascending(const void *left, const void *right) {
-    int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
-    return (a > b) - (a < b);
+/* Brings the worst of a heap to its top, given that only the one at `place` may be out of place. */
+static void sink(ranked_t *heap, int32_t count, int32_t place) {
+    for (;;) {
+        int32_t worst = place;
+        for (int32_t child = 2 * place + 1; child <= 2 * place + 2 && child < count; child++) {
+            if (goes_before(&heap[worst], &heap[child]))
+                worst = child;
+        }
+        if (worst == place)
+            return;
+        ranked_t moved = heap[place];
+        heap[place] = heap[worst];
+        heap[worst] = moved;
+        place = worst;
+    }
 }
 
 /* The newest rows and the best of the others, ascending. */
 static void choose_kept(eviction_t *eviction, int head) {
     int32_t recent = avl_text_store_budget(&eviction->sequence->shape, eviction->seen) / 2;
     int32_t older = eviction->seen - recent, heavy = eviction->held - recent;
-    for (int32_t i = 0; i < older; i++)
-        eviction->ranked[i] = (ranked_t){eviction->scores[copy_place(eviction, i, head)], i};
-    qsort(eviction->ranked, (size_t)older, sizeof *eviction->ranked, by_merit);
+    /* The best so far, the worst of them on top: no memory is asked for, as qsort would. */
+    ranked_t *best = eviction->ranked;
+    for (int32_t i = 0; i < older; i++) {
+        ranked_t row = {eviction->scores[copy_place(eviction, i, head)], i};
+        if (i < heavy) {
+            best[i] = row;
+            for (int32_t j = heavy / 2; i == heavy - 1 && j-- > 0;)
+                sink(best, heavy, j);
+        } else if (goes_before(&row, &best[0])) {
+            best[0] = row;
+            sink(best, heavy, 0);
+        }
+    }
+    int32_t *taken = eviction->kept, count = 0;
+    memset(taken, 0, (size_t)eviction->seen * sizeof *taken);
     for (int32_t i = 0; i < heavy; i++)
-        eviction->kept[i] = eviction->ranked[i].index;
-    for (int32_t i = heavy; i < eviction->held; i++)
-        eviction->kept[i] = older + i - heavy;
-    qsort(eviction->kept, (size_t)heavy, sizeof *eviction->kept, ascending);
+        taken[best[i].index] = 1;
+    for (int32_t i = 0; i < eviction->seen; i++) {
+        if (taken[i] || i >= older)
+            eviction->kept[count++] = i;
+    }
 }
 
 /* Fills the lists [held, Hk] of sources and targets, and moves scores and positions in the copies.
@@ -170,12 +196,12 @@ static avl_status_t move_rows(eviction_t *eviction, avl_row_list_t lists) {
                                                       .dtype = view.dtype,
                                                       .heads = eviction->kv_heads}));
     AVL_TRY(copy_pages(eviction, page_count, true));
-    /* The lists are used again, and the copies are released. */
+    /* The memory is used again. */
     return device->ops->synchronize(device);
 }
 
 avl_status_t avl_text_store_evict(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
-                                  avl_row_list_t lists) {
+                                  const avl_text_store_memory_t *memory) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     avl_segment_rows_t *text = &sequence->layers[layer].text;
     eviction_t eviction = {.sequence = sequence,
@@ -190,16 +216,11 @@ avl_status_t avl_text_store_evict(avl_sequence_t *sequence, avl_pages_t *pages, 
     if (eviction.held == eviction.seen)
         return AVL_OK;
     size_t numbers = (size_t)(text->page_count - eviction.first_page) * page_numbers(&eviction);
-    uint8_t *block;
-    AVL_TRY(avl_alloc_aligned(2 * numbers + 3 * (size_t)eviction.seen, sizeof(float),
-                              "eviction of text", &block));
-    eviction.scores = (float *)(void *)block;
+    eviction.scores = (float *)(void *)memory->host;
     eviction.positions = (int32_t *)(void *)(eviction.scores + numbers);
     eviction.kept = eviction.positions + numbers;
     eviction.ranked = (ranked_t *)(void *)(eviction.kept + eviction.seen);
-    avl_status_t status = move_rows(&eviction, lists);
-    free(block);
-    AVL_TRY(status);
+    AVL_TRY(move_rows(&eviction, memory->moves));
     avl_sequence_cut_text(sequence, pages, layer, eviction.exempt + eviction.held);
     return AVL_OK;
 }

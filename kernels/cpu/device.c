@@ -232,10 +232,10 @@ static const avl_device_ops_t cpu_ops = {
     .kv_move = avl_cpu_kv_move,
     .topk = avl_cpu_topk,
     .argmax = avl_cpu_argmax,
-    .prepare_linear = avl_cpu_prepare_linear,
-    .prepare_attention = avl_cpu_prepare_attention,
     .text_weights = avl_cpu_text_weights,
     .text_update = avl_cpu_text_update,
+    .prepare_linear = avl_cpu_prepare_linear,
+    .prepare_attention = avl_cpu_prepare_attention,
 };
 
 avl_status_t avl_device_open_cpu(int threads, const char *isa, avl_device_t **device_p) {

@@ -176,10 +176,10 @@ static const avl_device_ops_t cuda_ops = {
     .kv_move = avl_cuda_kv_move,
     .topk = avl_cuda_topk,
     .argmax = avl_cuda_argmax,
-    .prepare_linear = nullptr, /* the library's workspace is there from the start */
-    .prepare_attention = avl_cuda_prepare_attention,
     .text_weights = avl_cuda_text_weights,
     .text_update = avl_cuda_text_update,
+    .prepare_linear = nullptr, /* the library's workspace is there from the start */
+    .prepare_attention = avl_cuda_prepare_attention,
 };
 
 static avl_status_t find_gpu(cudaDeviceProp *properties_p) {
