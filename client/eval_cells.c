@@ -101,7 +101,6 @@ static void add_sums(const avl_eval_record_t *record, avl_eval_cell_t *cell) {
     cell->tokens += (double)record->id_count;
     cell->rows_seen += record->rows_seen;
     cell->rows_stored += record->rows_stored;
-    cell->rows_computed += record->rows_computed;
     cell->kv_bytes += (double)record->kv_bytes;
     cell->first_token_s += record->first_token_s;
     cell->total_s += record->total_s;
@@ -114,7 +113,6 @@ static void divide_sums(avl_eval_cell_t *cell) {
     cell->tokens /= count;
     cell->rows_seen /= count;
     cell->rows_stored /= count;
-    cell->rows_computed /= count;
     cell->kv_bytes /= count;
     cell->first_token_s /= count;
     cell->total_s /= count;
@@ -155,13 +153,17 @@ static avl_status_t make_cell(const avl_eval_run_t *run, size_t method, size_t t
         add_sums(record, cell);
         double steps = record->id_count > 1 ? (double)record->id_count - 1 : 0;
         cell->token_s += record->token_s * steps;
+        cell->rows_computed += record->rows_computed * steps;
         token_steps += steps;
         status = gather_scores(item, record, dense, &gathered);
         if (status == AVL_OK)
             status = gather_agreement(record, dense, &gathered);
     }
     divide_sums(cell);
-    cell->token_s = token_steps > 0 ? cell->token_s / token_steps : 0;
+    if (token_steps > 0) { /* an answer of one token has no step of its own */
+        cell->token_s /= token_steps;
+        cell->rows_computed /= token_steps;
+    }
     if (status == AVL_OK)
         status = make_means(&gathered, cell);
     gathered_free(&gathered);

@@ -66,6 +66,14 @@ static const avl_eval_mean_t *y_of(const plot_t *plot, size_t task, const avl_ev
     return cell_of(plot, 0, task)->score.count > 0 ? &cell->score : &cell->kept;
 }
 
+/* Dense attention is a line across the panel; a point that keeps and computes all rows would lie
+ * on it, far to the right of the others. */
+static bool is_point(const plot_t *plot, size_t method, size_t task) {
+    const avl_eval_cell_t *cell = cell_of(plot, method, task), *dense = cell_of(plot, 0, task);
+    bool whole = cell->rows_computed >= dense->rows_computed && cell->kv_bytes >= dense->kv_bytes;
+    return !plot->run->methods[method].dense && !whole && y_of(plot, task, cell)->count > 0;
+}
+
 /* Round numbers from at most `low` to at least `high`. */
 static axis_t make_axis(double low, double high) {
     double span = high > low ? high - low : fmax(fabs(high), 1);
@@ -126,9 +134,10 @@ static void find_ranges(const plot_t *plot, size_t task, axis_t *x_axis, axis_t 
     for (size_t i = 0; i < plot->run->method_count; i++) {
         const avl_eval_cell_t *cell = cell_of(plot, i, task);
         const avl_eval_mean_t *y = y_of(plot, task, cell);
-        if (y->count == 0)
+        if (i > 0 && !is_point(plot, i, task))
             continue;
-        x_high = fmax(x_high, plot->x_of(cell));
+        if (i > 0)
+            x_high = fmax(x_high, plot->x_of(cell));
         y_low = fmin(y_low, y->low);
         y_high = fmax(y_high, y->high);
     }
@@ -202,9 +211,12 @@ static void draw_family(const plot_t *plot, size_t task, size_t family, const ax
     for (size_t i = 1; i < plot->run->method_count; i++) {
         const avl_eval_cell_t *cell = cell_of(plot, i, task);
         const avl_eval_mean_t *y = y_of(plot, task, cell);
-        if (y->count == 0 || strcmp(plot->run->methods[i].family, plot->families[family]) != 0)
+        if (!is_point(plot, i, task) ||
+            strcmp(plot->run->methods[i].family, plot->families[family]) != 0)
             continue;
-        points[count++] = (point_t){.x = place(x_axis, plot->x_of(cell), LEFT, right),
+        /* Side by side, so that intervals of one budget can be told apart. */
+        double aside = 2 * ((double)family - (double)(plot->family_count - 1) / 2);
+        points[count++] = (point_t){.x = aside + place(x_axis, plot->x_of(cell), LEFT, right),
                                     .y = place(y_axis, 100 * y->mean, bottom, TOP),
                                     .low = place(y_axis, 100 * y->low, bottom, TOP),
                                     .high = place(y_axis, 100 * y->high, bottom, TOP)};
@@ -239,8 +251,9 @@ static void draw_panel(const plot_t *plot, size_t task) {
     snprintf(title, sizeof title, "%s: %s", plot->run->tasks->names[task],
              scored ? "score, %" : "tokens as dense before the first other one, %");
     write_text(cairo, LEFT, TOP - 12, 0, 12, true, title);
-    write_text(cairo, (LEFT + PANEL_WIDTH - RIGHT) / 2, PANEL_HEIGHT - 12, 0.5, 10.5, false,
-               plot->x_name);
+    snprintf(title, sizeof title, "%s (dense: %.0f)", plot->x_name,
+             plot->x_of(cell_of(plot, 0, task)));
+    write_text(cairo, (LEFT + PANEL_WIDTH - RIGHT) / 2, PANEL_HEIGHT - 12, 0.5, 10.5, false, title);
 }
 
 /* Names of methods, from left to right; returns the height. Without a context nothing is drawn. */

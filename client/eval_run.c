@@ -20,12 +20,12 @@
 
 typedef struct work work_t;
 
-/* One of the places for requests under way: it takes a question through both of its requests. */
+/* One of the places for requests under way. */
 typedef struct slot {
     work_t *work;
     bool busy;
     size_t method, item;
-    bool forced; /* the second request */
+    bool forced; /* the second request of its question */
     int attempt;
     int64_t pause_ns; /* not before; 0: a call is under way */
     avl_rpc_call_t *call;
@@ -39,7 +39,7 @@ struct work {
     avl_eval_run_t *run;
     avl_rpc_t *rpc;
     slot_t *slots;
-    size_t next; /* of method_count * item_count questions */
+    size_t next; /* of all requests */
     size_t busy;
     uint64_t done, answered;
     bool ended; /* no new requests */
@@ -226,7 +226,7 @@ static void leave(slot_t *slot) {
     slot->work->busy--;
 }
 
-/* A request that cannot be had: the question is out, for this method. */
+/* A request that cannot be had: the question is out, for this method, or not compared. */
 static void count_failure(slot_t *slot, avl_status_t status, const char *detail) {
     work_t *work = slot->work;
     avl_eval_run_t *run = work->run;
@@ -242,28 +242,10 @@ static void count_failure(slot_t *slot, avl_status_t status, const char *detail)
     if (status == AVL_ERR_INVALID || status == AVL_ERR_UNSUPPORTED || status == AVL_ERR_MEMORY ||
         (work->answered == 0 && run->failed >= HOPELESS))
         fail_work(work, status, text);
-    work->done += slot->forced || run->scores_only ? 1 : 2;
-    clear_record(avl_eval_record(run, slot->method, slot->item));
+    work->done++;
+    if (!slot->forced)
+        clear_record(avl_eval_record(run, slot->method, slot->item));
     leave(slot);
-}
-
-static avl_status_t begin(slot_t *slot);
-
-/* After an answer comes its comparison, which needs dense attention's answer. */
-static avl_status_t go_on(slot_t *slot) {
-    avl_eval_run_t *run = slot->work->run;
-    slot->work->done++;
-    slot->work->answered++;
-    if (!slot->forced && !run->scores_only) {
-        if (avl_eval_record(run, 0, slot->item)->id_count > 0) {
-            slot->forced = true;
-            slot->attempt = 0;
-            return begin(slot);
-        }
-        slot->work->done++;
-    }
-    leave(slot);
-    return AVL_OK;
 }
 
 static void on_end(void *context, avl_status_t status, const char *detail) {
@@ -286,7 +268,7 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
     release(slot);
     bool again = status == AVL_ERR_EXHAUSTED || status == AVL_ERR_UNAVAILABLE;
     if (work->ended) {
-        if (status != AVL_OK)
+        if (status != AVL_OK && !slot->forced)
             clear_record(record);
         leave(slot);
     } else if (again && ++slot->attempt < ATTEMPTS_MAX) {
@@ -295,8 +277,10 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
         slot->pause_ns = avl_clock_now_ns() + (PAUSE_NS << slot->attempt);
     } else if (status != AVL_OK) {
         count_failure(slot, status, copy);
-    } else if ((status = go_on(slot)) != AVL_OK) {
-        count_failure(slot, status, avl_status_detail());
+    } else {
+        work->done++;
+        work->answered++;
+        leave(slot);
     }
 }
 
@@ -325,23 +309,46 @@ static avl_status_t begin(slot_t *slot) {
     return status;
 }
 
-/* Gives the slot the next question, if one may begin. */
+/* All requests in their order: stage by stage, each with all questions. Methods take turns, and the
+ * answers of one come before its comparisons. */
+static size_t stage_count(const avl_eval_run_t *run) {
+    return run->method_count * (run->scores_only ? 1 : 2);
+}
+
+/* Whether there are two answers, and dense attention's log probabilities. */
+static bool can_compare(const avl_eval_run_t *run, const slot_t *slot) {
+    const avl_eval_record_t *dense = avl_eval_record(run, 0, slot->item);
+    return dense->id_count > 0 && (slot->method == 0 || dense->steps != NULL) &&
+           avl_eval_record(run, slot->method, slot->item)->answered;
+}
+
+/* Gives the slot the next request, if one may begin. */
 static void take_next(work_t *work, slot_t *slot) {
-    size_t items = work->run->tasks->item_count;
-    /* The other methods need the reference, all of it to keep this simple. */
-    if (work->ended || work->next == work->run->method_count * items ||
-        (work->next == items && work->busy > 0))
-        return;
-    slot->method = work->next / items;
-    slot->item = work->next % items;
-    work->next++;
-    slot->busy = true;
-    slot->forced = false;
-    slot->attempt = 0;
-    work->busy++;
-    avl_status_t status = begin(slot);
-    if (status != AVL_OK)
+    const avl_eval_run_t *run = work->run;
+    size_t items = run->tasks->item_count;
+    while (!work->ended && work->next < stage_count(run) * items) {
+        /* A stage begins when the one before is over: comparisons take more work than answers, and
+         * would be in their times. */
+        if (work->next % items == 0 && work->busy > 0)
+            return;
+        size_t stage = work->next / items;
+        slot->method = run->scores_only ? stage : stage / 2;
+        slot->forced = !run->scores_only && stage % 2 == 1;
+        slot->item = work->next++ % items;
+        slot->attempt = 0;
+        if (slot->forced && !can_compare(run, slot)) {
+            work->done++;
+            continue;
+        }
+        slot->busy = true;
+        work->busy++;
+        avl_status_t status = begin(slot);
+        if (status == AVL_OK)
+            return;
         count_failure(slot, status, avl_status_detail());
+        if (work->failure != AVL_OK)
+            return;
+    }
 }
 
 static void end_work(work_t *work, const char *detail) {
@@ -378,9 +385,10 @@ static int64_t look(work_t *work) {
 static void show_progress(work_t *work, uint64_t total) {
     const avl_eval_run_t *run = work->run;
     char unit[AVL_EVAL_NAME_BYTES + 64];
-    size_t place = work->next > 0 ? work->next - 1 : 0;
-    int used = snprintf(unit, sizeof unit, "requests, %s",
-                        run->methods[place / run->tasks->item_count].name);
+    size_t stage = (work->next > 0 ? work->next - 1 : 0) / run->tasks->item_count;
+    bool compares = !run->scores_only && stage % 2 == 1;
+    int used = snprintf(unit, sizeof unit, "requests, %s%s", compares ? "comparing " : "",
+                        run->methods[run->scores_only ? stage : stage / 2].name);
     if (run->failed > 0 && used > 0 && (size_t)used < sizeof unit)
         snprintf(unit + used, sizeof unit - (size_t)used, ", %llu failed",
                  (unsigned long long)run->failed);
@@ -390,7 +398,7 @@ static void show_progress(work_t *work, uint64_t total) {
 avl_status_t avl_eval_run(avl_eval_run_t *run, avl_rpc_t *rpc,
                           const volatile sig_atomic_t *stop_p) {
     size_t questions = run->method_count * run->tasks->item_count;
-    uint64_t total = questions * (run->scores_only ? 1 : 2);
+    size_t total = stage_count(run) * run->tasks->item_count;
     work_t work = {.run = run, .rpc = rpc};
     AVL_TRY(avl_alloc(questions, sizeof *run->records, "answers", &run->records));
     AVL_TRY(avl_alloc(run->method_count, sizeof *run->in_force, "methods", &run->in_force));
@@ -398,7 +406,7 @@ avl_status_t avl_eval_run(avl_eval_run_t *run, avl_rpc_t *rpc,
     for (size_t i = 0; i < run->concurrency; i++)
         work.slots[i].work = &work;
     avl_progress_begin(&work.progress);
-    while (!(work.busy == 0 && (work.ended || work.next == questions))) {
+    while (!(work.busy == 0 && (work.ended || work.next == total))) {
         if (*stop_p)
             end_work(&work, "interrupted");
         if (work.failure != AVL_OK)

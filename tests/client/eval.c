@@ -246,6 +246,14 @@ static void failures_end_the_run_or_are_told(void **state) {
     assert_string_equal(result.output, "");
     program_free(&result);
 
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .one_more = true});
+    result = PROGRAM(&setting, "eval", "--tasks", tasks, "--limit", "1", "--methods", "a-vl");
+    program_expect(&result, 1);
+    program_expect_text(result.errors, "2 requests failed, first: item");
+    program_expect_text(result.errors, "3 tokens were forced, and 4 came back");
+    program_free(&result);
+    assert_int_equal(fake_server_counts(server).requests, 6); /* no comparison without dense */
+
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .ending = FAKE_GARBAGE});
     result = PROGRAM(&setting, "eval", "--tasks", tasks, "--methods", "dense");
     program_expect(&result, 1);

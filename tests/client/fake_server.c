@@ -358,8 +358,9 @@ static void answer_generate(fake_server_t *server, fake_call_t *call) {
     call->behaviour.measure_mass =
         request->attention != NULL && request->attention->measure_captured_mass;
     call->behaviour.logprobs = request->sampling != NULL && request->sampling->_logprobs_case != 0;
-    if (request->n_forced_token_ids > 0 && !call->behaviour.ignore_forced)
-        call->behaviour.tokens = (int)request->n_forced_token_ids;
+    if (request->n_forced_token_ids > 0)
+        call->behaviour.tokens =
+            (int)request->n_forced_token_ids + (call->behaviour.one_more ? 1 : 0);
     avl__v1__generate_request__free_unpacked(request, NULL);
     pthread_mutex_unlock(&server->lock);
     int every = call->behaviour.refuse_every;

@@ -29,9 +29,9 @@ typedef struct fake_behaviour {
     fake_ending_t ending;
     int status; /* a gRPC status code */
     const char *status_text;
-    int refuse_every;   /* every n-th request gets RESOURCE_EXHAUSTED at once; 0: none */
-    bool bare_info;     /* GetModelInfo answers with status OK and no message */
-    bool ignore_forced; /* answers go on as if no tokens were forced */
+    int refuse_every; /* every n-th request gets RESOURCE_EXHAUSTED at once; 0: none */
+    bool bare_info;   /* GetModelInfo answers with status OK and no message */
+    bool one_more;    /* than the tokens that were forced */
     bool dense, logprobs,
         measure_mass; /* of the request: set by the server. Token n is token n always */
 } fake_behaviour_t;
