@@ -344,7 +344,10 @@ static avl_status_t write_plot(plot_t *plot, const avl_eval_setting_t *setting, 
 static void find_families(plot_t *plot) {
     for (size_t i = 1; i < plot->run->method_count; i++) {
         const char *family = plot->run->methods[i].family;
-        if (plot->run->methods[i].dense) /* it has a line already */
+        bool shown = false;
+        for (size_t task = 0; task < plot->run->tasks->name_count; task++)
+            shown = shown || is_point(plot, i, task);
+        if (!shown)
             continue;
         size_t j = 0;
         while (j < plot->family_count && strcmp(plot->families[j], family) != 0)

@@ -17,7 +17,9 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUDGETS = [".5/.3/3", ".3/.15/3", ".2/.1/3", ".1/.05/3"]
-METHODS = ["a-vl", "question", "random", "uniform", "a-vl+visual_uniform_share=.5", "question+visual_uniform_share=.5"]
+METHODS = ["a-vl", "question", "random", "uniform", "a-vl+visual_uniform_share=.5", "question+visual_uniform_share=.5",
+           # Text eviction alone; every visual row stays.
+           "a-vl:1/1/1+text_keep_ratio=.5", "a-vl:1/1/1+text_keep_ratio=.5+text_policy=h2o"]
 AGAIN = "dense, again"
 CONTROL = "a-vl:1/1/1"  # attends to everything, by A-VL's path
 START_S = 300
