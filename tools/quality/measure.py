@@ -93,6 +93,8 @@ def check_controls(report, shuffled):
     cells, other, rows = cells_of(report), cells_of(shuffled), []
     for task in [task["task"] for task in report["tasks"]]:
         figures = []
+        if cells["dense", task]["score"] is None:
+            fail(f"{task}: no expected answers; `avl eval` alone measures agreement")
         for method in (AGAIN, CONTROL):
             keys = "same_as_dense", "forced_agreement", "forced_kl"
             same, forced, divergence = (cells[method, task][key]["mean"] for key in keys)
