@@ -23,6 +23,7 @@
 
 #include "base/clock.h"
 #include "bench/synthetic_model.h"
+#include "bench/wait_policy.h"
 #include "worker/engine.h"
 #include "worker/scheduler.h"
 
@@ -292,6 +293,7 @@ static void remove_model(const char *directory) {
 }
 
 int main(int argc, char **argv) {
+    avl_bench_wait_passively(argv);
     static char empty[1];
     static bench_t bench = {.model_shape = {.hidden_width = 512,
                                             .layer_count = 4,

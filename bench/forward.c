@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "bench/synthetic_model.h"
+#include "bench/wait_policy.h"
 #include "kernels/linear.h"
 #include "model/model.h"
 
@@ -309,18 +310,8 @@ static void run(const settings_t *settings, const char *directory) {
     avl_weights_close(weights);
 }
 
-/* libgomp spins for milliseconds at the end of a parallel region before it sleeps; with anything
- * else running on the processors that costs far more than the work (a factor of 50 was seen). It
- * reads the setting before main() runs, hence the second start. */
-static void limit_spinning(char **arguments) {
-    if (getenv("OMP_WAIT_POLICY"))
-        return;
-    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
-        execv("/proc/self/exe", arguments);
-}
-
 int main(int count, char **arguments) {
-    limit_spinning(arguments);
+    avl_bench_wait_passively(arguments);
     settings_t settings = {.synthetic = {.hidden_width = 1024,
                                          .layer_count = 8,
                                          .kv_heads = 0,

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "bench/wait_policy.h"
 #include "kernels/attention.h"
 #include "kernels/device.h"
 #include "kernels/linear.h"
@@ -277,6 +278,7 @@ static int wants(const options_t *options, const char *name) {
 }
 
 int main(int argc, char **argv) {
+    avl_bench_wait_passively(argv);
     static const struct argp_option table[] = {
         {"threads", 't', "N", 0, "threads (default: all)", 0},
         {"isa", 'i', "NAME", 0, "portable, avx2, avx512, avx512bf16 (default: the best)", 0},

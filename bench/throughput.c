@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "bench/wait_policy.h"
 #include "worker/engine.h"
 #include "worker/scheduler.h"
 
@@ -189,6 +190,7 @@ static void read_options(bench_t *bench, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    avl_bench_wait_passively(argv);
     bench_t bench = {.tokens = 96, .text_rows = 48, .pictures = 1};
     read_options(&bench, argc, argv);
     require(avl_config_load(bench.model_path, &bench.config));

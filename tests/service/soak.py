@@ -1,6 +1,9 @@
 """Load and faults from a seed: every answer must be that of an undisturbed run, whatever happens behind the service.
 
     soak.py --tp 2 --kills 50                          fifty faults under load
+    soak.py --tp 3 --kills 50 --faults kill            ranks alone, three in a group
+    soak.py --replicas 2 --tp 1 --kills 50             two groups: what one loses the other takes over
+    soak.py --faults coordinator --kills 5             the service itself, killed and started again
     soak.py --streams 64 --seconds 600 --kills 0       ten minutes of load
     soak.py --kills 6 --short                          what ctest runs
 
@@ -8,16 +11,19 @@ First every request of a catalog is answered once by a service that nothing dist
 catalog; some are cancelled, some have deadlines, some belong to a client process that is killed. Meanwhile faults are laid,
 one at a time, each after the service has recovered from the last: a rank or the launcher killed (kill, launcher), a rank
 stopped (stop), the link between the group and the coordinator cut or gone silent (cut, stall), a rank's memory limited to what it has
-(memory). The link passes through a proxy of this program's.
+(memory), the coordinator killed (coordinator: its calls end with UNAVAILABLE and are made again). The link passes through a
+proxy of this program's.
 
 Fails when an answer differs from the catalog's (a cancelled one must be a beginning of it), when a call that was neither
-cancelled nor late ends with an error, when recovery takes longer than its bound, when memory or files grow, or when processes
-stay behind. Environment as for the other tests of this folder."""
+cancelled nor late ends with an error, when recovery takes longer than its bound, when memory or files grow, when a page is
+not given back, when ranks take more memory than their ledgers say, or when processes stay behind. Environment as for the
+other tests of this folder."""
 import argparse
 import collections
 import json
 import os
 import random
+import re
 import resource
 import selectors
 import shutil
@@ -31,11 +37,13 @@ import tempfile
 import threading
 import time
 import traceback
+import urllib.request
 import zlib
 
 from harness import *  # noqa: F403
 
 CATALOG = 24
+LEDGER_REST_MB = 64   # of a rank: libraries' own data, messages on their way
 DETECTION_S = 15      # docs/OPERATIONS.md: from the fault to the group's end
 RECOVERY_S = 90       # from the fault to the next group's readiness: a bound for slow machines
 MEGABYTE = 1 << 20
@@ -83,7 +91,9 @@ def catalog_of(seed):
 
 
 def stub_of(address):
-    channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)])
+    channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1),
+                                                      ("grpc.initial_reconnect_backoff_ms", 100),
+                                                      ("grpc.max_reconnect_backoff_ms", 500)])
     return channel, inference_pb2_grpc.InferenceStub(channel)
 
 
@@ -187,6 +197,14 @@ def ranks_of(service):
     return sorted(pid for pid in service.workers() if name_of(pid) == "avl-worker" and running(pid))
 
 
+def parent_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
 def memory_of(pid):
     """Megabytes that are the process's own."""
     try:
@@ -214,7 +232,8 @@ class Soak:
         self.times = []       # of whole answers
         self.gaps = []        # longest pause of each answer
         self.faults = []      # (kind, detected after, ready after)
-        self.memory = []      # (time, coordinator, sum of ranks, generation)
+        self.memory = []      # (time, coordinator, sum of ranks, processes)
+        self.outages = []     # [begin, end] of the coordinator's; the end is open while it lasts
         self.first_tokens = []
         self.last = {}        # stream -> time of its last event
         self.doubled = False
@@ -226,8 +245,8 @@ class Soak:
 
     def service_arguments(self):
         options = self.options
-        arguments = ["--tp", str(options.tp), "--threads", "1", "--dtype", "f32", "--queue-max", str(2 * options.streams + 64),
-                     "--log-level", "info"]
+        arguments = ["--tp", str(options.tp), "--replicas", str(options.replicas), "--threads", "1", "--dtype", "f32",
+                     "--queue-max", str(2 * options.streams + 64), "--log-level", "info", "--metrics-listen", "127.0.0.1:0"]
         if options.worker_timeout is not None:
             arguments += ["--worker-timeout", str(options.worker_timeout)]
         return arguments + options.service
@@ -277,6 +296,9 @@ class Soak:
                 self.count("late")
             elif deadline is not None and code == grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self.count("refused")
+            elif code == grpc.StatusCode.UNAVAILABLE and self.was_out(begin):
+                self.count("to be made again")
+                time.sleep(0.1)
             else:
                 self.problem(f"request {number} after {len(answer.ids)} tokens and {time.monotonic() - begin:.3f} s: "
                              f"{code.name}: {error.details()}")
@@ -291,6 +313,11 @@ class Soak:
             self.times.append(time.monotonic() - begin)
             self.gaps.append(longest)
             self.first_tokens.append(first)
+
+    def was_out(self, begin):
+        """Whether the coordinator was killed or away since then; a client looks up again within the pause of its channel."""
+        with self.lock:
+            return any(end is None or end + 2 * self.options.patience > begin for _, end in self.outages)
 
     def count(self, what):
         with self.lock:
@@ -327,7 +354,7 @@ class Soak:
             ranks = ranks_of(self.service)
             if detected is None and not set(old) <= set(ranks):
                 detected = time.monotonic() - begin
-            if detected is not None and not set(old) & set(ranks) and len(ranks) == self.options.tp:
+            if detected is not None and not set(old) & set(ranks) and len(ranks) == self.rank_count():
                 try:
                     if self.service.serving() == 1:
                         return detected, time.monotonic() - begin
@@ -336,28 +363,40 @@ class Soak:
             time.sleep(0.02)
         raise AssertionError(f"no new group after {RECOVERY_S} s; of {old} there are {ranks_of(self.service)}")
 
+    def rank_count(self):
+        return self.options.tp * self.options.replicas
+
+    def group_of(self, victim, ranks):
+        """The ranks of the victim's group: a launcher's children, or a process alone."""
+        return [pid for pid in ranks if pid == victim or (self.options.tp > 1 and parent_of(pid) == parent_of(victim))]
+
     def lay(self, kind):
         ranks = ranks_of(self.service)
-        if len(ranks) != self.options.tp:
+        if len(ranks) != self.rank_count():
             time.sleep(0.1)
             return False
+        if kind == "coordinator":
+            return self.lay_coordinator()
         begin = time.monotonic()
         victim = self.rng.choice(ranks)
-        old = ranks
+        old = self.group_of(victim, ranks)
         if kind == "kill":
             os.kill(victim, signal.SIGKILL)
-            old = [pid for pid in ranks if pid != victim] or ranks
+            old = [pid for pid in old if pid != victim] or old
         elif kind == "launcher":
             launchers = [pid for pid in self.service.workers() if name_of(pid) == self.options.launcher]
-            os.kill(launchers[0], signal.SIGKILL)
+            own = parent_of(victim)
+            os.kill(own if own in launchers else launchers[0], signal.SIGKILL)
         elif kind == "stop":
             os.kill(victim, signal.SIGSTOP)
         elif kind == "cut":
+            old = ranks
             self.proxy.cut()
         elif kind == "stall":
+            old = ranks
             self.proxy.stall()
         elif kind == "memory":
-            return self.lay_memory(victim, ranks)
+            return self.lay_memory(victim, old)
         try:
             detected, ready = self.wait_recovered(begin, old)
         finally:
@@ -383,6 +422,25 @@ class Soak:
             os.kill(victim, signal.SIGKILL)
         detected, ready = self.wait_recovered(time.monotonic(), [pid for pid in ranks if pid != victim] or ranks)
         self.faults.append(("memory", detected, ready))
+        return True
+
+    def lay_coordinator(self):
+        """Killed as it is: its processes end, its calls end, and it can be started again where it was."""
+        begin = time.monotonic()
+        with self.lock:
+            self.outages.append([begin, None])
+        old = self.service
+        workers = old.workers()
+        old.process.kill()
+        old.process.wait()
+        wait_gone(workers)
+        detected = time.monotonic() - begin
+        old.channel.close()
+        self.service = Service(*self.arguments, timeout=300, listen=old.address)
+        with self.lock:
+            self.outages[-1][1] = time.monotonic()
+        self.files = files_of(self.service.process.pid)
+        self.faults.append(("coordinator", detected, time.monotonic() - begin))
         return True
 
     def wait_progress(self):
@@ -417,14 +475,16 @@ class Soak:
         begin = time.monotonic()
         while not self.ending.wait(1):
             ranks = ranks_of(self.service)
-            self.memory.append((time.monotonic() - begin, memory_of(self.service.process.pid),
-                                sum(memory_of(pid) for pid in ranks), tuple(ranks)))
+            coordinator = self.service.process.pid
+            self.memory.append((time.monotonic() - begin, memory_of(coordinator),
+                                sum(memory_of(pid) for pid in ranks), (coordinator, *ranks)))
 
     def check_memory(self):
         """Growth between the second and the last quarter of the run, by medians."""
         figures = {}
         same = [row for row in self.memory if row[3] == self.memory[-1][3]]
-        for name, rows, column in (("coordinator", self.memory, 1), ("ranks", same, 2)):
+        own = [row for row in self.memory if row[3][0] == self.memory[-1][3][0]]
+        for name, rows, column in (("coordinator", own, 1), ("ranks", same, 2)):
             values = [row[column] for row in rows if row[column] > 0]
             quarter = len(values) // 4
             if quarter < 5:
@@ -440,12 +500,13 @@ class Soak:
         self.learn()
         self.proxy = Proxy()
         options = self.options
-        arguments = self.service_arguments() + ["--worker-program", self.proxy.program]
-        with Service(*arguments, timeout=300) as self.service:
+        self.arguments = self.service_arguments() + ["--worker-program", self.proxy.program]
+        self.service = Service(*self.arguments, timeout=300)
+        try:
             pairs = [stub_of(self.service.address) for _ in range(min(8, options.streams))]
             self.stubs = [stub for _, stub in pairs]
             Answer(self.stubs[0].Generate(self.requests[0], timeout=300))
-            files = files_of(self.service.process.pid)
+            self.files = files_of(self.service.process.pid)
             if options.log:
                 threading.Thread(target=self.keep_log, daemon=True).start()
             begin = time.monotonic()
@@ -470,10 +531,16 @@ class Soak:
                 ids = Answer(self.service.inference.Generate(request, timeout=300)).ids
                 if ids != self.expected[number]:
                     self.problem(f"request {number} at the end: {ids}; undisturbed {self.expected[number]}")
+            self.check_pages()
+            self.check_ledger()
             for channel, _ in pairs:
                 channel.close()
-            self.check_idle(files)
+            self.check_idle(self.files)
             report = self.report(seconds)
+        except BaseException:
+            self.service.__exit__(*sys.exc_info())
+            raise
+        self.service.stop()
         self.proxy.close()
         print(json.dumps(report, indent=1))
         return 1 if self.problems else 0
@@ -487,6 +554,43 @@ class Soak:
                 done += len(lines)
                 file.writelines(line + "\n" for line in lines)
                 time.sleep(0.2)
+
+    def metrics(self):
+        """Samples of the service by name and labels."""
+        address = self.service.wait_log("metrics on http://").split("/")[0]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if not line.startswith("#")}
+
+    def check_pages(self):
+        """When nothing is asked for, nothing is held but kept prompts. Groups tell how they stand once a second."""
+        limit = time.monotonic() + 20
+        while True:
+            samples = self.metrics()
+
+            def values(name, *words):
+                return [value for key, value in samples.items() if re.match(name + r"($|{)", key) and all(word in key for word in words)]
+            taken, kept = sum(values("avl_kv_cache_pages", "taken")), sum(values("avl_kv_cache_pages", "kept"))
+            held = sum(values("avl_kv_cache_pages", "reserved")) + sum(values("avl_group_requests_active"))
+            held += sum(values("avl_group_requests_queued")) + sum(values("avl_requests_running")) + sum(values("avl_requests_waiting"))
+            if values("avl_kv_cache_pages", "total") and taken <= kept and held == 0:
+                self.counts["pages kept"], self.counts["pages taken"] = int(kept), int(taken)
+                return
+            if time.monotonic() > limit:
+                self.problem(f"pages taken {taken}, kept {kept}; requests and reservations left: {held}")
+                return
+            time.sleep(0.2)
+
+    def check_ledger(self):
+        """What ranks hold is what they said at their start that they would, and some for their libraries."""
+        said = sum(value for key, value in self.metrics().items() if key.startswith("avl_rank_memory_bytes{"))
+        held, ranks = 0, ranks_of(self.service)
+        for pid in ranks:
+            with open(f"/proc/{pid}/status") as file:
+                held += sum(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
+        self.ledger = {"said_mb": round(said / 1e6, 1), "held_mb": round(held / 1e6, 1)}
+        if self.options.ledger and not 0.97 * said <= held <= said + LEDGER_REST_MB * 1e6 * len(ranks):
+            self.problem(f"{len(ranks)} ranks hold {held / 1e6:.1f} MB; their ledgers say {said / 1e6:.1f} MB")
 
     def check_idle(self, files):
         """Connections of clients that are gone close within a moment."""
@@ -508,10 +612,11 @@ class Soak:
             rows = [fault for fault in self.faults if fault[0] == kind]
             by_kind[kind] = {"count": len(rows), "detected_s": spread([row[1] for row in rows]),
                              "ready_s": spread([row[2] for row in rows])}
-        return {"seed": self.options.seed, "tp": self.options.tp, "streams": self.options.streams, "seconds": round(seconds, 1),
+        return {"seed": self.options.seed, "tp": self.options.tp, "replicas": self.options.replicas,
+                "streams": self.options.streams, "seconds": round(seconds, 1),
                 "counts": dict(self.counts), "tokens_per_second": round(self.counts["tokens"] / seconds, 1),
                 "answer_s": spread(self.times), "first_token_s": spread(self.first_tokens), "longest_pause_s": spread(self.gaps),
-                "faults": by_kind, "memory": self.check_memory() if self.memory else {}, "problems": self.problems[:20]}
+                "faults": by_kind, "memory": self.check_memory() if self.memory else {}, "ledger": self.ledger, "problems": self.problems[:20]}
 
 
 def victim(address, seed):
@@ -537,6 +642,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0, help="at least so long")
     parser.add_argument("--kills", type=int, default=6, help="faults to lay")
@@ -547,6 +653,7 @@ def main():
     parser.add_argument("--worker-timeout", type=float)
     parser.add_argument("--launcher", default="mpirun")
     parser.add_argument("--patience", type=float, default=1.0, help="factor on bounds of time")
+    parser.add_argument("--no-ledger", dest="ledger", action="store_false", help="under a sanitizer memory is not the service's alone")
     parser.add_argument("--no-victims", dest="victims", action="store_false")
     parser.add_argument("--log", help="where to write the service's log")
     parser.add_argument("--service", nargs="*", default=[], help="further arguments of the coordinator, without the dashes")
