@@ -6,8 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/log.h"
-
 /* What libavl_cuda.so exports as avl_device_open_cuda. It has no avl_fail of this program's, so it
  * is handed ours to report with. */
 typedef avl_status_t report_t(avl_status_t status, const char *format, ...);
@@ -68,15 +66,14 @@ static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
 
 static avl_status_t open_auto(int threads, avl_device_t **device_p) {
     if (open_cuda(threads, device_p) == AVL_OK) {
-        avl_log_info("device auto: %s, because %s and an NVIDIA driver are here; \"cpu\" is the "
-                     "other choice",
-                     (*device_p)->info.name, cuda_library);
+        snprintf((*device_p)->choice, sizeof(*device_p)->choice,
+                 "a GPU, an NVIDIA driver and %s are here", cuda_library);
         return AVL_OK;
     }
     char reason[AVL_STATUS_DETAIL_BYTES];
     snprintf(reason, sizeof reason, "%s", avl_status_detail());
     AVL_TRY(avl_device_open_cpu(threads, NULL, device_p));
-    avl_log_info("device auto: %s, because of %s", (*device_p)->info.name, reason);
+    snprintf((*device_p)->choice, sizeof(*device_p)->choice, "%s", reason);
     return AVL_OK;
 }
 

@@ -91,6 +91,7 @@ struct avl_device { /* the head of every implementation's own struct */
     int is_host; /* device memory can be read by the host (CPU) */
     /* Device memory that operations keep for themselves, as far as it was set aside. */
     size_t workspace_bytes;
+    char choice[160]; /* of "auto": why it is this one */
 };
 
 /* The CPU device. `threads` 0: as many as this process may run on; `isa` NULL: the best the machine
@@ -100,7 +101,7 @@ AVL_MUST_CHECK avl_status_t avl_device_open_cpu(int threads, const char *isa,
                                                 avl_device_t **device_p);
 
 /* "cpu", "cuda" or "auto": cuda when there are an NVIDIA driver, our library and a GPU, else cpu;
- * the log says which, and why.
+ * `choice` says why.
  * Errors: AVL_ERR_INVALID (unknown name), AVL_ERR_UNSUPPORTED (no CUDA here: why), AVL_ERR_DEVICE.
  */
 AVL_MUST_CHECK avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p);

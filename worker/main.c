@@ -37,6 +37,7 @@ typedef struct worker {
     avl_group_t *group;
     avl_link_t *link; /* leader */
     avl_device_t *device;
+    char device_choice[sizeof((avl_device_t *)0)->choice];
     avl_config_t config;
     avl_weights_t *weights;
     avl_dtype_t dtype;
@@ -101,6 +102,7 @@ static avl_status_t open_link(worker_t *worker) {
 static avl_status_t open_device(worker_t *worker) {
     int local_ranks = avl_group_local_ranks(worker->group);
     AVL_TRY(avl_device_open(worker->settings.device, worker->settings.threads, &worker->device));
+    snprintf(worker->device_choice, sizeof worker->device_choice, "%s", worker->device->choice);
     if (worker->settings.threads > 0 || local_ranks == 1 || !worker->device->is_host)
         return AVL_OK;
     int threads = avl_worker_threads(worker->device->info.threads, local_ranks);
@@ -186,6 +188,8 @@ static void report_ready(worker_t *worker) {
     snprintf(capacity.dtype, sizeof capacity.dtype, "%s", avl_dtype_name(worker->dtype));
     avl_ledger_log(avl_engine_ledger(worker->engine), avl_group_rank(worker->group),
                    capacity.ranks);
+    if (worker->device_choice[0] != '\0')
+        avl_log_info("--device auto takes %s: %s", capacity.device, worker->device_choice);
     avl_log_info("ready after %.2f s: %d ranks on %s, %d threads each, %s; context %d, %d "
                  "sequences, %lld rows of cache in %lld pages",
                  (double)capacity.load_ns / 1e9, capacity.ranks, capacity.device,

@@ -50,6 +50,7 @@ static void looks_for_the_driver_first(void **unused) {
                   "no NVIDIA driver: libcuda.so.1");
     expect_status(avl_device_open("auto", 1, &device), AVL_OK, NULL);
     assert_true(device->is_host);
+    assert_non_null(strstr(device->choice, "no NVIDIA driver"));
     avl_device_close(device);
     assert_null(dlopen("libavl_cuda.so", RTLD_LAZY | RTLD_NOLOAD));
     assert_null(dlopen("libcublasLt.so.12", RTLD_LAZY | RTLD_NOLOAD));
