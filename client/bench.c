@@ -347,6 +347,20 @@ static avl_status_t count_completed(const asked_t *asked, int64_t now_ns) {
     return AVL_OK;
 }
 
+/* What kind of failure it is: refused at once, or taken and late. */
+static void count_refusal(const asked_t *asked, avl_status_t status, int64_t now_ns) {
+    avl_bench_results_t *results = asked->load->results;
+    double deadline_s = asked->load->options->deadline_s;
+    double after_s = (double)(now_ns - asked->start_ns) / 1e9;
+    bool early = asked->tokens == 0 && (deadline_s == 0 || after_s < 0.9 * deadline_s);
+    if (status == AVL_ERR_DEADLINE && !early)
+        results->late++;
+    else if ((status == AVL_ERR_DEADLINE || status == AVL_ERR_EXHAUSTED) &&
+             avl_bench_sample(&results->refused_ms, milliseconds(now_ns - asked->start_ns)) !=
+                 AVL_OK)
+        fail_load(asked->load, AVL_ERR_MEMORY);
+}
+
 static void on_end(void *context, avl_status_t status, const char *detail) {
     asked_t *asked = context;
     load_t *load = asked->load;
@@ -364,6 +378,7 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
     } else if (load->interrupted) {
         load->results->unfinished++;
     } else {
+        count_refusal(asked, status, now_ns);
         avl_bench_count_error(
             load->results, status != AVL_OK ? status : AVL_ERR_INTERNAL,
             status != AVL_OK ? detail : "the server ended the answer without finishing it");

@@ -38,6 +38,7 @@ void avl_bench_results_free(avl_bench_results_t *results) {
     free(results->tpot_ms.values);
     free(results->itl_ms.values);
     free(results->e2el_ms.values);
+    free(results->refused_ms.values);
 }
 
 static int compare(const void *left_p, const void *right_p) {
@@ -116,7 +117,8 @@ avl_status_t avl_bench_print_table(FILE *stream, const avl_bench_setting_t *sett
     if (results->cancelled > 0)
         fprintf(stream, ", %" PRIu64 " cancelled", results->cancelled);
     if (results->failed > 0)
-        fprintf(stream, ", %" PRIu64 " failed", results->failed);
+        fprintf(stream, ", %" PRIu64 " failed (%zu refused, %" PRIu64 " late)", results->failed,
+                results->refused_ms.count, results->late);
     if (results->unfinished > 0)
         fprintf(stream, ", %" PRIu64 " unfinished", results->unfinished);
     fprintf(stream, " in %.2f s\n", results->duration_s);
@@ -133,6 +135,8 @@ avl_status_t avl_bench_print_table(FILE *stream, const avl_bench_setting_t *sett
     print_row(stream, "TPOT", &results->tpot_ms);
     print_row(stream, "ITL", &results->itl_ms);
     print_row(stream, "E2EL", &results->e2el_ms);
+    if (results->refused_ms.count > 0)
+        print_row(stream, "refusal", &results->refused_ms);
     fprintf(stream,
             "\nserver     queue %.2f, preprocess %.2f, encode %.2f, prefill %.2f ms (means)\n",
             1e3 * mean_of(results->queue_s, results->completed),
@@ -224,6 +228,10 @@ static json_t *report_json(const avl_bench_setting_t *setting, avl_bench_results
     failed |= add_metric(report, "tpot", &results->tpot_ms);
     failed |= add_metric(report, "itl", &results->itl_ms);
     failed |= add_metric(report, "e2el", &results->e2el_ms);
+    failed |= add_metric(report, "refusal", &results->refused_ms);
+    failed |=
+        json_object_set_new(report, "refused", json_integer((json_int_t)results->refused_ms.count));
+    failed |= json_object_set_new(report, "late", json_integer((json_int_t)results->late));
     failed |= json_object_set_new(report, "server_timings", server);
     failed |= json_object_set_new(report, "visual", visual);
     for (size_t i = 0; i < results->error_count; i++)

@@ -27,10 +27,12 @@ typedef struct avl_bench_error {
 
 typedef struct avl_bench_results {
     avl_bench_samples_t ttft_ms, tpot_ms, itl_ms, e2el_ms;
+    avl_bench_samples_t refused_ms; /* of failed ones: refused at the door, by load or deadline */
     uint64_t completed;
     uint64_t good;      /* completed within the deadline */
     uint64_t cancelled; /* on purpose */
     uint64_t failed;
+    uint64_t late;      /* of those: taken, and not complete at the deadline */
     uint64_t unfinished;                   /* under way when the benchmark was interrupted */
     uint64_t prompt_tokens, visual_tokens; /* of completed requests */
     uint64_t output_tokens;                /* received, whatever came of the request */

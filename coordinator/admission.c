@@ -10,8 +10,19 @@
 /* Earlier deadlines go first, but nobody waits behind later comers of the same tenant for longer
  * than this. */
 #define DUE_NS (60 * AVL_NS_PER_S)
-/* Estimates are means: a request is refused when the mean and this share more are too long. */
-#define MARGIN 0.25
+/* Share by which a forecast may fall short; kept so that PROMISES_KEPT of the promises are. */
+#define MARGIN_FIRST 0.25
+/* Besides, of what is to be waited: a long queue wins nothing for those in it, and what slows the
+ * service down (a flood of requests takes processors, too) makes all of it late. */
+#define MARGIN_WAIT 1.0
+#define MARGIN_LEAST 0.05
+#define MARGIN_MOST 2.0
+#define MARGIN_STEP 0.05
+#define PROMISES_KEPT 0.995
+/* Promises break together, when the machine has less to give than before: that counts once. */
+#define MARGIN_PAUSE_NS (AVL_NS_PER_S / 10)
+/* What a forecast does not know: the way to the client and back. */
+#define SLACK_NS (20 * AVL_NS_PER_MS)
 #define RETRY_NS (AVL_NS_PER_S) /* when nothing is known */
 #define RETRY_MIN_NS (AVL_NS_PER_S / 20)
 #define RETRY_MAX_NS (60 * AVL_NS_PER_S)
@@ -22,10 +33,18 @@ struct avl_admission {
     pthread_mutex_t lock; /* all below */
     avl_queue_t *queue;
     avl_estimate_t estimate;
-    size_t in;           /* tickets */
-    size_t out;          /* those that are out, the sums of their work and of out_ns */
-    int64_t out_work_ns; /* modulo 2^64, as is the next one */
-    uint64_t out_since_ns;
+    avl_pace_t pace;
+    double margin;
+    int64_t margin_grown_ns;
+    size_t in; /* tickets */
+    size_t out;
+    avl_ticket_t *first_out, *last_out; /* in the order of going out */
+    /* The last forecast: */
+    avl_forecast_t forecast;
+    avl_forecast_item_t *items;
+    avl_ticket_t **tickets; /* whose they are; NULL: one in preparation */
+    size_t item_capacity, ticket_capacity;
+    int64_t horizon_ns;          /* when all of it will be done */
     const avl_ticket_t *suspect; /* the one that is queued or out */
     avl_ticket_t *first_held;
 };
@@ -41,6 +60,7 @@ avl_status_t avl_admission_create(const avl_admission_config_t *config,
         return status;
     }
     admission->config = *config;
+    admission->margin = MARGIN_FIRST;
     pthread_mutex_init(&admission->lock, NULL);
     *admission_p = admission;
     return AVL_OK;
@@ -54,111 +74,225 @@ void avl_admission_destroy(avl_admission_t *admission) {
     if (admission == NULL)
         return;
     avl_queue_destroy(admission->queue);
+    avl_forecast_destroy(&admission->forecast);
+    free(admission->items);
+    free(admission->tickets);
     pthread_mutex_destroy(&admission->lock);
     free(admission);
 }
 
-/* ---- estimates; the lock is held ---- */
+/* ---- forecasts; the lock is held ---- */
 
-/* Everything but what goes ahead in the queue. */
-static avl_backlog_t backlog_locked(avl_admission_t *admission, int64_t now_ns) {
-    avl_groups_view_t view;
-    avl_groups_view(admission->groups, &view);
-    /* Each has worked for so long already; whoever is over its estimate has a quarter of it left:
-     * it was too low. */
-    int64_t elapsed_ns = (int64_t)((uint64_t)now_ns * admission->out - admission->out_since_ns);
-    /* What a group has beyond those it decodes side by side is not at work yet. */
-    if (view.sequences_max > 0 && admission->out > (size_t)view.sequences_max)
-        elapsed_ns = (int64_t)((double)elapsed_ns * view.sequences_max / (double)admission->out);
-    int64_t left_ns = admission->out_work_ns - elapsed_ns;
-    if (left_ns < admission->out_work_ns / 4)
-        left_ns = admission->out_work_ns / 4;
-    return (avl_backlog_t){
-        .parallel = view.sequences_max, .running = admission->out, .running_left_ns = left_ns};
+static double seconds(double ns) {
+    return ns / 1e9;
 }
 
-static int64_t wait_locked(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t now_ns) {
-    avl_backlog_t backlog = backlog_locked(admission, now_ns);
-    avl_queue_ahead_t ahead = avl_queue_ahead(admission->queue, &ticket->entry);
-    backlog.ahead = ahead.count;
-    backlog.ahead_ns = ahead.work_ns;
-    return avl_estimate_wait_ns(&backlog);
+static bool foretells(const avl_admission_t *admission) {
+    return avl_pace_is_known(&admission->pace) && avl_estimate_is_known(&admission->estimate);
 }
 
-/* Its priority is not known yet: what is at work counts, and what its own tenant has waiting and
- * in preparation. */
-static int64_t wait_at_door_locked(avl_admission_t *admission, const avl_ticket_t *ticket,
-                                   int64_t now_ns) {
-    avl_backlog_t backlog = backlog_locked(admission, now_ns);
-    avl_queue_ahead_t ahead = avl_queue_ahead(admission->queue, &ticket->entry);
-    size_t known = admission->out + avl_queue_count(admission->queue);
-    size_t preparing = admission->in > known ? admission->in - known : 0;
-    size_t own = avl_tenant_places(ticket->entry.tenant);
-    preparing = preparing < own ? preparing : own;
-    backlog.ahead = ahead.count + preparing;
-    backlog.ahead_ns =
-        ahead.work_ns + (int64_t)preparing * avl_estimate_mean_work_ns(&admission->estimate);
-    return avl_estimate_wait_ns(&backlog);
+static int32_t answers_of(const avl_demand_t *demand) {
+    return demand->answers > 1 ? demand->answers : 1;
 }
 
-static double seconds(int64_t ns) {
-    return (double)ns / 1e9;
+static avl_forecast_item_t whole_item(const avl_admission_t *admission,
+                                      const avl_demand_t *demand) {
+    return (avl_forecast_item_t){
+        .tiles = demand->tiles,
+        .rows = avl_estimate_rows_most(&admission->estimate, demand),
+        .tokens = avl_estimate_tokens_most(&admission->estimate, demand),
+        .answers = answers_of(demand),
+    };
 }
 
-/* Whether `wait_ns` and `work_ns` end in time. */
-static avl_status_t check_deadline(const avl_ticket_t *ticket, int64_t wait_ns, int64_t work_ns,
-                                   int64_t now_ns) {
-    if (ticket->deadline_ns == AVL_DEADLINE_NONE)
-        return AVL_OK;
-    double left_ns = (double)(ticket->deadline_ns - now_ns);
-    if ((double)work_ns * (1 + MARGIN) > left_ns && work_ns > 0)
-        return avl_fail(AVL_ERR_DEADLINE,
-                        "the answer takes about %.3f s, and the deadline is in %.3f s",
-                        seconds(work_ns), left_ns / 1e9);
-    if (((double)wait_ns + (double)work_ns) * (1 + MARGIN) > left_ns && wait_ns > 0)
-        return avl_fail(AVL_ERR_EXHAUSTED,
-                        "requests before this one take about %.3f s, its answer %.3f s, and the "
-                        "deadline is in %.3f s: try later",
-                        seconds(wait_ns), seconds(work_ns), left_ns / 1e9);
+/* Of one that is at work: what is left. Who is over the estimate has a quarter of it left: it was
+ * too low. */
+static avl_forecast_item_t rest_item(const avl_admission_t *admission, const avl_ticket_t *ticket) {
+    avl_forecast_item_t item = whole_item(admission, &ticket->demand);
+    int64_t done = ticket->tokens / item.answers, quarter = 1 + item.tokens / 4;
+    int64_t most = ticket->demand.tokens_max - done;
+    item.tiles = ticket->tiles_left;
+    item.rows = ticket->rows_left;
+    item.tokens = item.tokens - done > quarter ? item.tokens - done : quarter;
+    item.tokens = item.tokens < most ? item.tokens : most > 1 ? most : 1;
+    return item;
+}
+
+static void add_item(avl_admission_t *admission, size_t *count_p, avl_ticket_t *ticket,
+                     avl_forecast_item_t item) {
+    admission->tickets[*count_p] = ticket;
+    admission->items[(*count_p)++] = item;
+}
+
+/* All that is to be done, in order; `newcomer` (or NULL) has its place in it; its demand, which
+ * need not be known yet, is `demand`. `door`: requests in preparation come before it, too. */
+static avl_status_t list_items(avl_admission_t *admission, avl_ticket_t *newcomer,
+                               const avl_demand_t *demand, bool door, size_t *count_p) {
+    avl_queue_entry_t *const *order = NULL;
+    size_t waiting = 0, count = 0;
+    AVL_TRY(avl_queue_order(admission->queue, newcomer != NULL ? &newcomer->entry : NULL, &order,
+                            &waiting));
+    size_t most = admission->in + 1; /* `newcomer` may not be in yet */
+    AVL_TRY(avl_grow(most, sizeof *admission->items, "a forecast", &admission->items,
+                     &admission->item_capacity));
+    AVL_TRY(avl_grow(most, sizeof *admission->tickets, "a forecast", &admission->tickets,
+                     &admission->ticket_capacity));
+    for (int began = 1; began >= 0; began--)
+        for (avl_ticket_t *out = admission->first_out; out != NULL; out = out->next_out)
+            if ((out->tokens > 0) == began)
+                add_item(admission, &count, out, rest_item(admission, out));
+    for (avl_ticket_t *held = admission->first_held; held != NULL; held = held->next_held)
+        add_item(admission, &count, held, whole_item(admission, &held->demand));
+    size_t known = count + waiting - (newcomer != NULL);
+    const avl_demand_t mean = avl_estimate_demand(&admission->estimate);
+    for (size_t i = known; door && i < admission->in; i++)
+        add_item(admission, &count, NULL, whole_item(admission, &mean));
+    for (size_t i = 0; i < waiting; i++) {
+        avl_ticket_t *ticket = order[i]->owner;
+        const avl_demand_t *its = ticket == newcomer ? demand : &ticket->demand;
+        add_item(admission, &count, ticket, whole_item(admission, its));
+    }
+    *count_p = count;
     return AVL_OK;
 }
 
-static avl_status_t check_wait(const avl_admission_t *admission, int64_t wait_ns) {
-    if (wait_ns <= admission->config.wait_max_ns)
+static avl_status_t play(avl_admission_t *admission, const avl_groups_view_t *view,
+                         avl_ticket_t *newcomer, const avl_demand_t *demand, bool door,
+                         int64_t now_ns, size_t *count_p) {
+    size_t count = 0;
+    double last_ns = 0;
+    AVL_TRY(list_items(admission, newcomer, demand, door, &count));
+    AVL_TRY(avl_forecast_play(&admission->forecast, &admission->pace, view->ready, view->parallel,
+                              admission->items, count));
+    for (size_t i = 0; i < count; i++)
+        last_ns = admission->items[i].end_ns > last_ns ? admission->items[i].end_ns : last_ns;
+    admission->horizon_ns = now_ns + (int64_t)(last_ns < 1e18 ? last_ns : 1e18);
+    *count_p = count;
+    return AVL_OK;
+}
+
+static double left_ns(const avl_ticket_t *ticket, int64_t now_ns) {
+    return (double)(ticket->deadline_ns - now_ns);
+}
+
+/* Whether an end that is forecast is too late, or too close to it to be promised. */
+static bool is_late(const avl_admission_t *admission, const avl_ticket_t *ticket, double begin_ns,
+                    double end_ns, int64_t now_ns) {
+    return ticket->deadline_ns != AVL_DEADLINE_NONE &&
+           end_ns * (1 + admission->margin) + begin_ns * MARGIN_WAIT + SLACK_NS >
+               left_ns(ticket, now_ns);
+}
+
+/* The newcomer's own deadline, and the longest wait. */
+static avl_status_t check_own(const avl_admission_t *admission, const avl_ticket_t *ticket,
+                              const avl_demand_t *demand, const avl_forecast_item_t *item,
+                              int64_t now_ns) {
+    double left = left_ns(ticket, now_ns);
+    double alone_ns = avl_pace_prompt_ns(&admission->pace, item->tiles, item->rows) +
+                      (double)avl_estimate_tokens(&admission->estimate, demand) *
+                          avl_pace_step_ns(&admission->pace, 1);
+    if (ticket->deadline_ns != AVL_DEADLINE_NONE && alone_ns > left)
+        return avl_fail(AVL_ERR_DEADLINE,
+                        "the answer takes about %.3f s, and the deadline is in %.3f s",
+                        seconds(alone_ns), seconds(left));
+    if (is_late(admission, ticket, item->begin_ns, item->end_ns, now_ns))
+        return avl_fail(AVL_ERR_EXHAUSTED,
+                        "with the requests before this one the answer takes about %.3f s, and the "
+                        "deadline is in %.3f s: try later",
+                        seconds(item->end_ns), seconds(left));
+    if (admission->config.wait_max_ns != AVL_DEADLINE_NONE &&
+        item->begin_ns > (double)admission->config.wait_max_ns)
+        return avl_fail(AVL_ERR_EXHAUSTED,
+                        "requests before this one take about %.3f s, and none waits for more than "
+                        "%.3f s: try later",
+                        seconds(item->begin_ns), seconds((double)admission->config.wait_max_ns));
+    return AVL_OK;
+}
+
+/* The others' deadlines: whoever would be late without the newcomer is no reason against it. */
+static avl_status_t check_others(avl_admission_t *admission, const avl_groups_view_t *view,
+                                 const avl_ticket_t *newcomer, bool door, size_t count,
+                                 int64_t now_ns) {
+    bool any = false;
+    for (size_t i = 0; i < count; i++) {
+        avl_ticket_t *ticket = admission->tickets[i];
+        if (ticket == NULL || ticket == newcomer)
+            continue;
+        ticket->begin_ns = admission->items[i].begin_ns;
+        ticket->end_ns = admission->items[i].end_ns;
+        any = any || is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns);
+    }
+    if (!any)
         return AVL_OK;
-    return avl_fail(AVL_ERR_EXHAUSTED,
-                    "requests before this one take about %.3f s, and none waits for more than "
-                    "%.3f s: try later",
-                    seconds(wait_ns), seconds(admission->config.wait_max_ns));
+    AVL_TRY(play(admission, view, NULL, NULL, door, now_ns, &count));
+    for (size_t i = 0; i < count; i++) {
+        const avl_ticket_t *ticket = admission->tickets[i];
+        double without_ns = admission->items[i].end_ns;
+        if (ticket != NULL &&
+            is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns) &&
+            without_ns <= left_ns(ticket, now_ns) && ticket->end_ns > without_ns * 1.001)
+            return avl_fail(AVL_ERR_EXHAUSTED,
+                            "requests that were taken before would miss their deadlines: try "
+                            "later");
+    }
+    return AVL_OK;
+}
+
+/* Whether the newcomer may be let in. */
+static avl_status_t check_promises(avl_admission_t *admission, avl_ticket_t *newcomer,
+                                   const avl_demand_t *demand, bool door, int64_t now_ns) {
+    avl_groups_view_t view;
+    size_t count = 0, place = 0;
+    avl_groups_view(admission->groups, &view);
+    if (view.ready == 0 || !foretells(admission))
+        return AVL_OK;
+    AVL_TRY(play(admission, &view, newcomer, demand, door, now_ns, &count));
+    while (admission->tickets[place] != newcomer)
+        place++;
+    AVL_TRY(check_own(admission, newcomer, demand, &admission->items[place], now_ns));
+    AVL_TRY(check_others(admission, &view, newcomer, door, count, now_ns));
+    newcomer->promised = newcomer->deadline_ns != AVL_DEADLINE_NONE;
+    return AVL_OK;
 }
 
 int64_t avl_admission_retry_ns(avl_admission_t *admission, int64_t now_ns) {
     pthread_mutex_lock(&admission->lock);
-    avl_backlog_t backlog = backlog_locked(admission, now_ns);
-    int64_t mean_ns = avl_estimate_mean_work_ns(&admission->estimate);
-    backlog.ahead = admission->in - admission->out;
-    backlog.ahead_ns = (int64_t)backlog.ahead * mean_ns;
-    int64_t wait_ns = avl_estimate_wait_ns(&backlog);
+    int64_t wait_ns = admission->horizon_ns - now_ns;
+    bool known = foretells(admission);
     pthread_mutex_unlock(&admission->lock);
-    if (mean_ns == 0)
+    if (!known)
         return RETRY_NS;
-    /* Half of the queue: who comes back when it is empty has let others pass. */
+    /* Half of what is to be done: who comes back when all of it is has let others pass. */
     wait_ns /= 2;
     return wait_ns < RETRY_MIN_NS ? RETRY_MIN_NS : wait_ns > RETRY_MAX_NS ? RETRY_MAX_NS : wait_ns;
 }
 
-void avl_admission_token(avl_admission_t *admission, int64_t interval_ns) {
+void avl_admission_work(avl_admission_t *admission, const avl_work_t *work) {
     pthread_mutex_lock(&admission->lock);
-    avl_estimate_token(&admission->estimate, interval_ns);
+    avl_pace_add(&admission->pace, work);
     pthread_mutex_unlock(&admission->lock);
 }
 
-void avl_admission_answer(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t encode_ns,
-                          int64_t prefill_ns, int32_t tokens, int64_t now_ns) {
+void avl_admission_read(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_left) {
     pthread_mutex_lock(&admission->lock);
-    if (ticket->out && !ticket->entry.resumed) /* else part of the time is another group's */
-        avl_estimate_answer(&admission->estimate, &ticket->demand, encode_ns, prefill_ns, tokens,
-                            now_ns - ticket->out_ns);
+    ticket->tiles_left = 0;
+    if (rows_left < ticket->rows_left)
+        ticket->rows_left = rows_left > 0 ? rows_left : 0;
+    pthread_mutex_unlock(&admission->lock);
+}
+
+void avl_admission_token(avl_admission_t *admission, avl_ticket_t *ticket) {
+    pthread_mutex_lock(&admission->lock);
+    ticket->tiles_left = ticket->rows_left = 0;
+    ticket->tokens++;
+    pthread_mutex_unlock(&admission->lock);
+}
+
+void avl_admission_answer(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_reused,
+                          int32_t tokens) {
+    pthread_mutex_lock(&admission->lock);
+    ticket->answered = true;
+    avl_estimate_answer(&admission->estimate, &ticket->demand, rows_reused, tokens);
     pthread_mutex_unlock(&admission->lock);
 }
 
@@ -177,10 +311,11 @@ avl_status_t avl_admission_enter(avl_admission_t *admission, uint64_t id, const 
         entry->owner = ticket;
         entry->arrival = id;
         entry->due_ns = deadline_ns < arrival_ns + DUE_NS ? deadline_ns : arrival_ns + DUE_NS;
-        int64_t wait_ns = wait_at_door_locked(admission, ticket, arrival_ns);
-        status = check_deadline(ticket, wait_ns, 0, arrival_ns);
-        if (status == AVL_OK)
-            status = check_wait(admission, wait_ns);
+        /* Its priority and size are not known yet: it is taken for one like the others. */
+        const avl_demand_t mean = avl_estimate_demand(&admission->estimate);
+        if (admission->in > 0)
+            status = check_promises(admission, ticket, &mean, true, arrival_ns);
+        ticket->promised = false;
         if (status != AVL_OK)
             avl_queue_leave(admission->queue, entry->tenant);
     }
@@ -198,17 +333,11 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
     const avl_demand_t *demand = &ticket->demand;
     avl_queue_entry_t *entry = &ticket->entry;
     entry->priority = priority;
-    entry->work_ns = avl_estimate_work_ns(&admission->estimate, demand);
-    int64_t answers = demand->answers > 1 ? demand->answers : 1;
-    entry->cost =
-        (int64_t)demand->rows + answers * avl_estimate_tokens(&admission->estimate, demand);
+    entry->cost = (int64_t)demand->rows +
+                  (int64_t)answers_of(demand) * avl_estimate_tokens(&admission->estimate, demand);
     avl_status_t status = AVL_OK;
-    if (admission->out > 0 || avl_queue_count(admission->queue) > 0) {
-        int64_t wait_ns = wait_locked(admission, ticket, now_ns);
-        status = check_deadline(ticket, wait_ns, entry->work_ns, now_ns);
-        if (status == AVL_OK)
-            status = check_wait(admission, wait_ns);
-    }
+    if (admission->out > 0 || avl_queue_count(admission->queue) > 0)
+        status = check_promises(admission, ticket, demand, false, now_ns);
     if (status == AVL_OK)
         status = avl_queue_add(admission->queue, entry);
     ticket->queued_ns = now_ns;
@@ -216,13 +345,30 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
     return status;
 }
 
-/* It was let in, but has waited for longer than was estimated: its answer would come too late, and
- * make others late. */
+/* It was let in, but has waited for longer than was foretold: its answer would come too late even
+ * if nothing else were at work, and make others late. */
 static bool hopeless_locked(const avl_admission_t *admission, const avl_ticket_t *ticket,
                             int64_t now_ns) {
-    const avl_queue_entry_t *entry = &ticket->entry;
-    return ticket->deadline_ns != AVL_DEADLINE_NONE && !entry->resumed && admission->out > 0 &&
-           entry->work_ns > ticket->deadline_ns - now_ns;
+    const avl_demand_t *demand = &ticket->demand;
+    if (ticket->deadline_ns == AVL_DEADLINE_NONE || ticket->entry.resumed || admission->out == 0 ||
+        !foretells(admission))
+        return false;
+    double alone_ns = (double)avl_estimate_tokens(&admission->estimate, demand) *
+                      avl_pace_step_ns(&admission->pace, 1);
+    return alone_ns > left_ns(ticket, now_ns);
+}
+
+static void go_out_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
+    ticket->out = ticket->charged = true;
+    ticket->tiles_left = ticket->demand.tiles;
+    ticket->rows_left = avl_estimate_rows_most(&admission->estimate, &ticket->demand);
+    ticket->tokens = 0;
+    ticket->next_out = NULL;
+    ticket->previous_out = admission->last_out;
+    *(admission->last_out != NULL ? &admission->last_out->next_out : &admission->first_out) =
+        ticket;
+    admission->last_out = ticket;
+    admission->out++;
 }
 
 avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint64_t *id_p,
@@ -239,12 +385,7 @@ avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint
     }
     if (status == AVL_OK) {
         avl_queue_take(admission->queue, entry);
-        ticket->charged = true;
-        ticket->out = true;
-        ticket->out_ns = now_ns;
-        admission->out++;
-        admission->out_work_ns += entry->work_ns;
-        admission->out_since_ns += (uint64_t)now_ns;
+        go_out_locked(admission, ticket);
         *generation_p = ticket->generation;
     } else if (status == AVL_ERR_TOO_LARGE) {
         avl_queue_remove(admission->queue, entry);
@@ -260,8 +401,10 @@ static void come_back_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
         return;
     ticket->out = false;
     admission->out--;
-    admission->out_work_ns -= ticket->entry.work_ns;
-    admission->out_since_ns -= (uint64_t)ticket->out_ns;
+    *(ticket->previous_out != NULL ? &ticket->previous_out->next_out : &admission->first_out) =
+        ticket->next_out;
+    *(ticket->next_out != NULL ? &ticket->next_out->previous_out : &admission->last_out) =
+        ticket->previous_out;
     avl_groups_release(admission->groups, ticket->generation, &ticket->need);
 }
 
@@ -320,9 +463,29 @@ void avl_admission_clear(avl_admission_t *admission, avl_ticket_t *ticket) {
     pthread_mutex_unlock(&admission->lock);
 }
 
+/* A margin that is too small breaks promises, and one that is too large refuses what could be done.
+ * One broken promise weighs as much as those that may be kept for it. */
+static void account_locked(avl_admission_t *admission, const avl_ticket_t *ticket) {
+    if (!ticket->promised || ticket->entry.resumed)
+        return;
+    int64_t now_ns = avl_clock_now_ns();
+    bool late = !ticket->answered && now_ns >= ticket->deadline_ns - SLACK_NS;
+    if (late && now_ns - admission->margin_grown_ns >= MARGIN_PAUSE_NS) {
+        admission->margin += MARGIN_STEP;
+        admission->margin_grown_ns = now_ns;
+    } else if (ticket->answered) {
+        admission->margin -= MARGIN_STEP * (1 - PROMISES_KEPT);
+    }
+    if (admission->margin < MARGIN_LEAST)
+        admission->margin = MARGIN_LEAST;
+    if (admission->margin > MARGIN_MOST)
+        admission->margin = MARGIN_MOST;
+}
+
 void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64_t tokens) {
     pthread_mutex_lock(&admission->lock);
     if (ticket->in) {
+        account_locked(admission, ticket);
         ticket->in = false;
         admission->in--;
         come_back_locked(admission, ticket);

@@ -10,15 +10,19 @@
  *              which finds the one that kills groups          avl_admission_clear (of another),
  * _leave
  *
- * A request with a deadline is refused at once when the work that goes before it and its own are
- * estimated to take longer: DEADLINE if it could not be met on an idle service either, else
- * EXHAUSTED. A service without other requests takes it all the same: it may have become faster.
+ * A request that is let in is a promise: it is let in when it and all others that were will still
+ * keep their deadlines, by a forecast of everything that is at work and waits (forecast.h) and with
+ * a margin. Else it is refused at once: DEADLINE if its own could not be met on an idle service
+ * either, else EXHAUSTED. Whoever will be late anyway is no reason to refuse others. The margin
+ * grows with every promise that is broken, and shrinks slowly with those that are kept. Without
+ * other requests it is taken all the same: the service may have become faster.
  *
  * Threads: any; its lock comes after those of requests, before those of groups. */
 #ifndef AVL_COORDINATOR_ADMISSION_H
 #define AVL_COORDINATOR_ADMISSION_H
 
 #include "coordinator/estimate.h"
+#include "coordinator/forecast.h"
 #include "coordinator/groups.h"
 #include "coordinator/queue.h"
 
@@ -32,8 +36,14 @@ typedef struct avl_ticket {
     avl_demand_t demand;
     avl_groups_need_t need;
     bool in, out, charged, suspect, held;
+    bool promised, answered;
     uint64_t generation; /* when out */
-    int64_t queued_ns, out_ns;
+    int64_t queued_ns;
+    /* of its group's work, when out */
+    int64_t tiles_left, rows_left;
+    int64_t tokens; /* it has got, of all answers */
+    struct avl_ticket *next_out, *previous_out;
+    double begin_ns, end_ns; /* by the last forecast, from then */
     struct avl_ticket *next_held;
 } avl_ticket_t;
 
@@ -78,9 +88,12 @@ bool avl_admission_overdue(avl_admission_t *admission, const avl_ticket_t *ticke
 /* After how long a refused client should try again. */
 int64_t avl_admission_retry_ns(avl_admission_t *admission, int64_t now_ns);
 
-/* For the estimates. */
-void avl_admission_token(avl_admission_t *admission, int64_t interval_ns);
-void avl_admission_answer(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t encode_ns,
-                          int64_t prefill_ns, int32_t tokens, int64_t now_ns);
+/* For the forecasts: what groups did; how far a request is; that it is answered, each answer with
+ * so many tokens, of its prompt `rows_reused` having been there. */
+void avl_admission_work(avl_admission_t *admission, const avl_work_t *work);
+void avl_admission_read(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_left);
+void avl_admission_token(avl_admission_t *admission, avl_ticket_t *ticket);
+void avl_admission_answer(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_reused,
+                          int32_t tokens);
 
 #endif

@@ -24,8 +24,7 @@ typedef struct avl_choice {
     avl_stop_text_t *stop; /* NULL: none */
     bool stopped; /* by a stop text: the group is told to end it, and its report is waited for */
     bool over;    /* the client has its `finished` */
-    int64_t group_token_ns; /* of the last token of this group; 0: none yet */
-    int64_t last_token_ns;  /* of any; 0: none yet */
+    int64_t last_token_ns; /* 0: none yet */
 } avl_choice_t;
 
 uint64_t avl_choice_seed(uint64_t request_seed, int32_t index);

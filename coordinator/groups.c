@@ -182,14 +182,18 @@ static void on_detached(void *context, uint64_t generation) {
 
 /* ---- the choice ---- */
 
-/* How many requests the group should have at hand. */
-static int32_t room_of(const avl_worker_group_view_t *view) {
-    int32_t lead = 1 + view->sequences_max / 8;
+/* How many requests it can work on side by side. */
+static int32_t parallel_of(const avl_worker_group_view_t *view) {
     int64_t pages_free = view->pages_total - view->pages_reserved;
     /* Requests wait there although it could decode more of them: for pages. */
     bool full =
         view->queued > 0 && view->active > 0 && pages_free < view->pages_reserved / view->active;
-    return (full ? view->active : view->sequences_max) + lead;
+    return full ? view->active : view->sequences_max;
+}
+
+/* How many requests the group should have at hand. */
+static int32_t room_of(const avl_worker_group_view_t *view) {
+    return parallel_of(view) + 1 + view->sequences_max / 8;
 }
 
 static double load_of(const slot_t *slot, const avl_worker_group_view_t *view) {
@@ -341,6 +345,7 @@ void avl_groups_view(avl_groups_t *groups, avl_groups_view_t *view_p) {
         if (view.state == AVL_WORKER_GROUP_READY) {
             all.ready++;
             all.sequences_max += view.sequences_max;
+            all.parallel += parallel_of(&view);
         }
         if (view.hopeless || slot->dead)
             memcpy(all.reason, view.reason, sizeof all.reason);

@@ -34,6 +34,7 @@ typedef struct avl_groups_view {
     bool hopeless;    /* none is ready, none can be started, and none may join */
     double loading_share;
     int32_t sequences_max;                /* of those ready, together */
+    int32_t parallel;                     /* the same, as far as pages allow now */
     avl_worker_group_view_t best;         /* of one that is ready, else of the one most advanced */
     char reason[AVL_STATUS_DETAIL_BYTES]; /* when hopeless */
 } avl_groups_view_t;

@@ -46,9 +46,7 @@ static void on_token_locked(avl_live_request_t *live, avl_choice_t *choice,
         avl_admission_clear(live->requests->config.admission, &live->ticket);
     live->strikes = 0;
     int64_t now_ns = avl_clock_now_ns();
-    if (choice->group_token_ns != 0)
-        avl_admission_token(live->requests->config.admission, now_ns - choice->group_token_ns);
-    choice->group_token_ns = now_ns;
+    avl_admission_token(live->requests->config.admission, &live->ticket);
     avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
     avl_request_record_token(&live->record, choice->last_token_ns, now_ns);
     choice->last_token_ns = now_ns;
@@ -186,9 +184,8 @@ static void on_finished_locked(avl_live_request_t *live, avl_choice_t *choice,
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_STOP ||
         result->finish_reason == AVL__WORKER__V1__RESULT_REASON__RESULT_REASON_LENGTH) {
         if (last)
-            avl_admission_answer(live->requests->config.admission, &live->ticket, result->encode_ns,
-                                 result->prefill_ns, (int32_t)choice->sent_count,
-                                 avl_clock_now_ns());
+            avl_admission_answer(live->requests->config.admission, &live->ticket,
+                                 result->prompt_rows_reused, (int32_t)choice->sent_count);
         answer_locked(live, choice, result);
         return;
     }
@@ -209,6 +206,9 @@ static void on_progress_locked(avl_live_request_t *live, const Avl__Worker__V1__
         stage = AVL__V1__STAGE__STAGE_PREFILL;
     else if (event->stage == AVL__WORKER__V1__EVENT_STAGE__EVENT_STAGE_DECODE)
         stage = AVL__V1__STAGE__STAGE_DECODE;
+    if (stage == AVL__V1__STAGE__STAGE_PREFILL)
+        avl_admission_read(live->requests->config.admission, &live->ticket,
+                           (int64_t)event->total - event->done);
     if (stage != AVL__V1__STAGE__STAGE_QUEUED)
         avl_request_record_phase(&live->record, AVL_REQUEST_RUNNING);
     avl_live_progress_locked(live, stage, (uint32_t)event->done, (uint32_t)event->total);

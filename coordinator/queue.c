@@ -28,6 +28,11 @@ struct avl_queue {
     size_t tenant_count;
     size_t count;
     double now; /* virtual time: where the tenant served last stood */
+    /* avl_queue_order's: */
+    avl_queue_entry_t **order;
+    size_t order_capacity;
+    struct lane *lanes;
+    size_t lane_capacity;
 };
 
 /* ---- one tenant's heap ---- */
@@ -178,6 +183,8 @@ void avl_queue_destroy(avl_queue_t *queue) {
     while (queue->tenants != NULL)
         forget(queue, &queue->tenants);
     free(queue->weights);
+    free(queue->order);
+    free(queue->lanes);
     free(queue);
 }
 
@@ -246,35 +253,68 @@ size_t avl_queue_count(const avl_queue_t *queue) {
     return queue->count;
 }
 
-avl_queue_ahead_t avl_queue_ahead(const avl_queue_t *queue, const avl_queue_entry_t *entry) {
-    avl_queue_ahead_t ahead = {0, 0};
-    /* Of the own tenant, those before it; of any, those of higher priority. */
-    int64_t own_ns = 0;
-    for (const avl_tenant_t *tenant = queue->tenants; tenant != NULL; tenant = tenant->next) {
-        for (size_t i = 0; i < tenant->count; i++) {
-            const avl_queue_entry_t *other = tenant->heap[i];
-            bool above = other->resumed || other->priority > entry->priority;
-            if (!above && (tenant != entry->tenant || !goes_before(other, entry)))
-                continue;
-            ahead.count++;
-            ahead.work_ns += other->work_ns;
-            own_ns += above ? 0 : other->work_ns;
-        }
+/* ---- the whole order ---- */
+
+static int by_turn(const void *left, const void *right) {
+    const avl_queue_entry_t *a = *(avl_queue_entry_t *const *)left,
+                            *b = *(avl_queue_entry_t *const *)right;
+    return goes_before(a, b) ? -1 : goes_before(b, a);
+}
+
+/* A tenant's share of the sorted entries, and where it stands. */
+typedef struct lane {
+    avl_queue_entry_t **next, **end;
+    double served;
+} lane_t;
+
+static bool lane_before(const lane_t *a, const lane_t *b) {
+    const avl_queue_entry_t *first = *a->next, *second = *b->next;
+    if (first->resumed == second->resumed && first->priority == second->priority &&
+        a->served != b->served)
+        return a->served < b->served;
+    return goes_before(first, second);
+}
+
+/* The lanes' entries one after the other, as avl_queue_first and _take would. */
+static void merge(lane_t *lanes, size_t lane_count, avl_queue_entry_t **list) {
+    while (lane_count > 0) {
+        size_t best = 0;
+        for (size_t i = 1; i < lane_count; i++)
+            if (lane_before(&lanes[i], &lanes[best]))
+                best = i;
+        avl_queue_entry_t *entry = *lanes[best].next++;
+        *list++ = entry;
+        if (!entry->resumed)
+            lanes[best].served += (double)entry->cost / entry->tenant->weight;
+        if (lanes[best].next == lanes[best].end)
+            lanes[best] = lanes[--lane_count];
     }
-    /* Of other tenants, as much at the same priority as their weight gives them until then. */
-    for (const avl_tenant_t *tenant = queue->tenants; tenant != NULL; tenant = tenant->next) {
-        if (tenant == entry->tenant)
+}
+
+avl_status_t avl_queue_order(avl_queue_t *queue, avl_queue_entry_t *newcomer,
+                             avl_queue_entry_t *const **list_p, size_t *count_p) {
+    size_t count = queue->count + (newcomer != NULL), lane_count = 0;
+    AVL_TRY(avl_grow(2 * count, sizeof *queue->order, "the order of the queue", &queue->order,
+                     &queue->order_capacity));
+    AVL_TRY(avl_grow(queue->tenant_count, sizeof *queue->lanes, "the order of the queue",
+                     &queue->lanes, &queue->lane_capacity));
+    avl_queue_entry_t **sorted = queue->order + count;
+    for (avl_tenant_t *tenant = queue->tenants; tenant != NULL; tenant = tenant->next) {
+        size_t own = tenant->count;
+        for (size_t i = 0; i < own; i++)
+            sorted[i] = tenant->heap[i];
+        if (newcomer != NULL && newcomer->tenant == tenant)
+            sorted[own++] = newcomer;
+        if (own == 0)
             continue;
-        double most_ns = (double)(own_ns + entry->work_ns) * tenant->weight / entry->tenant->weight;
-        int64_t sum_ns = 0;
-        for (size_t i = 0; i < tenant->count && (double)sum_ns < most_ns; i++) {
-            const avl_queue_entry_t *other = tenant->heap[i];
-            if (other->resumed || other->priority != entry->priority)
-                continue;
-            ahead.count++;
-            sum_ns += other->work_ns;
-        }
-        ahead.work_ns += (double)sum_ns < most_ns ? sum_ns : (int64_t)most_ns;
+        qsort(sorted, own, sizeof *sorted, by_turn);
+        bool idle = tenant->count == 0 && tenant->served < queue->now; /* as avl_queue_add */
+        queue->lanes[lane_count++] =
+            (lane_t){sorted, sorted + own, idle ? queue->now : tenant->served};
+        sorted += own;
     }
-    return ahead;
+    merge(queue->lanes, lane_count, queue->order);
+    *list_p = queue->order;
+    *count_p = count;
+    return AVL_OK;
 }

@@ -39,7 +39,6 @@ typedef struct avl_queue_entry {
     int64_t due_ns;
     uint64_t arrival; /* a number that grows */
     int64_t cost;     /* tokens, prompt and answer */
-    int64_t work_ns;  /* how long it will be at work; 0: not known */
     /* the queue's */
     bool queued;
     size_t place;
@@ -72,12 +71,9 @@ void avl_queue_take(avl_queue_t *queue, avl_queue_entry_t *entry);
 void avl_queue_charge(avl_queue_t *queue, avl_tenant_t *tenant, int64_t tokens);
 size_t avl_queue_count(const avl_queue_t *queue);
 
-/* What would go before a newcomer like `entry` (which is not queued). */
-typedef struct avl_queue_ahead {
-    size_t count;
-    int64_t work_ns;
-} avl_queue_ahead_t;
-
-avl_queue_ahead_t avl_queue_ahead(const avl_queue_t *queue, const avl_queue_entry_t *entry);
+/* All that wait in the order in which they will go, and `newcomer` (which is not queued; NULL:
+ * none) where it would be: list_p[0..*count_p), until the next call. Errors: AVL_ERR_MEMORY. */
+AVL_MUST_CHECK avl_status_t avl_queue_order(avl_queue_t *queue, avl_queue_entry_t *newcomer,
+                                            avl_queue_entry_t *const **list_p, size_t *count_p);
 
 #endif

@@ -253,8 +253,6 @@ static bool submit_locked(avl_live_request_t *live, uint64_t generation) {
                                       AVL_LOG_INTEGER("group", generation)};
     avl_log_with(AVL_LOG_DEBUG, fields, 2, "request goes to a worker group");
     live->state = STATE_RUNNING;
-    for (int32_t i = 0; i < live->prepared.choice_count; i++)
-        live->prepared.choices[i].group_token_ns = 0;
     if (live->submitted_ns == 0)
         live->submitted_ns = now_ns;
     avl_live_progress_locked(live, AVL__V1__STAGE__STAGE_QUEUED, 0, 0);
@@ -542,6 +540,12 @@ static bool on_event(avl_requests_t *requests, uint64_t generation,
 void avl_requests_group_events(avl_requests_t *requests, uint64_t generation,
                                const Avl__Worker__V1__Events *events) {
     bool room = false;
+    if (events->work != NULL) {
+        const avl_work_t work = {events->work->steps,       events->work->ns,
+                                 events->work->decode_rows, events->work->prompt_rows,
+                                 events->work->tiles,       events->work->encode_ns};
+        avl_admission_work(requests->config.admission, &work);
+    }
     for (size_t i = 0; i < events->n_events; i++)
         room = on_event(requests, generation, events->events[i]) || room;
     if (room)

@@ -76,6 +76,7 @@ struct avl_link {
     outgoing_t *first, **last_p;
     waiting_event_t *events;
     size_t event_count, event_capacity;
+    avl_step_work_t work;    /* of the steps since the last message with events */
     grpc_byte_buffer *stats; /* the latest that wait to be sent; NULL: none */
     avl_command_t commands[COMMANDS_MAX];
     size_t command_first, command_count;
@@ -248,6 +249,9 @@ static grpc_byte_buffer *pack_events_locked(avl_link_t *link) {
         avl__worker__v1__events__init(&events);
         events.n_events = link->event_count;
         events.events = list;
+        Avl__Worker__V1__Work work;
+        if (link->work.steps > 0)
+            events.work = avl_link_work_fill(&link->work, &work);
         Avl__Worker__V1__WorkerMessage message;
         avl__worker__v1__worker_message__init(&message);
         message.message_case = AVL__WORKER__V1__WORKER_MESSAGE__MESSAGE_EVENTS;
@@ -258,6 +262,7 @@ static grpc_byte_buffer *pack_events_locked(avl_link_t *link) {
     }
     free(wire);
     free(list);
+    link->work = (avl_step_work_t){0};
     clear_events_locked(link);
     return buffer;
 }
@@ -349,6 +354,17 @@ void avl_link_send(avl_link_t *link, const avl_event_t *event) {
     pthread_mutex_lock(&link->lock);
     if (!link->lost)
         queue_event_locked(link, event);
+    pthread_mutex_unlock(&link->lock);
+}
+
+void avl_link_work(avl_link_t *link, const avl_step_work_t *work) {
+    pthread_mutex_lock(&link->lock);
+    link->work.steps += work->steps;
+    link->work.ns += work->ns;
+    link->work.decode_rows += work->decode_rows;
+    link->work.prompt_rows += work->prompt_rows;
+    link->work.tiles += work->tiles;
+    link->work.encode_ns += work->encode_ns;
     pthread_mutex_unlock(&link->lock);
 }
 

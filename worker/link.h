@@ -57,6 +57,8 @@ void avl_link_watch(avl_link_t *link, uint64_t (*count)(void *context), void *co
 /* Loading progress, 0..1, and its end. */
 void avl_link_loading(avl_link_t *link, double share);
 void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity);
+/* What a step did: told together with its events. */
+void avl_link_work(avl_link_t *link, const avl_step_work_t *work);
 /* How the group stands. What was told before and waits to be sent is replaced; never blocks. */
 void avl_link_stats(avl_link_t *link, const avl_stats_t *stats);
 /* Tells why the group cannot serve; delivered before avl_link_close returns when the peer still

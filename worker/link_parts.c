@@ -88,6 +88,17 @@ static void times_fill(const avl_group_times_t *times, int rank, avl_link_times_
     }
 }
 
+Avl__Worker__V1__Work *avl_link_work_fill(const avl_step_work_t *work, Avl__Worker__V1__Work *to) {
+    avl__worker__v1__work__init(to);
+    to->steps = work->steps;
+    to->ns = work->ns;
+    to->decode_rows = work->decode_rows;
+    to->prompt_rows = work->prompt_rows;
+    to->tiles = work->tiles;
+    to->encode_ns = work->encode_ns;
+    return to;
+}
+
 void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to) {
     const avl_request_totals_t *totals = &stats->scheduler.totals;
     Avl__Worker__V1__Stats *message = &to->stats;

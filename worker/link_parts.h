@@ -44,6 +44,8 @@ AVL_MUST_CHECK avl_status_t avl_link_logprobs_copy(const avl_event_t *event,
 /* A request of what the message owns, which that loses. Errors: AVL_ERR_DATA, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_link_request_take(Avl__Worker__V1__Submit *submit,
                                                   avl_request_t **request_p);
+/* Returns `to`. */
+Avl__Worker__V1__Work *avl_link_work_fill(const avl_step_work_t *work, Avl__Worker__V1__Work *to);
 grpc_channel *avl_link_channel_create(const char *address);
 /* The message points into *to and into `stats`. */
 void avl_link_stats_fill(const avl_stats_t *stats, avl_link_stats_message_t *to);

@@ -49,6 +49,7 @@ typedef struct worker {
     bool draining;
     int64_t drain_deadline_ns;
     avl_stats_clock_t stats_clock;
+    int64_t step_end_ns; /* leader: of the last step */
 } worker_t;
 
 static volatile sig_atomic_t asked_to_end;
@@ -248,6 +249,20 @@ static avl_status_t report_stats(worker_t *worker) {
     return AVL_OK;
 }
 
+/* One step, if there is anything to do; tells what it did. A step that follows another one counts
+ * from that one's end: what lies between is a part of the pace. */
+static avl_status_t lead_step(worker_t *worker, bool *worked_p) {
+    int64_t begin_ns = *worked_p ? worker->step_end_ns : avl_clock_now_ns();
+    AVL_TRY(avl_loop_lead(worker->loop, worker->scheduler, worked_p));
+    if (!*worked_p)
+        return AVL_OK;
+    avl_step_work_t work = avl_scheduler_work(worker->scheduler);
+    worker->step_end_ns = avl_clock_now_ns();
+    work.ns = worker->step_end_ns - begin_ns;
+    avl_link_work(worker->link, &work);
+    return AVL_OK;
+}
+
 static avl_status_t lead(worker_t *worker) {
     bool worked = false;
     for (;;) {
@@ -262,7 +277,7 @@ static avl_status_t lead(worker_t *worker) {
                          avl_scheduler_counts(worker->scheduler).active);
             break;
         }
-        AVL_TRY(avl_loop_lead(worker->loop, worker->scheduler, &worked));
+        AVL_TRY(lead_step(worker, &worked));
     }
     return avl_loop_stop(worker->loop);
 }

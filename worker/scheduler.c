@@ -643,7 +643,25 @@ static void complete_shared(avl_scheduler_t *scheduler, int64_t now_ns) {
     }
 }
 
+static avl_step_work_t work_of(const avl_plan_t *plan, const avl_step_result_t *result) {
+    avl_step_work_t work = {.steps = 1};
+    for (int32_t i = 0; i < plan->picture_count; i++) {
+        work.tiles += plan->pictures[i].layout.tile_count;
+        work.encode_ns += result->encode_ns[i];
+    }
+    for (int32_t i = 0; i < plan->run_count; i++) {
+        work.decode_rows += plan->runs[i].row_count == 0;
+        work.prompt_rows += plan->runs[i].row_count;
+    }
+    return work;
+}
+
+avl_step_work_t avl_scheduler_work(const avl_scheduler_t *scheduler) {
+    return scheduler->work;
+}
+
 void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result) {
+    scheduler->work = (avl_step_work_t){.steps = 1};
     if (result->admission != AVL_OK) {
         undo_admissions(scheduler, result);
         return;
@@ -652,6 +670,7 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
     int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
     const float *logits = result->logits;
     int64_t now_ns = avl_clock_now_ns();
+    scheduler->work = work_of(plan, result);
     complete_shared(scheduler, now_ns);
     complete_pictures(scheduler, result);
     for (int32_t i = 0; i < plan->run_count; i++) {

@@ -85,6 +85,15 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler);
 /* Takes the results of that plan: draws tokens, sends events, finishes requests. */
 void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t *result);
 
+/* What steps did, and how long they took. */
+typedef struct avl_step_work {
+    int64_t steps, ns;
+    int64_t decode_rows, prompt_rows, tiles;
+    int64_t encode_ns;
+} avl_step_work_t;
+/* Of the step that was completed last; its `ns` is the caller's to fill in. */
+avl_step_work_t avl_scheduler_work(const avl_scheduler_t *scheduler);
+
 /* Sums over the requests that have ended. */
 typedef struct avl_request_totals {
     int64_t prompt_rows, prompt_rows_reused;

@@ -26,6 +26,7 @@ struct avl_scheduler {
     avl_request_totals_t totals;
     bool draining;
     uint64_t step;
+    avl_step_work_t work; /* of the last step */
     avl_plan_t plan;
     size_t plan_bytes;
     /* For the next plan: */

@@ -156,7 +156,7 @@ static void the_table_says_why_requests_failed(void **state) {
     program_expect(&result, 0);
     assert_string_equal(result.errors, ""); /* no terminal, no progress */
     program_expect_text(result.output, "2 ranks, cpu, bf16");
-    program_expect_text(result.output, "3 completed, 3 failed in");
+    program_expect_text(result.output, "3 completed, 3 failed (3 refused, 0 late) in");
     program_expect_text(result.output, "error      3 EXHAUSTED, first: no room");
     program_expect_text(result.output, "50.0 % of all that ended");
     program_expect_text(result.output, "196.0 rows seen, 98.0 stored, 65.5 computed a step");

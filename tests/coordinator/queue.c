@@ -11,8 +11,6 @@
 
 #include "coordinator/estimate.h"
 
-#define MS INT64_C(1000000)
-
 static const avl_tenant_weight_t weights[] = {{"heavy", 3}, {"half", 0.5}};
 
 static int setup(void **state) {
@@ -31,7 +29,7 @@ static int teardown(void **state) {
 static avl_queue_entry_t entry(avl_queue_t *queue, const char *tenant, int32_t priority,
                                int64_t due_ns, uint64_t arrival) {
     avl_queue_entry_t one = {
-        .priority = priority, .due_ns = due_ns, .arrival = arrival, .cost = 10, .work_ns = MS};
+        .priority = priority, .due_ns = due_ns, .arrival = arrival, .cost = 10};
     assert_int_equal(avl_queue_enter(queue, tenant, &one.tenant), AVL_OK);
     return one;
 }
@@ -200,24 +198,36 @@ static void test_places(void **state) {
     avl_queue_destroy(queue);
 }
 
-static void test_ahead(void **state) {
+/* The order that is foretold is the one that comes. */
+static void test_foretold_order(void **state) {
     avl_queue_t *queue = *state;
-    avl_queue_entry_t entries[] = {
-        entry(queue, "a", 0, 10, 1), entry(queue, "a", 0, 30, 2), entry(queue, "a", 1, 90, 3),
-        entry(queue, "b", 0, 5, 4),  entry(queue, "b", 0, 6, 5),  entry(queue, "b", 0, 7, 6),
-        entry(queue, "b", -1, 1, 7),
-    };
-    for (size_t i = 0; i < 7; i++)
-        assert_int_equal(avl_queue_add(queue, &entries[i]), AVL_OK);
-    avl_queue_entry_t late = entry(queue, "a", 0, 20, 8), high = entry(queue, "a", 2, 99, 9);
-    avl_queue_ahead_t ahead = avl_queue_ahead(queue, &late);
-    /* 1 and 3 of its own tenant; of the other as much as it and those of its own priority take. */
-    assert_int_equal(ahead.work_ns, 4 * MS);
-    assert_int_equal(avl_queue_ahead(queue, &high).count, 0);
-    avl_queue_leave(queue, late.tenant);
-    avl_queue_leave(queue, high.tenant);
-    while (take(queue) != NULL)
-        ;
+    enum { COUNT = 120 };
+    static avl_queue_entry_t entries[COUNT];
+    avl_queue_entry_t *foretold[COUNT];
+    static const char *const tenants[] = {"a", "heavy", "half", "b"};
+    uint32_t random = 99;
+    for (uint64_t i = 0; i < COUNT; i++) {
+        random = random * 1664525u + 1013904223u;
+        entries[i] = entry(queue, tenants[(random >> 10) % 4], (int32_t)(random >> 16) % 3,
+                           (random >> 20) % 16, i);
+        entries[i].cost = 1 + (random >> 24) % 50;
+        entries[i].resumed = i % 17 == 0;
+        if (i > 0)
+            assert_int_equal(avl_queue_add(queue, &entries[i]), AVL_OK);
+        if (i == COUNT / 2) /* the virtual time is not zero */
+            for (int j = 0; j < 9; j++)
+                take(queue);
+    }
+    avl_queue_entry_t *const *list;
+    size_t count;
+    assert_int_equal(avl_queue_order(queue, &entries[0], &list, &count), AVL_OK);
+    assert_int_equal(count, avl_queue_count(queue) + 1);
+    memcpy(foretold, list, count * sizeof *list);
+    assert_int_equal(avl_queue_add(queue, &entries[0]), AVL_OK);
+    for (size_t i = 0; i < count; i++)
+        assert_ptr_equal(take(queue), foretold[i]);
+    assert_int_equal(avl_queue_order(queue, NULL, &list, &count), AVL_OK);
+    assert_int_equal(count, 0);
 }
 
 static void test_estimate(void **state) {
@@ -225,39 +235,28 @@ static void test_estimate(void **state) {
     avl_estimate_t estimate;
     memset(&estimate, 0, sizeof estimate);
     const avl_demand_t demand = {2, 100, 64, true, 1}, text = {0, 100, 64, false, 1};
-    assert_int_equal(avl_estimate_work_ns(&estimate, &demand), 0);
+    assert_false(avl_estimate_is_known(&estimate));
     assert_int_equal(avl_estimate_tokens(&estimate, &text), 64);
-    for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++) {
-        assert_int_equal(avl_estimate_work_ns(&estimate, &demand), 0);
-        for (int t = 0; t < 63; t++)
-            avl_estimate_token(&estimate, MS);
-        avl_estimate_answer(&estimate, &demand, 20 * MS, 100 * MS, 64, 184 * MS);
-    }
-    int64_t work_ns = avl_estimate_work_ns(&estimate, &demand);
-    assert_in_range(work_ns, 183 * MS, 185 * MS);
-    /* Answers turn out shorter than they might be. */
+    assert_int_equal(avl_estimate_rows_most(&estimate, &text), 100);
+    for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++)
+        avl_estimate_answer(&estimate, &demand, 0, 64);
+    assert_true(avl_estimate_is_known(&estimate));
+    assert_int_equal(avl_estimate_demand(&estimate).tiles, 2);
+    assert_int_equal(avl_estimate_demand(&estimate).tokens_max, 64);
+    /* Answers turn out shorter than they might be, all alike. */
     for (int i = 0; i < 8; i++)
-        avl_estimate_answer(&estimate, &text, 0, 100 * MS, 16, 116 * MS);
+        avl_estimate_answer(&estimate, &text, 0, 16);
     assert_int_equal(avl_estimate_tokens(&estimate, &text), 16);
+    assert_int_equal(avl_estimate_tokens_most(&estimate, &text), 16);
     assert_int_equal(avl_estimate_tokens(&estimate, &demand), 64);
-    assert_in_range(avl_estimate_work_ns(&estimate, &text), 115 * MS, 117 * MS);
-    /* It gets slower, and is noticed. */
-    for (int t = 0; t < 2000; t++)
-        avl_estimate_token(&estimate, 4 * MS);
-    assert_in_range(avl_estimate_work_ns(&estimate, &text), 160 * MS, 166 * MS);
-}
-
-static void test_wait(void **state) {
-    (void)state;
-    avl_backlog_t backlog = {4, 3, 30 * MS, 0, 0};
-    assert_int_equal(avl_estimate_wait_ns(&backlog), 0); /* a place is free */
-    backlog.running = 4;
-    assert_int_equal(avl_estimate_wait_ns(&backlog), 30 * MS / 4);
-    backlog.ahead = 10;
-    backlog.ahead_ns = 100 * MS;
-    assert_int_equal(avl_estimate_wait_ns(&backlog), 130 * MS / 4);
-    backlog.parallel = 0;
-    assert_int_equal(avl_estimate_wait_ns(&backlog), 0);
+    /* Then some are longer: what is promised is more than the mean. */
+    for (int i = 0; i < 64; i++)
+        avl_estimate_answer(&estimate, &text, 50, i % 2 == 0 ? 16 : 32);
+    assert_in_range(avl_estimate_tokens(&estimate, &text), 20, 28);
+    assert_in_range(avl_estimate_tokens_most(&estimate, &text), 36, 56);
+    assert_in_range(avl_estimate_rows_most(&estimate, &text), 50, 90);
+    avl_estimate_answer(&estimate, &text, 101, 16); /* more than there were: not counted */
+    assert_in_range(avl_estimate_rows_most(&estimate, &text), 50, 90);
 }
 
 int main(void) {
@@ -267,10 +266,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_fairness, setup, teardown),
         cmocka_unit_test_setup_teardown(test_costs, setup, teardown),
         cmocka_unit_test_setup_teardown(test_idle_tenants, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_ahead, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_foretold_order, setup, teardown),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_estimate),
-        cmocka_unit_test(test_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -149,7 +149,7 @@ void avl_groups_view(avl_groups_t *groups, avl_groups_view_t *view_p) {
     view_p->count = 1;
     view_p->ready = group->view.state == AVL_WORKER_GROUP_READY;
     view_p->hopeless = group->view.hopeless;
-    view_p->sequences_max = view_p->ready ? group->room : 0;
+    view_p->sequences_max = view_p->parallel = view_p->ready ? group->room : 0;
     view_p->best = group->view;
     memcpy(view_p->reason, group->view.reason, sizeof view_p->reason);
     pthread_mutex_unlock(&play_lock);
@@ -656,36 +656,80 @@ static void test_group_gone(void **state) {
     assert_int_equal(stage->calls[0].code, AVL_RPC_OK);
 }
 
-/* Once answers are known to take their time, deadlines that are too close are refused. */
-static void test_deadlines(void **state) {
-    stage_t *stage = *state;
+/* The group tells of steps of so many milliseconds for each sequence. */
+static void tell_work(stage_t *stage, int64_t sequences, int64_t step_ms) {
+    Avl__Worker__V1__Work work;
+    avl__worker__v1__work__init(&work);
+    work.steps = 10;
+    work.ns = 10 * step_ms * AVL_NS_PER_MS;
+    work.decode_rows = 10 * sequences;
+    Avl__Worker__V1__Events events;
+    avl__worker__v1__events__init(&events);
+    events.work = &work;
+    for (int i = 0; i < 20; i++)
+        avl_requests_group_events(stage->requests, 1, &events);
+    work.steps = 1;
+    work.ns = (step_ms + 1) * AVL_NS_PER_MS;
+    work.decode_rows = sequences;
+    work.prompt_rows = 10;
+    avl_requests_group_events(stage->requests, 1, &events);
+}
+
+/* Answers of so many tokens each, one after the other. */
+static void tell_answers(stage_t *stage, int tokens) {
     for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++) {
         ask(stage, 0);
-        uint64_t id = stage->groups.group.ids[i];
-        event(stage, 1, id, 300);
-        avl_clock_sleep_ns(40 * AVL_NS_PER_MS);
-        event(stage, 1, id, 301);
+        uint64_t id = stage->groups.group.ids[stage->groups.group.submit_count - 1];
+        for (int j = 0; j < tokens; j++)
+            event(stage, 1, id, 300);
         finish(stage, 1, id, STOP, AVL_OK);
-        stage->calls[0].ended = stage->calls[0].answered = false;
-        stage->calls[0].id_count = 0;
         avl_live_request_closed(stage->calls[0].user);
-        stage->calls[0].user = NULL;
+        memset(&stage->calls[0], 0, sizeof stage->calls[0]);
     }
+}
+
+static void ask_within(stage_t *stage, int i, int64_t milliseconds) {
+    stage->calls[i].deadline_ns = avl_clock_now_ns() + milliseconds * AVL_NS_PER_MS;
+    avl_status_t status = admit(stage, i);
+    if (status == AVL_OK) {
+        begin(stage, i, 10, 0);
+        return;
+    }
+    stage->calls[i].ended = true; /* refused at the door */
+    stage->calls[i].code = avl_rpc_code(status);
+    snprintf(stage->calls[i].reason, sizeof stage->calls[i].reason, "%s", avl_status_detail());
+}
+
+/* Once answers are known to take their time, what cannot be promised is refused. */
+static void test_deadlines(void **state) {
+    stage_t *stage = *state;
+    const avl_rpc_code_t late = avl_rpc_code(AVL_ERR_DEADLINE),
+                         full = avl_rpc_code(AVL_ERR_EXHAUSTED);
+    tell_answers(stage, 10);
+    tell_work(stage, 1, 1000); /* ten seconds an answer */
     stage->groups.group.room = 1;
-    stage->calls[1].deadline_ns = avl_clock_now_ns() + 20 * AVL_NS_PER_MS;
-    ask(stage, 1); /* alone, it is given the benefit of the doubt */
-    assert_int_equal(stage->groups.group.submit_count, AVL_ESTIMATE_ANSWERS + 1);
-    stage->calls[2].deadline_ns = avl_clock_now_ns() + 20 * AVL_NS_PER_MS;
-    avl_status_t status = admit(stage, 2);
-    if (status == AVL_OK)
-        begin(stage, 2, 10, 0);
-    assert_true(status == AVL_ERR_EXHAUSTED || status == AVL_ERR_DEADLINE ||
-                stage->calls[2].code == avl_rpc_code(AVL_ERR_DEADLINE) ||
-                stage->calls[2].code == avl_rpc_code(AVL_ERR_EXHAUSTED));
-    stage->calls[3].deadline_ns = avl_clock_now_ns() + 60 * AVL_NS_PER_S;
-    ask(stage, 3); /* there is time enough */
-    assert_false(stage->calls[3].ended);
-    assert_true(avl_requests_retry_ns(stage->requests) > 0);
+    ask_within(stage, 1, 500); /* alone, it is given the benefit of the doubt */
+    assert_false(stage->calls[1].ended);
+    ask_within(stage, 2, 5000); /* it alone takes longer */
+    assert_int_equal(stage->calls[2].code, late);
+    assert_non_null(strstr(stage->calls[2].reason, "the answer takes about"));
+    ask_within(stage, 3, 14000); /* behind the other one it does */
+    assert_int_equal(stage->calls[3].code, full);
+    assert_non_null(strstr(stage->calls[3].reason, "the deadline is in"));
+    ask_within(stage, 4, 55000);
+    assert_false(stage->calls[4].ended);
+    /* The one that came alone and will be late is no reason to refuse; the one that was promised
+     * its answer is, when a newcomer with an earlier deadline would go before it. */
+    ask_within(stage, 5, 41000);
+    assert_int_equal(stage->calls[5].code, full);
+    assert_non_null(strstr(stage->calls[5].reason, "would miss their deadlines"));
+    assert_true(avl_requests_retry_ns(stage->requests) > AVL_NS_PER_S);
+    /* It goes faster: there is room again. */
+    tell_work(stage, 1, 10);
+    tell_work(stage, 1, 10);
+    tell_work(stage, 1, 10);
+    ask_within(stage, 6, 41000);
+    assert_false(stage->calls[6].ended);
 }
 
 static bool ended(avl_call_t *call) {

@@ -132,6 +132,7 @@ static void take(avl_link_t *link, avl_request_t *request) {
 
 static bool serve(avl_link_t *link, int64_t step_ns) {
     bool draining = false;
+    int64_t last_ns = 0; /* the last step, when there was something to do */
     for (;;) {
         bool busy = false;
         for (int i = 0; i < LIVE_MAX; i++)
@@ -152,11 +153,20 @@ static bool serve(avl_link_t *link, int64_t step_ns) {
         }
         if (command.kind != AVL_COMMAND_NONE)
             continue;
-        for (int i = 0; i < LIVE_MAX; i++)
-            if (answers[i].request != NULL)
-                step(link, &answers[i]);
-        if (busy)
+        int64_t now_ns = avl_clock_now_ns();
+        avl_step_work_t work = {.steps = 1, .ns = last_ns != 0 ? now_ns - last_ns : step_ns};
+        last_ns = busy ? now_ns : 0;
+        for (int i = 0; i < LIVE_MAX; i++) {
+            if (answers[i].request == NULL)
+                continue;
+            work.decode_rows++;
+            work.prompt_rows += answers[i].next == answers[i].request->replay_count;
+            step(link, &answers[i]);
+        }
+        if (busy) {
+            avl_link_work(link, &work);
             avl_clock_sleep_ns(step_ns);
+        }
     }
 }
 

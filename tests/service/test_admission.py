@@ -52,14 +52,15 @@ class Doors(unittest.TestCase):
             together(service, 6)  # it learns how long answers take
             asked = together(service, 100, timeout=4)
             codes = [one.code for one in asked]
-            self.assertEqual(set(codes), {"OK", "RESOURCE_EXHAUSTED"})
+            self.assertLessEqual(set(codes), {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
             self.assertGreater(codes.count("OK"), 4)
             self.assertGreater(codes.count("RESOURCE_EXHAUSTED"), 30)
+            self.assertLess(codes.count("DEADLINE_EXCEEDED"), 3)  # where the machine suddenly has less to give
             for one in asked:
                 if one.code == "OK":
                     self.assertEqual(len(one.answer.ids), 20)
-                else:
-                    self.assertIn("the deadline is in", one.details)
+                elif one.code == "RESOURCE_EXHAUSTED":
+                    self.assertTrue("the deadline is in" in one.details or "would miss their deadlines" in one.details, one.details)
                     self.assertGreaterEqual(int(one.trailing["retry-after-ms"]), 50)
                     self.assertEqual(one.trailing["grpc-retry-pushback-ms"], one.trailing["retry-after-ms"])
             self.assertEqual(together(service, 2)[0].code, "OK")
