@@ -32,7 +32,7 @@ typedef struct avl_bench_results {
     uint64_t good;      /* completed within the deadline */
     uint64_t cancelled; /* on purpose */
     uint64_t failed;
-    uint64_t late;      /* of those: taken, and not complete at the deadline */
+    uint64_t late;                         /* of those: taken, and not complete at the deadline */
     uint64_t unfinished;                   /* under way when the benchmark was interrupted */
     uint64_t prompt_tokens, visual_tokens; /* of completed requests */
     uint64_t output_tokens;                /* received, whatever came of the request */
