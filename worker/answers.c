@@ -46,6 +46,10 @@ void avl_answers_remove(avl_answers_t *answers, avl_job_t *job) {
     free(answers);
 }
 
+bool avl_answers_can_share(const avl_job_t *job) {
+    return job->answers != NULL && avl_sequence_shape_same_prompt(&job->shape, &job->shape);
+}
+
 bool avl_answers_being_read(const avl_job_t *job) {
     return job->answers != NULL && job->answers->reader != NULL && job->answers->reader != job;
 }
@@ -61,7 +65,7 @@ int64_t avl_answers_read(avl_answers_t *answers, avl_job_t *job, const float *lo
                          int32_t vocab_rows) {
     if (answers->reader == job)
         answers->reader = NULL;
-    if (answers->source >= 0 || answers->living < 2)
+    if (answers->source >= 0 || answers->living < 2 || !avl_answers_can_share(job))
         return 0;
     AVL_ASSERT(answers->sharers == 0);
     memcpy(answers->logits, logits, (size_t)vocab_rows * sizeof *logits);

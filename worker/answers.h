@@ -13,6 +13,9 @@
  * A reader that leaves before it has read sends the others back to the queue, where the next one
  * reads; so does the last one that has the prompt, when others have not begun.
  *
+ * Where attention evicts rows of the prompt while it answers, nothing can be shared: each answer
+ * reads the prompt for itself.
+ *
  * Private to the scheduler. */
 #ifndef AVL_WORKER_ANSWERS_H
 #define AVL_WORKER_ANSWERS_H
@@ -42,6 +45,8 @@ AVL_MUST_CHECK avl_status_t avl_answers_create(avl_request_t *request, const avl
 /* The job is being destroyed, and all this with the last one. */
 void avl_answers_remove(avl_answers_t *answers, avl_job_t *job);
 
+/* Whether what one of them has read serves the others. */
+bool avl_answers_can_share(const avl_job_t *job);
 /* Whether the job waits for another one that reads the prompt. */
 bool avl_answers_being_read(const avl_job_t *job);
 /* What the job can begin with; sequence -1: nothing. */

@@ -112,8 +112,9 @@ static int64_t pages_with(const avl_job_t *job, int32_t tokens) {
 }
 
 int64_t avl_job_prompt_pages(const avl_job_t *job) {
-    int32_t full_rows = job->shape.text_rows / AVL_PAGE_ROWS * AVL_PAGE_ROWS;
-    return avl_sequence_pages(&job->shape, job->layer_count, full_rows);
+    /* The page that the answer begins in is everyone's own. */
+    int64_t begun = job->shape.text_rows % AVL_PAGE_ROWS != 0 ? job->layer_count : 0;
+    return avl_sequence_pages(&job->shape, job->layer_count, job->shape.text_rows) - begun;
 }
 
 int64_t avl_job_pages_to_begin(const avl_job_t *job) {

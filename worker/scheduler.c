@@ -389,7 +389,7 @@ static avl_job_t *admit_next(avl_scheduler_t *scheduler, int64_t now_ns) {
     avl_scheduler_reserve(scheduler, job, pages);
     make_active(scheduler, job, sequence);
     begin_job(scheduler, job, &match);
-    if (job->answers != NULL)
+    if (avl_answers_can_share(job))
         begin_reading(scheduler, job);
     return job;
 }

@@ -21,7 +21,15 @@
 #define ANSWERS 5
 
 static const uint64_t seeds[ANSWERS] = {7, 1234567, 3, 99, UINT64_MAX};
-static const struct setting { double store, compute; } settings[] = {{1, 1}, {.5, .3}, {1, .25}};
+static const struct setting {
+    double store, compute, text;
+    bool unprotected; /* text of the prompt is evicted, too: nothing is shared */
+} settings[] = {{1, 1, 0, false},
+                {.5, .3, 0, false},
+                {1, .25, 0, false},
+                {.5, .3, .5, false},
+                {.5, .3, .5, true}};
+#define SHARING_COUNT 4
 #define SETTING_COUNT ((int)(sizeof settings / sizeof *settings))
 
 typedef struct shape {
@@ -42,6 +50,11 @@ static rig_t *open_rig(const shape_t *shape) {
 static avl_request_t *ask(const rig_case_t *data, uint64_t id, int setting) {
     avl_request_t *request = rig_request(data, id, TOKENS);
     rig_set_attention(request, settings[setting].store, settings[setting].compute, 3);
+    if (settings[setting].text > 0) {
+        request->attention.text_keep_ratio = settings[setting].text;
+        request->attention.text_keep_min = 4;
+        request->attention.protect_prompt = !settings[setting].unprotected;
+    }
     request->ignore_eos = true;
     request->sampling = (avl_sampling_params_t){.temperature = 1.5,
                                                 .top_p = .95,
@@ -105,9 +118,10 @@ static void check_together(const shape_t *shape, rig_result_t alone[SETTING_COUN
         }
     avl_scheduler_counts_t counts = avl_scheduler_counts(rig_scheduler(rig));
     if (read_once) {
-        assert_int_equal(counts.totals.prompt_rows, SETTING_COUNT * data.row_count);
+        int times = SHARING_COUNT + (SETTING_COUNT - SHARING_COUNT) * ANSWERS;
+        assert_int_equal(counts.totals.prompt_rows, times * data.row_count);
         assert_int_equal(counts.encoder_cache.misses, data.image_count);
-        assert_in_range(counts.encoder_cache.hits, 0, (SETTING_COUNT - 1) * data.image_count);
+        assert_in_range(counts.encoder_cache.hits, 0, (times - 1) * data.image_count);
     }
     rig_case_release(&data);
     rig_close(rig);
