@@ -44,6 +44,8 @@ struct avl_kv_write_args;
 struct avl_kv_move_args;
 struct avl_topk_args;
 struct avl_argmax_args;
+struct avl_choose_args;
+struct avl_publish_args;
 struct avl_attention_demand;
 struct avl_text_weights_args;
 struct avl_text_update_args;
@@ -74,6 +76,8 @@ typedef struct avl_device_ops {
     avl_status_t (*kv_move)(avl_device_t *, const struct avl_kv_move_args *);
     avl_status_t (*topk)(avl_device_t *, const struct avl_topk_args *);
     avl_status_t (*argmax)(avl_device_t *, const struct avl_argmax_args *);
+    avl_status_t (*choose)(avl_device_t *, const struct avl_choose_args *);
+    avl_status_t (*publish)(avl_device_t *, const struct avl_publish_args *);
     avl_status_t (*text_weights)(avl_device_t *, const struct avl_text_weights_args *);
     avl_status_t (*text_update)(avl_device_t *, const struct avl_text_update_args *);
 

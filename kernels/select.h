@@ -14,6 +14,24 @@ typedef struct avl_topk_args {
     int32_t *indices;
 } avl_topk_args_t;
 
+/* avl_topk for several lists at once, each with what is to be done with the result: indices[j] =
+ * the j-th of the best (may be NULL), list[j] = rows[that] (both NULL, or both given). `items` is a
+ * HOST array; the pointers in it are device memory. An item's result does not depend on the others.
+ */
+typedef struct avl_choose_item {
+    const float *scores; /* f32 [count] */
+    int32_t count;
+    int32_t keep;
+    int32_t *indices;    /* i32 [keep], or NULL */
+    const int32_t *rows; /* i32 [count], or NULL */
+    int32_t *list;       /* i32 [keep], with rows */
+} avl_choose_item_t;
+
+typedef struct avl_choose_args {
+    const avl_choose_item_t *items;
+    int item_count;
+} avl_choose_args_t;
+
 /* For each row: the index of the largest value (the lowest on a tie, NaN never wins; all NaN: index
  * 0) and the value. logits f32 [rows, width], rows stride apart; indices i32 [rows]; values f32
  * [rows] */
@@ -29,6 +47,10 @@ typedef struct avl_argmax_args {
 static inline AVL_MUST_CHECK avl_status_t avl_topk(avl_device_t *device,
                                                    const avl_topk_args_t *args) {
     return device->ops->topk(device, args);
+}
+static inline AVL_MUST_CHECK avl_status_t avl_choose(avl_device_t *device,
+                                                     const avl_choose_args_t *args) {
+    return device->ops->choose(device, args);
 }
 static inline AVL_MUST_CHECK avl_status_t avl_argmax(avl_device_t *device,
                                                      const avl_argmax_args_t *args) {

@@ -3,6 +3,8 @@
 #include <inttypes.h>
 
 #include "kernels/cpu/attention.h"
+#include "kernels/lists.h"
+#include "kernels/select.h"
 
 /* No element is larger than 8 bytes and no address space larger than 2^48. */
 static const int64_t element_count_max = INT64_C(1) << 45;
@@ -91,5 +93,29 @@ avl_status_t avl_check_kv_heads(const avl_kv_write_args_t *args) {
                     args->kv_heads);
     AVL_CHECK_SHAPE(args->positions == NULL || args->row_positions != NULL,
                     "kv_write: positions of rows, and nowhere to note them");
+    return AVL_OK;
+}
+
+avl_status_t avl_check_choose(const avl_choose_args_t *args) {
+    AVL_TRY(avl_check_array("choose", "items", args->items, args->item_count));
+    for (int i = 0; i < args->item_count; i++) {
+        const avl_choose_item_t *item = &args->items[i];
+        AVL_TRY(avl_check_array("choose", "scores", item->scores, item->count));
+        AVL_CHECK_SHAPE(item->keep >= 0 && item->keep <= item->count,
+                        "choose: keep %" PRId32 " of %" PRId32 " scores of list %d", item->keep,
+                        item->count, i);
+        AVL_CHECK_SHAPE((item->rows == NULL) == (item->list == NULL),
+                        "choose: list %d has rows and nowhere to put them, or the other way", i);
+    }
+    return AVL_OK;
+}
+
+avl_status_t avl_check_publish(const avl_publish_args_t *args) {
+    AVL_TRY(avl_check_array("publish", "items", args->items, args->item_count));
+    for (int64_t i = 0; i < args->item_count; i++) {
+        const avl_publish_item_t *item = &args->items[i];
+        AVL_TRY(avl_check_array("publish", "target", item->target, item->count));
+        AVL_TRY(avl_check_array("publish", "source", item->source, item->count));
+    }
     return AVL_OK;
 }

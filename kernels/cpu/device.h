@@ -12,6 +12,7 @@
 #include "kernels/device.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/lists.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 
@@ -168,6 +169,8 @@ avl_status_t avl_cpu_kv_write(avl_device_t *device, const avl_kv_write_args_t *a
 avl_status_t avl_cpu_kv_move(avl_device_t *device, const avl_kv_move_args_t *args);
 avl_status_t avl_cpu_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cpu_argmax(avl_device_t *device, const avl_argmax_args_t *args);
+avl_status_t avl_cpu_choose(avl_device_t *device, const avl_choose_args_t *args);
+avl_status_t avl_cpu_publish(avl_device_t *device, const avl_publish_args_t *args);
 avl_status_t avl_cpu_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 

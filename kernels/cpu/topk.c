@@ -46,24 +46,42 @@ static uint32_t threshold(const float *scores, int32_t count, int32_t keep, int3
     return found;
 }
 
+/* Calls with `list` NULL write indices alone. */
+static void take_best(const avl_choose_item_t *item) {
+    int32_t ties = 0, taken = 0;
+    if (item->keep == 0)
+        return;
+    uint32_t limit = threshold(item->scores, item->count, item->keep, &ties);
+    for (int32_t i = 0; i < item->count && taken < item->keep; i++) {
+        uint32_t key = merit(item->scores[i]);
+        if (key < limit || (key == limit && ties == 0))
+            continue;
+        ties -= key == limit;
+        if (item->indices != NULL)
+            item->indices[taken] = i;
+        if (item->list != NULL)
+            item->list[taken] = item->rows[i];
+        taken++;
+    }
+}
+
 avl_status_t avl_cpu_topk(avl_device_t *device, const avl_topk_args_t *args) {
     (void)device;
     AVL_TRY(avl_check_array("topk", "scores", args->scores, args->count));
     AVL_CHECK_SHAPE(args->keep >= 0 && args->keep <= args->count,
                     "topk: keep %" PRId32 " of %" PRId32 " scores", args->keep, args->count);
     AVL_TRY(avl_check_array("topk", "indices", args->indices, args->keep));
-    if (args->keep == 0)
-        return AVL_OK;
-    int32_t ties = 0, taken = 0;
-    uint32_t limit = threshold(args->scores, args->count, args->keep, &ties);
-    for (int32_t i = 0; i < args->count && taken < args->keep; i++) {
-        uint32_t key = merit(args->scores[i]);
-        if (key > limit)
-            args->indices[taken++] = i;
-        else if (key == limit && ties > 0) {
-            args->indices[taken++] = i;
-            ties--;
-        }
-    }
+    take_best(&(avl_choose_item_t){.scores = args->scores,
+                                   .count = args->count,
+                                   .keep = args->keep,
+                                   .indices = args->indices});
+    return AVL_OK;
+}
+
+avl_status_t avl_cpu_choose(avl_device_t *device, const avl_choose_args_t *args) {
+    (void)device;
+    AVL_TRY(avl_check_choose(args));
+    for (int i = 0; i < args->item_count; i++)
+        take_best(&args->items[i]);
     return AVL_OK;
 }

@@ -571,23 +571,26 @@ static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attentio
     AVL_TRY(avl_cuda_scratch(cuda, entry_bytes + (size_t)floats * sizeof(float),
                              "decode_attention: partial sums", &scratch));
     float *next = (float *)((char *)scratch + entry_bytes);
+    entry_t *entries = params.inlined;
+    if (count > INLINE_ENTRIES) {
+        void *packed = nullptr;
+        AVL_TRY(avl_cuda_pack(cuda, entry_bytes, "decode_attention", &packed));
+        entries = (entry_t *)packed;
+    }
     int chunks_max = 0;
     int64_t visual_max = 0;
-    for (int sent = 0; sent < count; sent += INLINE_ENTRIES) {
-        int part = (int)avl_cuda_min(INLINE_ENTRIES, count - sent);
-        for (int i = 0; i < part; i++) {
-            entry_t entry = make_entry(args, &args->sequences[first + sent + i], &next);
-            params.inlined[i] = entry;
-            chunks_max = entry.chunks > chunks_max ? entry.chunks : chunks_max;
-            if (entry.logits != nullptr && entry.counts[AVL_SPAN_VISUAL] > visual_max)
-                visual_max = entry.counts[AVL_SPAN_VISUAL];
-        }
-        if (count > INLINE_ENTRIES)
-            AVL_TRY(avl_cuda_send(cuda, (entry_t *)scratch + sent, params.inlined,
-                                  (size_t)part * sizeof(entry_t), "decode_attention"));
+    for (int i = 0; i < count; i++) {
+        entry_t entry = make_entry(args, &args->sequences[first + i], &next);
+        entries[i] = entry;
+        chunks_max = entry.chunks > chunks_max ? entry.chunks : chunks_max;
+        if (entry.logits != nullptr && entry.counts[AVL_SPAN_VISUAL] > visual_max)
+            visual_max = entry.counts[AVL_SPAN_VISUAL];
     }
-    if (count > INLINE_ENTRIES)
+    if (count > INLINE_ENTRIES) {
+        AVL_TRY(avl_cuda_send(cuda, scratch, entries, (size_t)count * sizeof *entries,
+                              "decode_attention"));
         params.entries = (const entry_t *)scratch;
+    }
     dim3 grid(plan->head_blocks, (unsigned)chunks_max, (unsigned)count);
     AVL_LAUNCH(plan->kernel, grid, THREADS, plan->shared_bytes, cuda->stream, params);
     AVL_TRY(avl_cuda_launched("decode_attention"));

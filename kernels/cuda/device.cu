@@ -74,6 +74,19 @@ avl_status_t avl_cuda_scratch(avl_cuda_device_t *cuda, size_t bytes, const char 
     return AVL_OK;
 }
 
+avl_status_t avl_cuda_pack(avl_cuda_device_t *cuda, size_t bytes, const char *what,
+                           void **packed_p) {
+    if (bytes > cuda->packed_bytes) {
+        void *memory = realloc(cuda->packed, bytes);
+        if (memory == nullptr)
+            return avl_fail(AVL_ERR_MEMORY, "%s: no memory for %zu bytes", what, bytes);
+        cuda->packed = memory;
+        cuda->packed_bytes = bytes;
+    }
+    *packed_p = cuda->packed;
+    return AVL_OK;
+}
+
 /* ---- copies ---- */
 
 /* Room in the ring: at least one byte, at most `wanted`. */
@@ -151,6 +164,7 @@ static void close_device(avl_device_t *device) {
     (void)cudaFreeHost(cuda->ring);
     if (cuda->stream != nullptr)
         (void)cudaStreamDestroy(cuda->stream);
+    free(cuda->packed);
     free(cuda);
 }
 
@@ -176,6 +190,8 @@ static const avl_device_ops_t cuda_ops = {
     .kv_move = avl_cuda_kv_move,
     .topk = avl_cuda_topk,
     .argmax = avl_cuda_argmax,
+    .choose = avl_cuda_choose,
+    .publish = avl_cuda_publish,
     .text_weights = avl_cuda_text_weights,
     .text_update = avl_cuda_text_update,
     .prepare_linear = nullptr, /* the library's workspace is there from the start */

@@ -21,6 +21,7 @@ extern "C" {
 #include "kernels/device.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/lists.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 }
@@ -47,6 +48,8 @@ typedef struct avl_cuda_device {
     void *scratch;
     size_t scratch_bytes;
     int *counters; /* [AVL_CUDA_COUNTERS], zero between launches */
+    void *packed;  /* host memory */
+    size_t packed_bytes;
 } avl_cuda_device_t;
 
 #define AVL_CUDA_COUNTERS (1 << 14)
@@ -67,6 +70,9 @@ AVL_MUST_CHECK avl_status_t avl_cuda_launched(const char *operation);
 /* Device memory for the current operation alone: the next call to it may hand out the same. */
 AVL_MUST_CHECK avl_status_t avl_cuda_scratch(avl_cuda_device_t *cuda, size_t bytes,
                                              const char *what, void **scratch_p);
+/* Host memory in which the current operation puts together what it sends. */
+AVL_MUST_CHECK avl_status_t avl_cuda_pack(avl_cuda_device_t *cuda, size_t bytes, const char *what,
+                                          void **packed_p);
 /* Copies host bytes to device memory in stream order; `source` is free again on return. */
 AVL_MUST_CHECK avl_status_t avl_cuda_send(avl_cuda_device_t *cuda, void *target, const void *source,
                                           size_t bytes, const char *what);
@@ -102,6 +108,8 @@ avl_status_t avl_cuda_kv_write(avl_device_t *device, const avl_kv_write_args_t *
 avl_status_t avl_cuda_kv_move(avl_device_t *device, const avl_kv_move_args_t *args);
 avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cuda_argmax(avl_device_t *device, const avl_argmax_args_t *args);
+avl_status_t avl_cuda_choose(avl_device_t *device, const avl_choose_args_t *args);
+avl_status_t avl_cuda_publish(avl_device_t *device, const avl_publish_args_t *args);
 avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_args_t *args);

@@ -14,6 +14,7 @@ constexpr int WARPS = THREADS / AVL_WARP;
 constexpr int DIGITS = 4;
 constexpr int BINS = 256;
 constexpr int BLOCK_SCORES = 8192; /* of one block, and of a block of the many */
+constexpr int INLINE_ITEMS = 64;   /* travel in the launch's parameters, of 4 KB at most */
 
 /* What the passes know: keys with (key & mask) == found are still in question, and `wanted` of them
  * are to be taken. */
@@ -76,7 +77,7 @@ __device__ __forceinline__ void count_digits(const K *keys, int64_t first, int64
 template <typename K>
 __device__ __forceinline__ void take(const K *keys, int64_t first, int64_t end,
                                      const search_t *search, int32_t above, int32_t equal,
-                                     int (*counts)[WARPS], int32_t *indices) {
+                                     int (*counts)[WARPS], const avl_choose_item_t &item) {
     uint32_t limit = search->found;
     int32_t ties = search->wanted;
     int lane = (int)threadIdx.x % AVL_WARP, warp = (int)threadIdx.x / AVL_WARP;
@@ -102,8 +103,13 @@ __device__ __forceinline__ void take(const K *keys, int64_t first, int64_t end,
             above += counts[0][w];
             equal += counts[1][w];
         }
-        if (is_above || (is_equal && equal_before < ties))
-            indices[above_before + min(equal_before, ties)] = (int32_t)i;
+        if (is_above || (is_equal && equal_before < ties)) {
+            int32_t place = above_before + min(equal_before, ties);
+            if (item.indices != nullptr)
+                item.indices[place] = (int32_t)i;
+            if (item.list != nullptr)
+                item.list[place] = item.rows[i];
+        }
         __syncthreads();
     }
 }
@@ -115,28 +121,41 @@ static size_t block_shared_bytes(int32_t count) {
            avl_shared_part(2 * WARPS * sizeof(int)) + avl_shared_part(sizeof(search_t));
 }
 
-__global__ void __launch_bounds__(THREADS) block_kernel(avl_topk_args_t args) {
+/* The lists of a launch: as many as its parameters may hold, or in device memory. */
+typedef struct lists {
+    const avl_choose_item_t *items; /* NULL: in `inlined` */
+    int32_t count_max;
+    avl_choose_item_t inlined[INLINE_ITEMS];
+} lists_t;
+
+/* A block a list. */
+__global__ void __launch_bounds__(THREADS) block_kernel(const __grid_constant__ lists_t lists) {
+    const avl_choose_item_t &item =
+        lists.items != nullptr ? lists.items[blockIdx.x] : lists.inlined[blockIdx.x];
+    if (item.keep == 0)
+        return;
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
-    uint32_t *keys = (uint32_t *)avl_shared_take(&cursor, (size_t)args.count * sizeof(uint32_t));
+    uint32_t *keys =
+        (uint32_t *)avl_shared_take(&cursor, (size_t)lists.count_max * sizeof(uint32_t));
     int *histogram = (int *)avl_shared_take(&cursor, BINS * sizeof(int));
     int(*counts)[WARPS] = (int(*)[WARPS])avl_shared_take(&cursor, 2 * WARPS * sizeof(int));
     search_t *search = (search_t *)avl_shared_take(&cursor, sizeof(search_t));
-    for (int i = (int)threadIdx.x; i < args.count; i += THREADS)
-        keys[i] = key_at(args.scores, i);
+    for (int i = (int)threadIdx.x; i < item.count; i += THREADS)
+        keys[i] = key_at(item.scores, i);
     if (threadIdx.x == 0)
-        *search = {0, 0, args.keep};
+        *search = {0, 0, item.keep};
     for (int digit = 0; digit < DIGITS; digit++) {
         for (int bin = (int)threadIdx.x; bin < BINS; bin += THREADS)
             histogram[bin] = 0;
         __syncthreads();
-        count_digits(keys, 0, args.count, digit, search, histogram);
+        count_digits(keys, 0, item.count, digit, search, histogram);
         __syncthreads();
         if (threadIdx.x < AVL_WARP)
             pick_digit(histogram, digit, search);
         __syncthreads();
     }
-    take(keys, 0, args.count, search, 0, 0, counts, args.indices);
+    take(keys, 0, item.count, search, 0, 0, counts, item);
 }
 
 /* ---- many blocks ---- */
@@ -155,7 +174,7 @@ __global__ void begin_kernel(many_t *many, int32_t keep) {
 }
 
 __global__ void __launch_bounds__(THREADS)
-    histogram_kernel(avl_topk_args_t args, many_t *many, int digit) {
+    histogram_kernel(avl_choose_item_t args, many_t *many, int digit) {
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
     int *histogram = (int *)avl_shared_take(&cursor, BINS * sizeof(int));
@@ -177,7 +196,7 @@ __global__ void __launch_bounds__(AVL_WARP) pick_kernel(many_t *many, int digit)
 
 /* block_counts[block]: how many of the block's keys lie above the limit, and how many equal it. */
 __global__ void __launch_bounds__(THREADS)
-    count_kernel(avl_topk_args_t args, const many_t *many, uint2 *block_counts) {
+    count_kernel(avl_choose_item_t args, const many_t *many, uint2 *block_counts) {
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
     int *counts = (int *)avl_shared_take(&cursor, 2 * sizeof(int));
@@ -202,7 +221,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 __global__ void __launch_bounds__(THREADS)
-    take_kernel(avl_topk_args_t args, const many_t *many, const uint2 *block_counts) {
+    take_kernel(avl_choose_item_t args, const many_t *many, const uint2 *block_counts) {
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
     int *before = (int *)avl_shared_take(&cursor, 2 * sizeof(int));
@@ -220,10 +239,10 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     int64_t first = (int64_t)blockIdx.x * BLOCK_SCORES;
     int64_t end = first + BLOCK_SCORES < args.count ? first + BLOCK_SCORES : args.count;
-    take(args.scores, first, end, &many->search, before[0], before[1], counts, args.indices);
+    take(args.scores, first, end, &many->search, before[0], before[1], counts, args);
 }
 
-static avl_status_t run_many(avl_cuda_device_t *cuda, const avl_topk_args_t *args) {
+static avl_status_t run_many(avl_cuda_device_t *cuda, const avl_choose_item_t *args) {
     unsigned blocks = (unsigned)avl_cuda_ceil_div(args->count, BLOCK_SCORES);
     void *scratch = nullptr;
     size_t many_bytes = (sizeof(many_t) + 255) / 256 * 256;
@@ -245,18 +264,51 @@ static avl_status_t run_many(avl_cuda_device_t *cuda, const avl_topk_args_t *arg
     return avl_cuda_launched("topk");
 }
 
+/* Lists of one block each, in one launch. */
+static avl_status_t run_short(avl_cuda_device_t *cuda, const avl_choose_item_t *items, int count) {
+    lists_t lists = {};
+    for (int i = 0; i < count; i++)
+        lists.count_max = max(lists.count_max, items[i].count);
+    size_t bytes = (size_t)count * sizeof *items;
+    if (count <= INLINE_ITEMS) {
+        memcpy(lists.inlined, items, bytes);
+    } else {
+        void *scratch = nullptr;
+        AVL_TRY(avl_cuda_scratch(cuda, bytes, "choose: lists", &scratch));
+        AVL_TRY(avl_cuda_send(cuda, scratch, items, bytes, "choose"));
+        lists.items = (const avl_choose_item_t *)scratch;
+    }
+    AVL_LAUNCH(block_kernel, (unsigned)count, THREADS, block_shared_bytes(lists.count_max),
+               cuda->stream, lists);
+    return avl_cuda_launched("choose");
+}
+
 } // namespace
+
+avl_status_t avl_cuda_choose(avl_device_t *device, const avl_choose_args_t *args) {
+    avl_cuda_device_t *cuda = avl_cuda_of(device);
+    AVL_TRY(avl_check_choose(args));
+    /* Runs of short lists go together; a long one is several launches of its own. */
+    for (int first = 0; first < args->item_count;) {
+        int count = 0;
+        while (first + count < args->item_count && args->items[first + count].count <= BLOCK_SCORES)
+            count++;
+        if (count > 0)
+            AVL_TRY(run_short(cuda, args->items + first, count));
+        else if (args->items[first].keep > 0)
+            AVL_TRY(run_many(cuda, &args->items[first]));
+        first += count > 0 ? count : 1;
+    }
+    return AVL_OK;
+}
 
 avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args) {
     AVL_TRY(avl_check_array("topk", "scores", args->scores, args->count));
     AVL_CHECK_SHAPE(args->keep >= 0 && args->keep <= args->count,
                     "topk: keep %" PRId32 " of %" PRId32 " scores", args->keep, args->count);
     AVL_TRY(avl_check_array("topk", "indices", args->indices, args->keep));
-    if (args->keep == 0)
-        return AVL_OK;
-    if (args->count > BLOCK_SCORES)
-        return run_many(avl_cuda_of(device), args);
-    AVL_LAUNCH(block_kernel, 1, THREADS, block_shared_bytes(args->count),
-               avl_cuda_of(device)->stream, *args);
-    return avl_cuda_launched("topk");
+    avl_choose_item_t item = {args->scores,  args->count, args->keep,
+                              args->indices, nullptr,     nullptr};
+    avl_choose_args_t one = {&item, 1};
+    return args->keep == 0 ? AVL_OK : avl_cuda_choose(device, &one);
 }

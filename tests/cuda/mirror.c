@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/lists.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 
@@ -420,6 +421,41 @@ static avl_status_t text_update(avl_device_t *device, const avl_text_update_args
     return finish(mirror, status);
 }
 
+static avl_status_t choose(avl_device_t *device, const avl_choose_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    int count = args->items != NULL && args->item_count > 0 ? args->item_count : 0;
+    avl_choose_item_t *items = malloc((size_t)(count + 1) * sizeof *items);
+    AVL_ASSERT(items != NULL);
+    for (int i = 0; i < count; i++) {
+        items[i] = args->items[i];
+        items[i].scores = map(mirror, items[i].scores, items[i].count, sizeof(float), INPUT);
+        items[i].indices = map(mirror, items[i].indices, items[i].keep, sizeof(int32_t), OUTPUT);
+        items[i].rows = map(mirror, items[i].rows, items[i].count, sizeof(int32_t), INPUT);
+        items[i].list = map(mirror, items[i].list, items[i].keep, sizeof(int32_t), OUTPUT);
+    }
+    avl_choose_args_t copy = {args->items != NULL ? items : NULL, args->item_count};
+    avl_status_t status = mirror->inner->ops->choose(mirror->inner, &copy);
+    memset(items, 0xff, (size_t)count * sizeof *items);
+    free(items);
+    return finish(mirror, status);
+}
+
+static avl_status_t publish(avl_device_t *device, const avl_publish_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    int64_t count = args->items != NULL && args->item_count > 0 ? args->item_count : 0;
+    avl_publish_item_t *items = malloc((size_t)(count + 1) * sizeof *items);
+    AVL_ASSERT(items != NULL);
+    for (int64_t i = 0; i < count; i++) {
+        items[i] = args->items[i];
+        items[i].target = map(mirror, items[i].target, items[i].count, sizeof(int32_t), OUTPUT);
+    }
+    avl_publish_args_t copy = {args->items != NULL ? items : NULL, args->item_count};
+    avl_status_t status = mirror->inner->ops->publish(mirror->inner, &copy);
+    memset(items, 0xff, (size_t)count * sizeof *items);
+    free(items);
+    return finish(mirror, status);
+}
+
 /* ---- memory ---- */
 
 static void close_mirror(avl_device_t *device) {
@@ -476,6 +512,8 @@ static const avl_device_ops_t mirror_ops = {
     .argmax = argmax,
     .text_weights = text_weights,
     .text_update = text_update,
+    .choose = choose,
+    .publish = publish,
 };
 
 avl_status_t avl_mirror_open(avl_device_t *inner, int is_host, avl_device_t **device_p) {

@@ -1,5 +1,6 @@
 #include "tests/kernels/fixture.h"
 
+#include "kernels/lists.h"
 #include "kernels/select.h"
 
 #include <math.h>
@@ -59,6 +60,84 @@ static void selects_the_best(void **unused) {
     avl_device_close(device);
 }
 
+/* Many lists of all sizes at once: each as if alone, and rows that go with the choice. */
+static void check_choose(avl_device_t *device, void *context) {
+    enum { ITEMS = 70, LENGTH_MAX = 300 };
+    (void)context;
+    static float scores[ITEMS][LENGTH_MAX];
+    static int32_t rows[ITEMS][LENGTH_MAX], indices[ITEMS][LENGTH_MAX + 1];
+    static int32_t lists[ITEMS][LENGTH_MAX + 1], expected[LENGTH_MAX];
+    avl_choose_item_t items[ITEMS];
+    for (int i = 0; i < ITEMS; i++) {
+        int32_t count = i == 3 ? 0 : random_below(LENGTH_MAX) + 1;
+        int32_t keep = i % 7 == 6 ? 0 : random_below(count + 1);
+        fill(scores[i], count, i % 6);
+        for (int32_t j = 0; j < count; j++)
+            rows[i][j] = random_below(1000000);
+        for (int32_t j = 0; j <= LENGTH_MAX; j++)
+            indices[i][j] = lists[i][j] = -77;
+        items[i] = (avl_choose_item_t){scores[i], count, keep, indices[i], rows[i], lists[i]};
+        if (i % 5 == 1)
+            items[i].rows = NULL, items[i].list = NULL;
+        if (i % 5 == 2)
+            items[i].indices = NULL;
+    }
+    expect_status(avl_choose(device, &(avl_choose_args_t){items, ITEMS}), AVL_OK, NULL);
+    for (int i = 0; i < ITEMS; i++) {
+        reference_topk(scores[i], items[i].count, items[i].keep, expected);
+        for (int32_t j = 0; j <= LENGTH_MAX; j++) {
+            int is_taken = j < items[i].keep;
+            assert_int_equal(indices[i][j],
+                             is_taken && items[i].indices != NULL ? expected[j] : -77);
+            assert_int_equal(lists[i][j],
+                             is_taken && items[i].list != NULL ? rows[i][expected[j]] : -77);
+        }
+    }
+    avl_choose_item_t bad = {scores[0], 5, 6, indices[0], NULL, NULL};
+    expect_status(avl_choose(device, &(avl_choose_args_t){&bad, 1}), AVL_ERR_SHAPE, "keep 6 of 5");
+    bad = (avl_choose_item_t){scores[0], 5, 2, indices[0], rows[0], NULL};
+    expect_status(avl_choose(device, &(avl_choose_args_t){&bad, 1}), AVL_ERR_SHAPE, "nowhere");
+    expect_status(avl_choose(device, &(avl_choose_args_t){NULL, 1}), AVL_ERR_SHAPE, "NULL");
+    expect_status(avl_choose(device, &(avl_choose_args_t){NULL, 0}), AVL_OK, NULL);
+}
+
+static void chooses_for_many(void **unused) {
+    (void)unused;
+    for_each_device(check_choose, NULL);
+}
+
+/* Pieces of all sizes, and nothing written beside them. */
+static void check_publish(avl_device_t *device, void *context) {
+    enum { ITEMS = 500, LENGTH_MAX = 70, ROOM = ITEMS * (LENGTH_MAX + 1) };
+    (void)context;
+    static int32_t targets[ROOM], sources[ROOM], expected[ROOM];
+    avl_publish_item_t items[ITEMS];
+    for (int i = 0; i < ROOM; i++) {
+        targets[i] = expected[i] = -77;
+        sources[i] = random_below(1000000);
+    }
+    for (int i = 0; i < ITEMS; i++) {
+        int32_t *target = targets + i * (LENGTH_MAX + 1);
+        const int32_t *source = sources + i * (LENGTH_MAX + 1);
+        int32_t count = i % 4 == 0 ? random_below(LENGTH_MAX + 1) : 1;
+        items[i] = (avl_publish_item_t){target, source, count};
+        memcpy(expected + (target - targets), source, (size_t)count * sizeof *source);
+    }
+    expect_status(avl_publish(device, &(avl_publish_args_t){items, ITEMS}), AVL_OK, NULL);
+    expect_status(device->ops->synchronize(device), AVL_OK, NULL);
+    assert_memory_equal(targets, expected, sizeof targets);
+    items[1] = (avl_publish_item_t){NULL, sources, 1};
+    expect_status(avl_publish(device, &(avl_publish_args_t){items, ITEMS}), AVL_ERR_SHAPE, "NULL");
+    items[1] = (avl_publish_item_t){targets, sources, -1};
+    expect_status(avl_publish(device, &(avl_publish_args_t){items, 2}), AVL_ERR_SHAPE, "negative");
+    expect_status(avl_publish(device, &(avl_publish_args_t){NULL, 0}), AVL_OK, NULL);
+}
+
+static void publishes_pieces(void **unused) {
+    (void)unused;
+    for_each_device(check_publish, NULL);
+}
+
 static void check_argmax(avl_device_t *device, void *context) {
     (void)context;
     static const int widths[] = {1, 3, 15, 16, 17, 100, COUNT_MAX};
@@ -102,6 +181,8 @@ static void finds_the_largest(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(selects_the_best),
+        cmocka_unit_test(chooses_for_many),
+        cmocka_unit_test(publishes_pieces),
         cmocka_unit_test(finds_the_largest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -298,15 +298,17 @@ void measure_select(void) {
                                inner, "decode attention");
         double scored = time_of([&](int i) { decode(&cache, dense, visual_rows, batch, 1, i); },
                                 inner, "score export");
-        double chosen = time_of(
-            [&](int) {
-                for (int s = 0; s < batch; s++) {
-                    avl_topk_args_t args = {cache.weights + (int64_t)s * visual_rows, visual_rows,
-                                            kept_rows(), cache.chosen};
-                    must(avl_topk(device, &args), "topk");
-                }
-            },
-            inner, "topk");
+        std::vector<avl_choose_item_t> items((size_t)batch);
+        for (int s = 0; s < batch; s++)
+            items[(size_t)s] = {cache.weights + (int64_t)s * visual_rows,
+                                visual_rows,
+                                kept_rows(),
+                                nullptr,
+                                dense + (int64_t)s * all_rows() + system_rows,
+                                cache.chosen + (int64_t)s * visual_rows};
+        avl_choose_args_t args = {items.data(), batch};
+        double chosen =
+            time_of([&](int) { must(avl_choose(device, &args), "choose"); }, inner, "choose");
         printf("{\"name\": \"scores and selection of a layer\", \"batch\": %d, \"us\": %.3f, "
                "\"export_us\": %.3f, \"select_us\": %.3f, \"interval\": %d}\n",
                batch, scored - plain + chosen, scored - plain, chosen, INTERVAL);
