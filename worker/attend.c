@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "kernels/elementwise.h"
+#include "kernels/lists.h"
 #include "worker/text_rank.h"
 #include "worker/visual_store.h"
 
@@ -30,6 +31,9 @@ struct avl_attend {
     const avl_run_t **item_runs;      /* [runs_max] */
     float *row_scores;                /* device: one row's weights over visual rows */
     float *host_scores;               /* the same memory when the device is the host */
+    avl_publish_item_t *pieces;       /* [3 * runs_max + 2] of lists that grew in this layer */
+    int piece_count;
+    avl_choose_item_t *choices; /* [runs_max] */
     int item_count;
 };
 
@@ -59,6 +63,8 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
         {runs, sizeof *attend->scorings, &attend->scorings},
         {runs, sizeof *attend->items, &attend->items},
         {runs, sizeof *attend->item_runs, &attend->item_runs},
+        {3 * runs + 2, sizeof *attend->pieces, &attend->pieces},
+        {runs, sizeof *attend->choices, &attend->choices},
     };
     avl_status_t status;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
@@ -125,6 +131,8 @@ void avl_attend_destroy(avl_attend_t *attend) {
     free(attend->scorings);
     free(attend->items);
     free(attend->item_runs);
+    free(attend->pieces);
+    free(attend->choices);
     free(attend);
 }
 
@@ -141,6 +149,16 @@ void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count
         for (int32_t row = 0; row < run->row_count; row++)
             attend->positions[run->first_row + row] = run->first_position + row;
     }
+}
+
+/* List entries from `first` on, for the device. */
+static void add_piece(avl_attend_t *attend, const avl_row_list_t *list, int32_t first) {
+    if (!attend->options.device->is_host && first < list->count)
+        attend->pieces[attend->piece_count++] = (avl_publish_item_t){
+            .target = list->device + first,
+            .source = list->host + first,
+            .count = list->count - first,
+        };
 }
 
 /* Gives the run's rows their slots. */
@@ -165,27 +183,29 @@ static avl_status_t place_run(avl_attend_t *attend, const avl_run_t *run, int la
                             (long long)avl_pages_counts(attend->options.pages).total,
                             (unsigned long long)sequence->request_id, layer_index, positions[i]);
     }
-    AVL_TRY(avl_sequence_publish(sequence, &layer->text.slots, text));
+    add_piece(attend, &layer->text.slots, text);
     if (run->decode)
         return AVL_OK;
-    AVL_TRY(avl_sequence_publish(sequence, &layer->visual.slots, visual));
-    return avl_sequence_publish(sequence, &layer->order, order);
+    add_piece(attend, &layer->visual.slots, visual);
+    add_piece(attend, &layer->order, order);
+    return AVL_OK;
 }
 
 static avl_status_t write_rows(avl_attend_t *attend, const avl_attention_call_t *call) {
     const avl_attend_options_t *options = &attend->options;
     size_t line = (size_t)call->layer * (size_t)options->rows_max;
     int32_t *slots = attend->slots + line;
+    attend->piece_count = 0;
     for (int i = 0; i < attend->run_count; i++)
         AVL_TRY(
             place_run(attend, &attend->runs[i], call->layer, slots + attend->runs[i].first_row));
-    if (!options->device->is_host)
-        AVL_TRY(options->device->ops->upload(options->device, attend->device_slots + line, slots,
-                                             (size_t)attend->rows * sizeof *slots));
-    if (attend->evicts_text && !options->device->is_host && call->layer == 0)
-        AVL_TRY(options->device->ops->upload(options->device, attend->device_positions,
-                                             attend->positions,
-                                             (size_t)attend->rows * sizeof *attend->positions));
+    avl_row_list_t step = {slots, attend->device_slots + line, attend->rows};
+    add_piece(attend, &step, 0);
+    avl_row_list_t positions = {attend->positions, attend->device_positions, attend->rows};
+    if (attend->evicts_text && call->layer == 0)
+        add_piece(attend, &positions, 0);
+    AVL_TRY(avl_publish(options->device, &(avl_publish_args_t){.items = attend->pieces,
+                                                               .item_count = attend->piece_count}));
     avl_kv_view_t view = avl_pages_view(options->pages);
     /* Where rows stand matters to sequences that evict text alone. */
     bool notes = attend->evicts_text;
@@ -469,10 +489,46 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
     return AVL_OK;
 }
 
+/* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
+ * rank has a part of the scores, every row is visible, and no rows are moved. */
+static bool chooses_on_device(const avl_attend_t *attend) {
+    const avl_attend_options_t *options = &attend->options;
+    if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
+        return false;
+    for (int i = 0; i < attend->item_count; i++) {
+        if (!attend->item_runs[i]->decode)
+            return false;
+    }
+    return true;
+}
+
+static avl_status_t choose_on_device(avl_attend_t *attend, int layer_index) {
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_selection_item_t *item = &attend->items[i];
+        avl_sequence_layer_t *layer = &attend->item_runs[i]->sequence->layers[layer_index];
+        attend->choices[i] = (avl_choose_item_t){
+            .scores = item->weights,
+            .count = item->count,
+            .keep = item->keep,
+            .rows = layer->visual.slots.device,
+            .list = layer->core.device,
+        };
+        layer->core.count = item->keep;
+        layer->core_is_ahead = true;
+    }
+    return avl_choose(
+        attend->options.device,
+        &(avl_choose_args_t){.items = attend->choices, .item_count = attend->item_count});
+}
+
 /* Joins the collectives of a selection whatever `own` says. */
 static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t own) {
     if (attend->item_count == 0)
         return own;
+    if (chooses_on_device(attend)) {
+        AVL_TRY(own);
+        return choose_on_device(attend, layer);
+    }
     AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count, own));
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];

@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "worker/attend.h"
 #include "worker/prompt_cache.h"
+#include "worker/visual_store.h"
 
 /* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
  * or of one picture, travel. */
@@ -738,4 +739,13 @@ avl_pages_counts_t avl_engine_pages(const avl_engine_t *engine) {
 
 const avl_sequence_t *avl_engine_sequence(const avl_engine_t *engine, int32_t sequence) {
     return engine->sequences[sequence];
+}
+
+avl_status_t avl_engine_inspect(avl_engine_t *engine, int32_t index,
+                                const avl_sequence_t **sequence_p) {
+    avl_sequence_t *sequence = engine->sequences[index];
+    for (int layer = 0; sequence != NULL && layer < sequence->layer_count; layer++)
+        AVL_TRY(avl_visual_store_settle(sequence, layer));
+    *sequence_p = sequence;
+    return AVL_OK;
 }

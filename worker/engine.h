@@ -83,5 +83,8 @@ int64_t avl_engine_page_bytes(const avl_engine_t *engine);
 avl_pages_counts_t avl_engine_pages(const avl_engine_t *engine);
 /* A live sequence, or NULL: to report and to inspect. */
 const avl_sequence_t *avl_engine_sequence(const avl_engine_t *engine, int32_t sequence);
+/* The same with all that the host knows of it up to date: waits for the device. */
+AVL_MUST_CHECK avl_status_t avl_engine_inspect(avl_engine_t *engine, int32_t sequence,
+                                               const avl_sequence_t **sequence_p);
 
 #endif

@@ -76,6 +76,9 @@ typedef struct avl_sequence_layer {
     float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
     bool filled_hole; /* this step's decode row went to each head's hole (worker/text_rank.h) */
+    /* The device made the core in force by itself: core.host and core_indices are of an older one
+     * until avl_visual_store_settle. Only what inspects a sequence looks at them. */
+    bool core_is_ahead;
 } avl_sequence_layer_t;
 
 /* Where the attention of decode steps would lie if they read all visual rows: sums over steps,

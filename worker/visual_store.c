@@ -26,6 +26,7 @@ static avl_status_t list_core(avl_sequence_t *sequence, avl_sequence_layer_t *la
         AVL_ASSERT(layer->core_indices[i] < store->count);
         layer->core.host[i] = store->host[layer->core_indices[i]];
     }
+    layer->core_is_ahead = false;
     return avl_sequence_publish(sequence, &layer->core, 0);
 }
 
@@ -106,6 +107,27 @@ avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index
     AVL_ASSERT(layer->selected && chosen->keep == sequence->shape.core_rows);
     memcpy(layer->core_indices, chosen->indices, (size_t)chosen->keep * sizeof *chosen->indices);
     return list_core(sequence, layer);
+}
+
+avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer_index) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    if (!layer->core_is_ahead)
+        return AVL_OK;
+    AVL_TRY(sequence->device->ops->download(sequence->device, layer->core.host, layer->core.device,
+                                            (size_t)layer->core.count * sizeof *layer->core.host));
+    /* A part of the store, in the same order. */
+    int32_t place = 0;
+    for (int32_t i = 0; i < layer->core.count; i++, place++) {
+        while (place < layer->visual.slots.count &&
+               layer->visual.slots.host[place] != layer->core.host[i])
+            place++;
+        if (place == layer->visual.slots.count)
+            return avl_fail(AVL_ERR_INTERNAL, "layer %d: core row %d is in slot %d, not a store's",
+                            layer_index, i, layer->core.host[i]);
+        layer->core_indices[i] = place;
+    }
+    layer->core_is_ahead = false;
+    return AVL_OK;
 }
 
 /* The core as it is after `step` (0: the prompt). */

@@ -36,6 +36,10 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, av
 AVL_MUST_CHECK avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer,
                                                       int32_t step);
 
+/* Brings the host's copies of the core up to date where the device is ahead of them. Waits for the
+ * device. Errors: AVL_ERR_DEVICE; AVL_ERR_INTERNAL for a core that is no part of the store. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer);
+
 /* The visual rows that decode step `step` at `position` reads; only those at or after
  * `visible_first`. *skipped_p: how many of the list's first rows are not visible. */
 avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer, int32_t step,

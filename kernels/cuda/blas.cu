@@ -1,8 +1,9 @@
 /* kernels/cuda/blas.cu: cuBLASLt. Its matrices are column-major, so our row-major output [T, N] is
  * its N x T, the product of the transposed weight and the input.
  *
- * Asking the library which algorithm to use costs as much as a small product, so answers are kept
- * per shape in a table of fixed size that forgets what it must. */
+ * Asking the library which algorithm to use costs as much as a small product, and describing one to
+ * it costs as much as a launch, so both are kept per shape in a table of fixed size that forgets
+ * what it must. */
 #include "kernels/cuda/blas.h"
 
 #include <stdlib.h>
@@ -22,18 +23,19 @@ typedef struct key {
     int32_t alignments[4]; /* weight, input, output, bias, in bytes */
 } product_key_t;
 
-typedef struct plan {
-    product_key_t key;
-    int is_set, is_possible;
-    cublasLtMatmulAlgo_t algorithm;
-} plan_t;
-
 /* The library's descriptions of one product. */
 typedef struct description {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t weight, input, output;
     cublasLtMatmulPreference_t preference;
 } description_t;
+
+typedef struct plan {
+    product_key_t key;
+    int is_set, is_possible;
+    cublasLtMatmulAlgo_t algorithm;
+    description_t description; /* when it is possible; the bias is set anew for every product */
+} plan_t;
 
 avl_status_t blas_status(cublasStatus_t status, const char *what) {
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -214,30 +216,42 @@ avl_status_t run(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
 
 } // namespace
 
+/* Forgets what the place held and finds out how the product is made. */
+static avl_status_t make_plan(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
+                              const product_key_t *key, plan_t *plan) {
+    destroy_description(&plan->description);
+    memset(plan, 0, sizeof *plan);
+    plan->key = *key;
+    description_t description = {};
+    avl_status_t status = AVL_OK;
+    AVL_TRY_GOTO(status, describe_operation(product, &description), err);
+    AVL_TRY_GOTO(status, describe_layouts(product, &description), err);
+    AVL_TRY_GOTO(status, describe_preference(key, &description), err);
+    AVL_TRY_GOTO(status, find_plan(blas, &description, plan), err);
+    plan->description = description;
+    return AVL_OK;
+
+err:
+    plan->is_set = 0;
+    destroy_description(&description);
+    return status;
+}
+
 avl_status_t avl_cuda_blas_product(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
                                    int *done_p) {
     *done_p = 0;
     product_key_t key = key_of(product);
     plan_t *plan = &blas->plans[hash_of(&key)];
-    int is_known = plan->is_set && memcmp(&plan->key, &key, sizeof key) == 0;
-    if (is_known && !plan->is_possible)
+    if (!plan->is_set || memcmp(&plan->key, &key, sizeof key) != 0)
+        AVL_TRY(make_plan(blas, product, &key, plan));
+    else if (plan->is_possible && product->bias != nullptr)
+        AVL_TRY(set_operation(plan->description.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                              &product->bias, sizeof product->bias));
+    if (!plan->is_possible)
         return AVL_OK;
-    description_t description = {};
-    avl_status_t status = AVL_OK;
-    AVL_TRY_GOTO(status, describe_operation(product, &description), out);
-    AVL_TRY_GOTO(status, describe_layouts(product, &description), out);
-    if (!is_known) {
-        AVL_TRY_GOTO(status, describe_preference(&key, &description), out);
-        plan->key = key;
-        AVL_TRY_GOTO(status, find_plan(blas, &description, plan), out);
-    }
-    if (plan->is_possible) {
-        AVL_TRY_GOTO(status, run(blas, product, &description, plan), out);
-        *done_p = 1;
-    }
-out:
-    destroy_description(&description);
-    return status;
+    AVL_TRY(run(blas, product, &plan->description, plan));
+    *done_p = 1;
+    return AVL_OK;
 }
 
 avl_status_t avl_cuda_blas_create(cudaStream_t stream, avl_cuda_blas_t **blas_p) {
@@ -261,6 +275,8 @@ err:
 void avl_cuda_blas_destroy(avl_cuda_blas_t *blas) {
     if (blas == nullptr)
         return;
+    for (int i = 0; i < PLANS; i++)
+        destroy_description(&blas->plans[i].description);
     (void)cudaFree(blas->workspace);
     if (blas->handle != nullptr)
         (void)cublasLtDestroy(blas->handle);

@@ -193,7 +193,8 @@ static void expect_entry(rig_t *rig, const rig_case_t *data, const json_t *entry
     }
     avl_scheduler_submit(rig_scheduler(rig), request);
     while (rig_step(rig)) {
-        const avl_sequence_t *sequence = avl_engine_sequence(rig_engine(rig, 0), 0);
+        const avl_sequence_t *sequence = NULL;
+        assert_int_equal(avl_engine_inspect(rig_engine(rig, 0), 0, &sequence), AVL_OK);
         if (sequence == NULL || !avl || json_object_get(entry, "secondary") == NULL ||
             sequence->rows_done < data->row_count)
             continue;
