@@ -57,4 +57,24 @@ static inline float avl_f16_to_f32(uint16_t value) {
     return result;
 }
 
+/* Round to nearest, ties to even; beyond the range infinity, and a NaN stays a (quiet) NaN. */
+static inline uint16_t avl_f32_to_f16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u);
+    if (magnitude >= 0x47800000u) /* 2^16 */
+        return (uint16_t)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { /* 2^-14: a subnormal is a whole number of 2^-24 */
+        float scaled;
+        memcpy(&scaled, &magnitude, sizeof scaled);
+        scaled = scaled * 0x1p24f + 0x1p23f; /* the sum rounds */
+        memcpy(&magnitude, &scaled, sizeof magnitude);
+        return (uint16_t)(sign | (magnitude - 0x4b000000u));
+    }
+    magnitude += 0xfffu + (magnitude >> 13 & 1u);
+    return (uint16_t)(sign | (magnitude - 0x38000000u) >> 13);
+}
+
 #endif

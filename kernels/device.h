@@ -27,6 +27,7 @@ typedef struct avl_device_info {
     size_t memory_bytes;    /* available to this process when the device was opened */
     int threads;            /* CPU: worker threads */
     avl_dtype_t fast_dtype; /* what --dtype auto takes for 16-bit checkpoints */
+    int has_f16;            /* computes in f16 as well as in f32 and bf16 */
 } avl_device_info_t;
 
 struct avl_linear_args;
@@ -46,6 +47,7 @@ struct avl_topk_args;
 struct avl_argmax_args;
 struct avl_choose_args;
 struct avl_publish_args;
+struct avl_round_args;
 struct avl_attention_demand;
 struct avl_text_weights_args;
 struct avl_text_update_args;
@@ -78,6 +80,7 @@ typedef struct avl_device_ops {
     avl_status_t (*argmax)(avl_device_t *, const struct avl_argmax_args *);
     avl_status_t (*choose)(avl_device_t *, const struct avl_choose_args *);
     avl_status_t (*publish)(avl_device_t *, const struct avl_publish_args *);
+    avl_status_t (*round)(avl_device_t *, const struct avl_round_args *);
     avl_status_t (*text_weights)(avl_device_t *, const struct avl_text_weights_args *);
     avl_status_t (*text_update)(avl_device_t *, const struct avl_text_update_args *);
 

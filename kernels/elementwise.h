@@ -114,6 +114,14 @@ typedef struct avl_rope_args {
     avl_dtype_t dtype;
 } avl_rope_args_t;
 
+/* output[i] = input[i] rounded to the 16-bit format `dtype`, f32 [count]; no overlap. */
+typedef struct avl_round_args {
+    const float *input;
+    void *output;
+    int64_t count;
+    avl_dtype_t dtype;
+} avl_round_args_t;
+
 #define AVL_DEVICE_CALL(name)                                                                      \
     static inline AVL_MUST_CHECK avl_status_t avl_##name(avl_device_t *device,                     \
                                                          const avl_##name##_args_t *args) {        \
@@ -127,6 +135,7 @@ AVL_DEVICE_CALL(embed)
 AVL_DEVICE_CALL(patches)
 AVL_DEVICE_CALL(copy_rows)
 AVL_DEVICE_CALL(rope)
+AVL_DEVICE_CALL(round)
 #undef AVL_DEVICE_CALL
 
 #endif

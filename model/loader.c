@@ -65,13 +65,18 @@ static void convert_row(const rectangle_t *part, int64_t row) {
         memcpy(target, source, (size_t)part->columns * 2);
         return;
     }
+    if (part->target_dtype == AVL_DTYPE_F16) {
+        for (int64_t column = 0; column < part->columns; column++)
+            target[column] = avl_f32_to_f16(value_at(source, part->source_dtype, column));
+        return;
+    }
     for (int64_t column = 0; column < part->columns; column++)
         target[column] = avl_f32_to_bf16(value_at(source, part->source_dtype, column));
 }
 
 /* Checks and converts; the index (row * columns + column) of the first value that is not finite, or
- * NOT_FOUND. A finite f32 beyond bf16's largest number becomes infinite by rounding: that is found
- * as well. */
+ * NOT_FOUND. A finite number beyond the target's largest one becomes infinite by rounding: that is
+ * found as well. */
 static int64_t take_rectangle(const rectangle_t *part, int threads) {
     int64_t bad_row = NOT_FOUND;
     int64_t target_bytes = (int64_t)avl_dtype_bytes(part->target_dtype) * part->columns;
@@ -128,7 +133,7 @@ static avl_status_t not_finite(const char *name, int64_t row, int64_t column, fl
                     (long long)column,
                     isnan(value)   ? "not a number"
                     : isinf(value) ? "infinite"
-                                   : "too large for bf16");
+                                   : "too large for the model's number format");
 }
 
 /* Host memory through which weights go to a device that the host cannot write to. */

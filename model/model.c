@@ -53,10 +53,12 @@ avl_status_t avl_model_reduce_add(avl_model_t *model, float *stream, float *part
     return AVL_OK;
 }
 
-static avl_status_t check_options(const avl_config_t *config, const avl_model_options_t *options) {
-    if (options->dtype != AVL_DTYPE_F32 && options->dtype != AVL_DTYPE_BF16)
-        return avl_fail(AVL_ERR_UNSUPPORTED, "a model computes in f32 or bf16, not in %s",
-                        avl_dtype_name(options->dtype));
+static avl_status_t check_options(const avl_config_t *config, const avl_device_t *device,
+                                  const avl_model_options_t *options) {
+    if (options->dtype != AVL_DTYPE_F32 && options->dtype != AVL_DTYPE_BF16 &&
+        !(options->dtype == AVL_DTYPE_F16 && device->info.has_f16))
+        return avl_fail(AVL_ERR_UNSUPPORTED, "a model computes in f32 or bf16 on %s, not in %s",
+                        device->info.name, avl_dtype_name(options->dtype));
     if (options->rows_max < 1 || options->tiles_max < 1 || options->logit_rows_max < 1)
         return avl_fail(AVL_ERR_INVALID, "model limits: %d rows, %d tiles, %d logit rows",
                         options->rows_max, options->tiles_max, options->logit_rows_max);
@@ -124,8 +126,8 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* Host memory beside the activations: for all that ranks exchange of what their devices computed,
- * and for the tower's rows, which are rounded on the host. */
+/* Host memory beside the activations: for all that ranks exchange of what their devices computed.
+ */
 static avl_status_t allocate_exchange(avl_model_t *model) {
     const avl_model_options_t *options = &model->options;
     const avl_vision_config_t *vision = &model->config.model.vision;
@@ -208,7 +210,7 @@ static avl_status_t prepare_kernels(const avl_model_t *model) {
 static avl_status_t create_local(const avl_config_t *config, const avl_weights_t *weights,
                                  avl_device_t *device, avl_group_t *group,
                                  const avl_model_options_t *options, avl_model_t **model_p) {
-    AVL_TRY(check_options(config, options));
+    AVL_TRY(check_options(config, device, options));
     avl_model_t *model;
     AVL_TRY(avl_alloc(1, sizeof *model, "model", &model));
     model->config = *config;

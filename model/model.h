@@ -44,7 +44,7 @@ AVL_MUST_CHECK avl_status_t avl_shards_plan(const avl_model_config_t *config, in
                                             avl_shards_t *shards_p);
 
 typedef struct avl_model_options {
-    avl_dtype_t dtype; /* of weights and activations: f32 or bf16 */
+    avl_dtype_t dtype; /* of weights and activations: f32, bf16, or f16 where the device has it */
     int rows_max;      /* rows of one forward call: sizes the activations */
     int tiles_max;     /* tiles of one vision call */
     int logit_rows_max;

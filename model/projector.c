@@ -4,7 +4,6 @@
  * over the ranks. For llava_next the rows of tile 0 come first, then the grid's rows inside the
  * unpadded window with image_newline after each
  * (LlavaNextForConditionalGeneration.pack_image_features). */
-#include <string.h>
 
 #include "model/network.h"
 
@@ -44,32 +43,17 @@ void avl_projector_layout(avl_model_t *model, avl_arena_t *arena) {
     projector->targets = avl_arena_take(arena, rows, sizeof(int32_t));
 }
 
-static void round_to_bf16(const void *source, void *target, int64_t count) {
-    for (int64_t index = 0; index < count; index++) {
-        float value;
-        memcpy(&value, (const char *)source + index * 4, sizeof value);
-        uint16_t bits = avl_f32_to_bf16(value);
-        memcpy((char *)target + index * 2, &bits, sizeof bits);
-    }
-}
-
-/* The tower's f32 rows as the products' input. What another device computed is rounded in the
- * exchange, in place: an element is read before anything is written over it. */
+/* The tower's f32 rows as the products' input. */
 static avl_status_t take_input(avl_model_t *model, int64_t count, const void **input_p) {
-    avl_device_t *device = model->device;
     if (model->options.dtype == AVL_DTYPE_F32) {
         *input_p = model->vision.chosen;
         return AVL_OK;
     }
     *input_p = model->projector.input;
-    if (device->is_host) {
-        round_to_bf16(model->vision.chosen, model->projector.input, count);
-        return AVL_OK;
-    }
-    AVL_TRY(device->ops->download(device, model->exchange, model->vision.chosen,
-                                  (size_t)count * sizeof(float)));
-    round_to_bf16(model->exchange, model->exchange, count);
-    return device->ops->upload(device, model->projector.input, model->exchange, (size_t)count * 2);
+    return avl_round(model->device, &(avl_round_args_t){.input = model->vision.chosen,
+                                                        .output = model->projector.input,
+                                                        .count = count,
+                                                        .dtype = model->options.dtype});
 }
 
 /* This rank's part of the projection, into `projected`. */

@@ -203,6 +203,8 @@ static avl_status_t normalize(avl_model_t *model, const avl_layer_norm_t *norm, 
                                                       .output_dtype = model->options.dtype});
 }
 
+enum { TILES_PER_CALL = 16 };
+
 /* Every tile attends to itself, all of its rows to all. */
 static avl_status_t attend(avl_model_t *model, int tiles, int head_width) {
     avl_vision_t *vision = &model->vision;
@@ -222,16 +224,19 @@ static avl_status_t attend(avl_model_t *model, int tiles, int head_width) {
                .head_width = head_width,
                .dtype = model->options.dtype},
         .heads = {.query_heads = heads, .group = 1},
-        .sequence_count = 1,
         .output = vision->attended,
         .output_stride = columns,
         .scale = 1.0f / sqrtf((float)head_width),
     };
-    for (int tile = 0; tile < tiles; tile++) {
-        int64_t first = (int64_t)tile * rows;
-        avl_attention_sequence_t sequence = {
-            .first_query = first, .query_count = rows, .row_count = rows, .first_row = first};
-        args.sequences = &sequence;
+    avl_attention_sequence_t sequences[TILES_PER_CALL];
+    args.sequences = sequences;
+    for (int tile = 0; tile < tiles; tile += args.sequence_count) {
+        args.sequence_count = tiles - tile < TILES_PER_CALL ? tiles - tile : TILES_PER_CALL;
+        for (int i = 0; i < args.sequence_count; i++) {
+            int64_t first = (int64_t)(tile + i) * rows;
+            sequences[i] = (avl_attention_sequence_t){
+                .first_query = first, .query_count = rows, .row_count = rows, .first_row = first};
+        }
         AVL_TRY(avl_attention(model->device, &args));
     }
     return AVL_OK;

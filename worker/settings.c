@@ -38,7 +38,11 @@ static const struct argp_option options[] = {
      0},
     {"link", 0, NULL, OPTION_ALIAS, NULL, 0},
     {"device", OPTION_DEVICE, "NAME", 0, "auto, cpu or cuda (default: auto)", 0},
-    {"dtype", OPTION_DTYPE, "NAME", 0, "auto, f32 or bf16 (default: auto)", 0},
+    {"dtype", OPTION_DTYPE, "NAME", 0,
+     "auto, f32, bf16, or f16 with --device cuda (default: auto: f32 for f32 checkpoints, f16 for "
+     "f16 "
+     "ones where the device has it, else what is fastest)",
+     0},
     {"threads", OPTION_THREADS, "N", 0,
      "CPU threads of this rank (default: its share of the host's cores)", 0},
     {"memory", OPTION_MEMORY, "BYTES", 0,
@@ -208,14 +212,21 @@ avl_engine_limits_t avl_worker_limits(const avl_worker_settings_t *settings,
 avl_status_t avl_worker_dtype(const char *name, const avl_config_t *config,
                               const avl_device_t *device, avl_dtype_t *dtype_p) {
     if (strcmp(name, "auto") == 0)
-        *dtype_p =
-            config->model.weights_dtype == AVL_DTYPE_F32 ? AVL_DTYPE_F32 : device->info.fast_dtype;
+        *dtype_p = config->model.weights_dtype == AVL_DTYPE_F32 ||
+                           (config->model.weights_dtype == AVL_DTYPE_F16 && device->info.has_f16)
+                       ? config->model.weights_dtype
+                       : device->info.fast_dtype;
     else if (strcmp(name, "f32") == 0)
         *dtype_p = AVL_DTYPE_F32;
     else if (strcmp(name, "bf16") == 0)
         *dtype_p = AVL_DTYPE_BF16;
+    else if (strcmp(name, "f16") == 0 && device->info.has_f16)
+        *dtype_p = AVL_DTYPE_F16;
+    else if (strcmp(name, "f16") == 0)
+        return avl_fail(AVL_ERR_INVALID, "--dtype is f16, which %s does not compute in",
+                        device->info.name);
     else
-        return avl_fail(AVL_ERR_INVALID, "--dtype is \"%s\"; allowed: auto, f32, bf16", name);
+        return avl_fail(AVL_ERR_INVALID, "--dtype is \"%s\"; allowed: auto, f32, bf16, f16", name);
     return AVL_OK;
 }
 

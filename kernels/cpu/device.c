@@ -234,6 +234,7 @@ static const avl_device_ops_t cpu_ops = {
     .argmax = avl_cpu_argmax,
     .choose = avl_cpu_choose,
     .publish = avl_cpu_publish,
+    .round = avl_cpu_round,
     .text_weights = avl_cpu_text_weights,
     .text_update = avl_cpu_text_update,
     .prepare_linear = avl_cpu_prepare_linear,

@@ -171,6 +171,7 @@ avl_status_t avl_cpu_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cpu_argmax(avl_device_t *device, const avl_argmax_args_t *args);
 avl_status_t avl_cpu_choose(avl_device_t *device, const avl_choose_args_t *args);
 avl_status_t avl_cpu_publish(avl_device_t *device, const avl_publish_args_t *args);
+avl_status_t avl_cpu_round(avl_device_t *device, const avl_round_args_t *args);
 avl_status_t avl_cpu_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 

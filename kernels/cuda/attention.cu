@@ -1,10 +1,11 @@
 /* kernels/cuda/attention.cu: prompt and picture attention over row lists.
  *
- * For bf16: a block takes 64 queries of one head, a warp 16 of them, and walks the visible rows in
- * tiles of 64, brought to shared memory row by row while the tile before is computed; both products
- * run on the tensor cores with f32 sums, and the softmax is kept running (FlashAttention-2, Dao
- * 2023). Queries stay in registers, and weights go from one product to the other without leaving
- * them, because the layouts of a product's result and of its left operand agree.
+ * For bf16 and f16: a block takes 64 queries of one head, a warp 16 of them, and walks the visible
+ * rows in tiles of 64, brought to shared memory row by row while the tile before is computed; both
+ * products run on the tensor cores with f32 sums, and the softmax is kept running
+ * (FlashAttention-2, Dao 2023). Queries stay in registers, and weights go from one product to the
+ * other without leaving them, because the layouts of a product's result and of its left operand
+ * agree.
  *
  * For f32, odd widths and unaligned rows: a plain kernel, one query of one head a block.
  *
@@ -21,7 +22,7 @@ constexpr int WARPS = THREADS / AVL_WARP;
 constexpr int QUERIES = 16 * WARPS;
 constexpr int KEYS = 64;
 constexpr int STAGES = 2;
-constexpr int VECTOR = 8; /* bf16 numbers of 16 bytes */
+constexpr int VECTOR = 8; /* 16-bit numbers of 16 bytes */
 constexpr int PADDING = 8;
 constexpr int INLINE_SEQUENCES = 32;
 constexpr int HEAD_WIDTH_MAX = 4096;
@@ -119,7 +120,7 @@ __device__ __forceinline__ int is_edge(const params_t &params, const task_t &tas
 }
 
 /* scores[16, KEYS] = queries keys^T, masked. */
-template <int WIDTH>
+template <typename T, int WIDTH>
 __device__ __forceinline__ void score_tile(const params_t &params, const task_t &task, int tile,
                                            const uint32_t (&queries)[WIDTH / 16][4],
                                            const uint16_t (*keys)[WIDTH + PADDING],
@@ -133,8 +134,8 @@ __device__ __forceinline__ void score_tile(const params_t &params, const task_t 
             uint32_t parts[4];
             avl_load_matrices(parts, &keys[n * 8 + lane % 8][pair * 32 + lane / 8 * 8]);
             const uint32_t low[2] = {parts[0], parts[1]}, high[2] = {parts[2], parts[3]};
-            avl_mma_bf16(scores[n], queries[2 * pair], low);
-            avl_mma_bf16(scores[n], queries[2 * pair + 1], high);
+            avl_sixteen<T>::multiply(scores[n], queries[2 * pair], low);
+            avl_sixteen<T>::multiply(scores[n], queries[2 * pair + 1], high);
         }
     }
     if (!is_edge(params, task, tile))
@@ -185,13 +186,14 @@ __device__ __forceinline__ void soften_tile(float factor, float (&scores)[KEYS /
 }
 
 /* The weights of 16 rows as left operands. */
+template <typename T>
 __device__ __forceinline__ void pack_weights(const float (&weights)[KEYS / 8][4], int step,
                                              uint32_t (&a)[4]) {
     const float(&left)[4] = weights[2 * step], (&right)[4] = weights[2 * step + 1];
-    a[0] = avl_bf16_pack(left[0], left[1]);
-    a[1] = avl_bf16_pack(left[2], left[3]);
-    a[2] = avl_bf16_pack(right[0], right[1]);
-    a[3] = avl_bf16_pack(right[2], right[3]);
+    a[0] = avl_sixteen<T>::pack(left[0], left[1]);
+    a[1] = avl_sixteen<T>::pack(left[2], left[3]);
+    a[2] = avl_sixteen<T>::pack(right[0], right[1]);
+    a[3] = avl_sixteen<T>::pack(right[2], right[3]);
 }
 
 /* 16 rows of 16 columns of values as right operands. */
@@ -203,42 +205,51 @@ __device__ __forceinline__ void load_values(const uint16_t (*values)[WIDTH + PAD
         parts, &values[step * 16 + matrix % 2 * 8 + lane % 8][pair * 16 + matrix / 2 * 8]);
 }
 
+/* Whether the lower or the upper of two numbers is not finite. */
+template <typename T> __device__ __forceinline__ int is_low_bad(uint32_t pair) {
+    constexpr uint32_t exponent = avl_sixteen<T>::exponent;
+    return (pair & exponent) == exponent;
+}
+template <typename T> __device__ __forceinline__ int is_high_bad(uint32_t pair) {
+    return is_low_bad<T>(pair >> 16);
+}
+
 /* Zeros for the numbers that are not finite. */
-__device__ __forceinline__ uint32_t without_bad(uint32_t pair) {
-    pair = (pair & 0x7f80u) == 0x7f80u ? pair & 0xffff0000u : pair;
-    return (pair & 0x7f800000u) == 0x7f800000u ? pair & 0xffffu : pair;
+template <typename T> __device__ __forceinline__ uint32_t without_bad(uint32_t pair) {
+    pair = is_low_bad<T>(pair) ? pair & 0xffff0000u : pair;
+    return is_high_bad<T>(pair) ? pair & 0xffffu : pair;
 }
 
 /* sums[16, WIDTH] += weights values; HAS_BAD: but for values that are not finite. */
-template <int WIDTH, bool HAS_BAD>
+template <typename T, int WIDTH, bool HAS_BAD>
 __device__ __forceinline__ void add_tile(const float (&weights)[KEYS / 8][4],
                                          const uint16_t (*values)[WIDTH + PADDING],
                                          float (&sums)[WIDTH / 8][4]) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++) {
         uint32_t a[4];
-        pack_weights(weights, step, a);
+        pack_weights<T>(weights, step, a);
 #pragma unroll
         for (int pair = 0; pair < WIDTH / 16; pair++) {
             uint32_t parts[4];
             load_values<WIDTH>(values, step, pair, parts);
             for (int i = 0; i < 4 && HAS_BAD; i++)
-                parts[i] = without_bad(parts[i]);
+                parts[i] = without_bad<T>(parts[i]);
             const uint32_t low[2] = {parts[0], parts[1]}, high[2] = {parts[2], parts[3]};
-            avl_mma_bf16(sums[2 * pair], a, low);
-            avl_mma_bf16(sums[2 * pair + 1], a, high);
+            avl_sixteen<T>::multiply(sums[2 * pair], a, low);
+            avl_sixteen<T>::multiply(sums[2 * pair + 1], a, high);
         }
     }
 }
 
 /* The same for all lanes of the warp. */
-template <int WIDTH>
+template <typename T, int WIDTH>
 __device__ __forceinline__ int tile_is_finite(const uint16_t (*values)[WIDTH + PADDING]) {
     unsigned bad = 0;
     for (int i = (int)threadIdx.x % AVL_WARP; i < KEYS * WIDTH / 2; i += AVL_WARP) {
         uint32_t pair;
         memcpy(&pair, &values[i / (WIDTH / 2)][i % (WIDTH / 2) * 2], sizeof pair);
-        bad |= (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
+        bad |= is_low_bad<T>(pair) || is_high_bad<T>(pair);
     }
     for (int bit = AVL_WARP / 2; bit > 0; bit /= 2)
         bad |= __shfl_xor_sync(AVL_ALL_LANES, bad, bit);
@@ -246,14 +257,14 @@ __device__ __forceinline__ int tile_is_finite(const uint16_t (*values)[WIDTH + P
 }
 
 /* Ones where one of the two numbers is not finite. */
-__device__ __forceinline__ uint32_t mark_bad(uint32_t pair) {
-    return ((pair & 0x7f80u) == 0x7f80u ? 0x3f80u : 0u) |
-           ((pair & 0x7f800000u) == 0x7f800000u ? 0x3f800000u : 0u);
+template <typename T> __device__ __forceinline__ uint32_t mark_bad(uint32_t pair) {
+    constexpr uint32_t one = avl_sixteen<T>::one;
+    return (is_low_bad<T>(pair) ? one : 0u) | (is_high_bad<T>(pair) ? one << 16 : 0u);
 }
 
 /* Makes undefined the sums of queries with a weight for a value that is not finite; add_tile has
  * left those values out, because a product takes hidden rows along with a weight of 0. */
-template <int WIDTH>
+template <typename T, int WIDTH>
 __device__ __forceinline__ void spoil_sums(const float (&weights)[KEYS / 8][4],
                                            const uint16_t (*values)[WIDTH + PADDING],
                                            float (&sums)[WIDTH / 8][4]) {
@@ -263,12 +274,12 @@ __device__ __forceinline__ void spoil_sums(const float (&weights)[KEYS / 8][4],
 #pragma unroll
         for (int step = 0; step < KEYS / 16; step++) {
             uint32_t a[4], parts[4];
-            pack_weights(weights, step, a);
+            pack_weights<T>(weights, step, a);
             load_values<WIDTH>(values, step, pair, parts);
-            const uint32_t low[2] = {mark_bad(parts[0]), mark_bad(parts[1])};
-            const uint32_t high[2] = {mark_bad(parts[2]), mark_bad(parts[3])};
-            avl_mma_bf16(marks[0], a, low);
-            avl_mma_bf16(marks[1], a, high);
+            const uint32_t low[2] = {mark_bad<T>(parts[0]), mark_bad<T>(parts[1])};
+            const uint32_t high[2] = {mark_bad<T>(parts[2]), mark_bad<T>(parts[3])};
+            avl_sixteen<T>::multiply(marks[0], a, low);
+            avl_sixteen<T>::multiply(marks[1], a, high);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -278,7 +289,7 @@ __device__ __forceinline__ void spoil_sums(const float (&weights)[KEYS / 8][4],
     }
 }
 
-template <int WIDTH>
+template <typename T, int WIDTH>
 __device__ __forceinline__ void write_queries(const params_t &params, const task_t &task,
                                               const float (&total)[2],
                                               const float (&sums)[WIDTH / 8][4]) {
@@ -297,7 +308,7 @@ __device__ __forceinline__ void write_queries(const params_t &params, const task
             int column = n * 8 + lane % 4 * 2;
             if (column < params.kv.head_width)
                 *(uint32_t *)(row + column) =
-                    avl_bf16_pack(sums[n][2 * half] / whole, sums[n][2 * half + 1] / whole);
+                    avl_sixteen<T>::pack(sums[n][2 * half] / whole, sums[n][2 * half + 1] / whole);
         }
     }
 }
@@ -323,7 +334,7 @@ __device__ __forceinline__ int find_task(const params_t &params, task_t *task) {
     return 1;
 }
 
-template <int WIDTH>
+template <typename T, int WIDTH>
 __global__ void __launch_bounds__(THREADS) tensor_kernel(const __grid_constant__ params_t params) {
     typedef uint16_t tile_t[KEYS][WIDTH + PADDING];
     AVL_SHARED_BYTES(shared);
@@ -352,17 +363,17 @@ __global__ void __launch_bounds__(THREADS) tensor_kernel(const __grid_constant__
         }
         __syncthreads();
         float scores[KEYS / 8][4];
-        score_tile<WIDTH>(params, task, tile, queries, keys[stage], scores);
+        score_tile<T, WIDTH>(params, task, tile, queries, keys[stage], scores);
         soften_tile<WIDTH>(factor, scores, largest, total, sums);
-        if (is_edge(params, task, tile) && !tile_is_finite<WIDTH>(values[stage])) {
-            add_tile<WIDTH, true>(scores, values[stage], sums);
-            spoil_sums<WIDTH>(scores, values[stage], sums);
+        if (is_edge(params, task, tile) && !tile_is_finite<T, WIDTH>(values[stage])) {
+            add_tile<T, WIDTH, true>(scores, values[stage], sums);
+            spoil_sums<T, WIDTH>(scores, values[stage], sums);
         } else {
-            add_tile<WIDTH, false>(scores, values[stage], sums);
+            add_tile<T, WIDTH, false>(scores, values[stage], sums);
         }
         __syncthreads(); /* the next round fetches over this stage */
     }
-    write_queries<WIDTH>(params, task, total, sums);
+    write_queries<T, WIDTH>(params, task, total, sums);
 }
 
 /* ---- plain ---- */
@@ -460,22 +471,27 @@ typedef struct plan {
     int queries; /* a block */
 } plan_t;
 
-static plan_t choose(const avl_attention_args_t *args) {
+template <typename T> static plan_t choose_sixteen(const avl_attention_args_t *args) {
     const avl_kv_view_t *kv = &args->kv;
     int width = kv->head_width;
     uint64_t bits = (uintptr_t)kv->keys | (uintptr_t)kv->values | (uint64_t)kv->row_stride * 2 |
                     (uint64_t)width * 2;
     uint64_t pair_bits = (uintptr_t)args->query | (uintptr_t)args->output |
                          (uint64_t)args->query_stride * 2 | (uint64_t)args->output_stride * 2;
-    if (kv->dtype == AVL_DTYPE_F32)
-        return {plain_kernel<float>, plain_shared_bytes(width), 1};
     if (!avl_cuda_divides(bits, 16) || !avl_cuda_divides(pair_bits, 4) || width > 128)
-        return {plain_kernel<uint16_t>, plain_shared_bytes(width), 1};
+        return {plain_kernel<T>, plain_shared_bytes(width), 1};
     if (width <= 64)
-        return {tensor_kernel<64>, tensor_shared_bytes<64>(), QUERIES};
+        return {tensor_kernel<T, 64>, tensor_shared_bytes<64>(), QUERIES};
     if (width <= 96)
-        return {tensor_kernel<96>, tensor_shared_bytes<96>(), QUERIES};
-    return {tensor_kernel<128>, tensor_shared_bytes<128>(), QUERIES};
+        return {tensor_kernel<T, 96>, tensor_shared_bytes<96>(), QUERIES};
+    return {tensor_kernel<T, 128>, tensor_shared_bytes<128>(), QUERIES};
+}
+
+static plan_t choose(const avl_attention_args_t *args) {
+    if (args->kv.dtype == AVL_DTYPE_F32)
+        return {plain_kernel<float>, plain_shared_bytes(args->kv.head_width), 1};
+    return args->kv.dtype == AVL_DTYPE_F16 ? choose_sixteen<avl_f16_t>(args)
+                                           : choose_sixteen<uint16_t>(args);
 }
 
 static avl_status_t launch(avl_cuda_device_t *cuda, const avl_attention_args_t *args,
@@ -514,7 +530,7 @@ static avl_status_t launch(avl_cuda_device_t *cuda, const avl_attention_args_t *
 
 avl_status_t avl_cuda_attention(avl_device_t *device, const avl_attention_args_t *args) {
     avl_cuda_device_t *cuda = avl_cuda_of(device);
-    AVL_TRY(avl_check_heads("attention", &args->kv, &args->heads));
+    AVL_TRY(avl_cuda_check_heads("attention", &args->kv, &args->heads));
     AVL_CHECK_SHAPE(args->window >= 0, "attention: the window is negative, %d", args->window);
     AVL_TRY(avl_check_array("attention", "sequences", args->sequences, args->sequence_count));
     if (args->heads.query_heads == 0)

@@ -44,7 +44,7 @@ avl_status_t blas_status(cublasStatus_t status, const char *what) {
 }
 
 cudaDataType_t type_of(int32_t dtype) {
-    return dtype == AVL_DTYPE_F32 ? CUDA_R_32F : CUDA_R_16BF;
+    return dtype == AVL_DTYPE_F32 ? CUDA_R_32F : dtype == AVL_DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
 /* The largest power of two up to 256 that divides an address. */

@@ -7,8 +7,8 @@
  * sequence's spans alone, and one launch serves the batch. When weights are wanted, raw logits of
  * the visual rows are kept, and a second small kernel turns them into weights.
  *
- * Two forms: 16-byte loads for bf16 heads of a multiple of 8 up to 256, aligned; a plain one for
- * the rest. */
+ * Two forms: 16-byte loads for bf16 and f16 heads of a multiple of 8 up to 256, aligned; a plain
+ * one for the rest. */
 #include <inttypes.h>
 
 #include "kernels/cuda/device.h"
@@ -29,7 +29,7 @@ constexpr int WARPS = THREADS / AVL_WARP;
 constexpr int CHUNK = AVL_DECODE_CHUNK;   /* rows a block: 128 KB of cache at 128 wide bf16 heads */
 constexpr int INLINE_ENTRIES = 24;        /* travel in the launch's parameters, of 4 KB at most */
 constexpr int UNROLL = AVL_DECODE_UNROLL; /* rows under way for every thread */
-constexpr int VECTOR = 8;                 /* bf16 numbers of a 16-byte load */
+constexpr int VECTOR = 8;                 /* 16-bit numbers of a 16-byte load */
 constexpr int VECTOR_WIDTH_MAX = 256;
 constexpr int WEIGHT_THREADS = 256;
 constexpr int HEAD_WIDTH_MAX = 4096;
@@ -221,7 +221,7 @@ __device__ __forceinline__ void finish(const params_t &params, const task_t &tas
 
 /* ---- 16-byte loads: LANES threads a row ---- */
 
-template <int LANES, int HEADS>
+template <typename T, int LANES, int HEADS>
 __device__ __forceinline__ void vector_logits(const params_t &params, const task_t &task,
                                               const int32_t *slots, float (*logits)[CHUNK]) {
     constexpr int STEP = THREADS / LANES;
@@ -237,7 +237,7 @@ __device__ __forceinline__ void vector_logits(const params_t &params, const task
         uint4 packed = make_uint4(0, 0, 0, 0);
         if (is_active && h < task.head_count)
             packed = *(const uint4 *)(query + (int64_t)(task.head + h) * width);
-        avl_unpack(packed, queries[h]);
+        avl_unpack<T>(packed, queries[h]);
     }
     for (int base = 0; base < task.rows; base += STEP * UNROLL) {
         uint4 packed[UNROLL];
@@ -252,7 +252,7 @@ __device__ __forceinline__ void vector_logits(const params_t &params, const task
         for (int u = 0; u < UNROLL; u++) {
             int r = base + u * STEP + group;
             float key[VECTOR];
-            avl_unpack(packed[u], key);
+            avl_unpack<T>(packed[u], key);
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
                 float dot = 0.0f;
@@ -269,7 +269,7 @@ __device__ __forceinline__ void vector_logits(const params_t &params, const task
     }
 }
 
-template <int LANES, int HEADS>
+template <typename T, int LANES, int HEADS>
 __device__ __forceinline__ void vector_values(const params_t &params, const task_t &task,
                                               const int32_t *slots, const float (*weights)[CHUNK],
                                               float *sums) {
@@ -292,7 +292,7 @@ __device__ __forceinline__ void vector_values(const params_t &params, const task
         for (int u = 0; u < UNROLL; u++) {
             int r = base + u * STEP + group;
             float value[VECTOR];
-            avl_unpack(packed[u], value);
+            avl_unpack<T>(packed[u], value);
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
                 float weight = r < task.rows && h < task.head_count ? weights[h][r] : 0.0f;
@@ -332,7 +332,7 @@ template <int LANES, int HEADS> static size_t vector_shared_bytes(void) {
            avl_shared_part(sizeof(int));
 }
 
-template <int LANES, int HEADS>
+template <typename T, int LANES, int HEADS>
 __global__ void __launch_bounds__(THREADS) vector_kernel(const __grid_constant__ params_t params) {
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
@@ -347,13 +347,13 @@ __global__ void __launch_bounds__(THREADS) vector_kernel(const __grid_constant__
         return;
     load_slots(task, slots);
     __syncthreads();
-    vector_logits<LANES, HEADS>(params, task, slots, logits);
+    vector_logits<T, LANES, HEADS>(params, task, slots, logits);
     __syncthreads();
     soften(params, task, slots, logits);
     __syncthreads();
     if (params.output != nullptr)
-        vector_values<LANES, HEADS>(params, task, slots, logits, sums);
-    finish<uint16_t>(params, task, is_last);
+        vector_values<T, LANES, HEADS>(params, task, slots, logits, sums);
+    finish<T>(params, task, is_last);
 }
 
 /* ---- any width, format and alignment: one query head a block ---- */
@@ -463,32 +463,37 @@ typedef struct plan {
     size_t shared_bytes;
 } plan_t;
 
-template <int LANES> static plan_t vector_plan(int group) {
+template <typename T, int LANES> static plan_t vector_plan(int group) {
     if (group == 1)
-        return {vector_kernel<LANES, 1>, 1, 0, 0, vector_shared_bytes<LANES, 1>()};
+        return {vector_kernel<T, LANES, 1>, 1, 0, 0, vector_shared_bytes<LANES, 1>()};
     if (group <= 4)
-        return {vector_kernel<LANES, 4>, 4, 0, 0, vector_shared_bytes<LANES, 4>()};
-    return {vector_kernel<LANES, 8>, 8, 0, 0, vector_shared_bytes<LANES, 8>()};
+        return {vector_kernel<T, LANES, 4>, 4, 0, 0, vector_shared_bytes<LANES, 4>()};
+    return {vector_kernel<T, LANES, 8>, 8, 0, 0, vector_shared_bytes<LANES, 8>()};
 }
 
-static plan_t choose(const avl_decode_attention_args_t *args) {
+template <typename T> static plan_t choose_sixteen(const avl_decode_attention_args_t *args) {
     const avl_kv_view_t *kv = &args->kv;
     int width = kv->head_width,
         group = (int)avl_cuda_min(args->heads.group, args->heads.query_heads);
     uint64_t bits = (uintptr_t)args->query | (uintptr_t)kv->keys | (uintptr_t)kv->values |
                     (uint64_t)args->query_stride * 2 | (uint64_t)kv->row_stride * 2 |
                     (uint64_t)width * 2;
-    plan_t plan = {nullptr, 1, 0, 0, plain_shared_bytes()};
-    if (kv->dtype == AVL_DTYPE_F32)
-        plan.kernel = plain_kernel<float>;
-    else if (!avl_cuda_divides(bits, 16) || width > VECTOR_WIDTH_MAX)
-        plan.kernel = plain_kernel<uint16_t>;
-    else if (width <= 64)
-        plan = vector_plan<8>(group);
-    else if (width <= 128)
-        plan = vector_plan<16>(group);
-    else
-        plan = vector_plan<32>(group);
+    if (!avl_cuda_divides(bits, 16) || width > VECTOR_WIDTH_MAX)
+        return {plain_kernel<T>, 1, 0, 0, plain_shared_bytes()};
+    if (width <= 64)
+        return vector_plan<T, 8>(group);
+    if (width <= 128)
+        return vector_plan<T, 16>(group);
+    return vector_plan<T, 32>(group);
+}
+
+static plan_t choose(const avl_decode_attention_args_t *args) {
+    const avl_kv_view_t *kv = &args->kv;
+    int group = (int)avl_cuda_min(args->heads.group, args->heads.query_heads);
+    plan_t plan = {plain_kernel<float>, 1, 0, 0, plain_shared_bytes()};
+    if (kv->dtype != AVL_DTYPE_F32)
+        plan = kv->dtype == AVL_DTYPE_F16 ? choose_sixteen<avl_f16_t>(args)
+                                          : choose_sixteen<uint16_t>(args);
     plan.passes = (int)avl_cuda_ceil_div(group, plan.heads_per_block);
     plan.head_blocks = (unsigned)(kv->kv_heads * plan.passes);
     return plan;
@@ -605,7 +610,7 @@ static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attentio
 
 avl_status_t avl_cuda_decode_attention(avl_device_t *device,
                                        const avl_decode_attention_args_t *args) {
-    AVL_TRY(avl_check_heads("decode_attention", &args->kv, &args->heads));
+    AVL_TRY(avl_cuda_check_heads("decode_attention", &args->kv, &args->heads));
     AVL_TRY(
         avl_check_array("decode_attention", "sequences", args->sequences, args->sequence_count));
     if (args->heads.query_heads == 0 || args->sequence_count == 0)

@@ -192,6 +192,7 @@ static const avl_device_ops_t cuda_ops = {
     .argmax = avl_cuda_argmax,
     .choose = avl_cuda_choose,
     .publish = avl_cuda_publish,
+    .round = avl_cuda_round,
     .text_weights = avl_cuda_text_weights,
     .text_update = avl_cuda_text_update,
     .prepare_linear = nullptr, /* the library's workspace is there from the start */
@@ -249,6 +250,7 @@ extern "C" avl_status_t avl_cuda_device_open(avl_device_t **device_p) {
     cuda->device.ops = &cuda_ops;
     cuda->device.info.threads = 1;
     cuda->device.info.fast_dtype = AVL_DTYPE_BF16;
+    cuda->device.info.has_f16 = 1;
     snprintf(cuda->device.info.name, sizeof cuda->device.info.name, "cuda: %.40s (sm_%d%d)",
              properties.name, properties.major, properties.minor);
     avl_status_t status = prepare(cuda, &properties);

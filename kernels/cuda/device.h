@@ -87,6 +87,17 @@ static inline int64_t avl_cuda_min(int64_t a, int64_t b) {
 static inline unsigned avl_cuda_blocks(int64_t items) {
     return (unsigned)avl_cuda_min(avl_cuda_ceil_div(items, AVL_CUDA_THREADS), 1 << 16);
 }
+/* The formats that are computed with here: f16 beside the CPU's. */
+static inline avl_status_t avl_cuda_check_dtype(const char *operation, const char *name,
+                                                avl_dtype_t dtype) {
+    return dtype == AVL_DTYPE_F16 ? AVL_OK : avl_check_dtype(operation, name, dtype);
+}
+static inline avl_status_t avl_cuda_check_heads(const char *operation, const avl_kv_view_t *kv,
+                                                const avl_head_map_t *heads) {
+    avl_kv_view_t view = *kv;
+    view.dtype = kv->dtype == AVL_DTYPE_F16 ? AVL_DTYPE_BF16 : kv->dtype; /* told apart above */
+    return avl_check_heads(operation, &view, heads);
+}
 /* Whether addresses, strides and widths, all in bytes and or-ed together, are multiples. */
 static inline int avl_cuda_divides(uint64_t bits, unsigned unit) {
     return bits % unit == 0;
@@ -110,6 +121,7 @@ avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cuda_argmax(avl_device_t *device, const avl_argmax_args_t *args);
 avl_status_t avl_cuda_choose(avl_device_t *device, const avl_choose_args_t *args);
 avl_status_t avl_cuda_publish(avl_device_t *device, const avl_publish_args_t *args);
+avl_status_t avl_cuda_round(avl_device_t *device, const avl_round_args_t *args);
 avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_args_t *args);

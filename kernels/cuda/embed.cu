@@ -19,13 +19,13 @@ avl_status_t avl_cuda_embed(avl_device_t *device, const avl_embed_args_t *args) 
         avl_check_matrix("embed", "output", args->output, args->rows, args->width, args->width));
     AVL_TRY(avl_check_matrix("embed", "table", args->table, args->table_rows, args->table_stride,
                              args->width));
-    AVL_TRY(avl_check_dtype("embed", "table", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("embed", "table", args->dtype));
     AVL_CHECK_SHAPE(args->first_row >= 0, "embed: first_row is negative, %" PRId64,
                     args->first_row);
     AVL_TRY(avl_check_array("embed", "token_ids", args->token_ids, args->rows));
     if (args->rows == 0 || args->width == 0)
         return AVL_OK;
-    auto *kernel = args->dtype == AVL_DTYPE_F32 ? embed_kernel<float> : embed_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(embed_kernel, args->dtype);
     unsigned blocks = (unsigned)avl_cuda_min(args->rows, INT32_MAX);
     AVL_LAUNCH(kernel, blocks, AVL_CUDA_THREADS, 0, avl_cuda_of(device)->stream, *args);
     return avl_cuda_launched("embed");

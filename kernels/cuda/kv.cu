@@ -122,7 +122,7 @@ avl_status_t avl_cuda_kv_write(avl_device_t *device, const avl_kv_write_args_t *
                              args->row_width));
     AVL_TRY(avl_check_matrix("kv_write", "value", args->value, args->rows, args->source_stride,
                              args->row_width));
-    AVL_TRY(avl_check_dtype("kv_write", "the cache", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("kv_write", "the cache", args->dtype));
     if (args->rows == 0 || args->row_width == 0)
         return AVL_OK;
     AVL_TRY(avl_check_array("kv_write", "keys", args->keys, args->row_width));
@@ -160,7 +160,7 @@ avl_status_t avl_cuda_kv_move(avl_device_t *device, const avl_kv_move_args_t *ar
                              args->row_width));
     AVL_TRY(avl_check_matrix("kv_move", "values", args->values, args->rows, args->row_width,
                              args->row_width));
-    AVL_TRY(avl_check_dtype("kv_move", "the cache", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("kv_move", "the cache", args->dtype));
     if (args->rows == 0 || args->row_width == 0)
         return AVL_OK;
     int list_heads = args->heads > 0 ? args->heads : 1;

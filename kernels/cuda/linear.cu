@@ -39,8 +39,7 @@ template <typename T> __global__ void finish_kernel(finish_t finish) {
 
 static avl_status_t launch_finish(avl_cuda_device_t *cuda, const finish_t *finish) {
     const avl_linear_args_t *args = &finish->args;
-    auto *kernel =
-        args->output_dtype == AVL_DTYPE_F32 ? finish_kernel<float> : finish_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(finish_kernel, args->output_dtype);
     AVL_LAUNCH(kernel, avl_cuda_blocks(args->rows * args->out_width), AVL_CUDA_THREADS, 0,
                cuda->stream, *finish);
     return avl_cuda_launched("linear: bias and activation");
@@ -87,7 +86,10 @@ __global__ void __launch_bounds__(TILE *TILE) product_kernel(avl_linear_args_t a
 
 static avl_status_t launch_product(avl_cuda_device_t *cuda, const avl_linear_args_t *args) {
     auto *kernel = product_kernel<float, float>;
-    if (args->dtype == AVL_DTYPE_BF16)
+    if (args->dtype == AVL_DTYPE_F16)
+        kernel = args->output_dtype == AVL_DTYPE_F32 ? product_kernel<avl_f16_t, float>
+                                                     : product_kernel<avl_f16_t, avl_f16_t>;
+    else if (args->dtype == AVL_DTYPE_BF16)
         kernel = args->output_dtype == AVL_DTYPE_F32 ? product_kernel<uint16_t, float>
                                                      : product_kernel<uint16_t, uint16_t>;
     int64_t columns = avl_cuda_ceil_div(args->out_width, TILE);
@@ -139,7 +141,7 @@ static avl_status_t run_in_two_steps(avl_cuda_device_t *cuda, const avl_linear_a
 }
 
 static avl_status_t check_linear(const avl_linear_args_t *args) {
-    AVL_TRY(avl_check_dtype("linear", "input", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("linear", "input", args->dtype));
     AVL_CHECK_SHAPE(args->output_dtype == AVL_DTYPE_F32 || args->output_dtype == args->dtype,
                     "linear: the output is %s; it can be f32 or the input's %s",
                     avl_dtype_name(args->output_dtype), avl_dtype_name(args->dtype));

@@ -35,14 +35,14 @@ avl_status_t avl_cuda_norm(avl_device_t *device, const avl_norm_args_t *args) {
     AVL_TRY(avl_check_matrix("norm", "input", args->input, args->rows, args->input_stride,
                              args->width));
     AVL_TRY(avl_check_matrix("norm", "output", args->output, args->rows, args->width, args->width));
-    AVL_TRY(avl_check_dtype("norm", "output", args->output_dtype));
+    AVL_TRY(avl_cuda_check_dtype("norm", "output", args->output_dtype));
     if (args->rows == 0 || args->width == 0)
         return AVL_OK;
     AVL_TRY(avl_check_array("norm", "weight", args->weight, args->width));
     AVL_CHECK_SHAPE((const void *)args->output != (const void *)args->input ||
                         (args->output_dtype == AVL_DTYPE_F32 && args->input_stride == args->width),
                     "norm: in place only for f32 rows without gaps");
-    auto *kernel = args->output_dtype == AVL_DTYPE_F32 ? norm_kernel<float> : norm_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(norm_kernel, args->output_dtype);
     unsigned blocks = (unsigned)avl_cuda_min(args->rows, INT32_MAX);
     AVL_LAUNCH(kernel, blocks, AVL_CUDA_THREADS, avl_shared_part(AVL_WARP * sizeof(float)),
                avl_cuda_of(device)->stream, *args);

@@ -9,6 +9,11 @@
 #define AVL_WARP 32
 #define AVL_ALL_LANES 0xffffffffu
 
+/* 16-bit elements: uint16_t is bf16, and this is f16. */
+typedef struct avl_f16 {
+    uint16_t bits;
+} avl_f16_t;
+
 __device__ __forceinline__ float avl_load(const float *memory, int64_t index) {
     return memory[index];
 }
@@ -20,6 +25,12 @@ __device__ __forceinline__ void avl_store(float *memory, int64_t index, float va
 }
 __device__ __forceinline__ void avl_store(uint16_t *memory, int64_t index, float value) {
     memory[index] = avl_bf16_round(value);
+}
+__device__ __forceinline__ float avl_load(const avl_f16_t *memory, int64_t index) {
+    return avl_f16_value(memory[index].bits);
+}
+__device__ __forceinline__ void avl_store(avl_f16_t *memory, int64_t index, float value) {
+    memory[index].bits = avl_f16_round(value);
 }
 
 /* avl_row_place of kernels/attention.h. */
@@ -36,17 +47,60 @@ __device__ __forceinline__ float avl_bf16_high(uint32_t pair) {
     return __uint_as_float(pair & 0xffff0000u);
 }
 
-/* The eight bf16 numbers of 16 bytes. */
+/* The two numbers of a word, the eight of 16 bytes, and the way back and the product, of T: bf16
+ * (uint16_t) or f16. */
+template <typename T> struct avl_sixteen;
+template <> struct avl_sixteen<uint16_t> {
+    static constexpr uint32_t exponent = 0x7f80u, one = 0x3f80u;
+    static __device__ __forceinline__ float low(uint32_t pair) {
+        return avl_bf16_low(pair);
+    }
+    static __device__ __forceinline__ float high(uint32_t pair) {
+        return avl_bf16_high(pair);
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        return avl_bf16_pack(low, high);
+    }
+    static __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]) {
+        avl_mma_bf16(sums, a, b);
+    }
+};
+template <> struct avl_sixteen<avl_f16_t> {
+    static constexpr uint32_t exponent = 0x7c00u, one = 0x3c00u;
+    static __device__ __forceinline__ float low(uint32_t pair) {
+        return avl_f16_value((uint16_t)pair);
+    }
+    static __device__ __forceinline__ float high(uint32_t pair) {
+        return avl_f16_value((uint16_t)(pair >> 16));
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        return avl_f16_pack(low, high);
+    }
+    static __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[2]) {
+        avl_mma_f16(sums, a, b);
+    }
+};
+
+template <typename T>
 __device__ __forceinline__ void avl_unpack(const uint4 &packed, float (&values)[8]) {
-    values[0] = avl_bf16_low(packed.x);
-    values[1] = avl_bf16_high(packed.x);
-    values[2] = avl_bf16_low(packed.y);
-    values[3] = avl_bf16_high(packed.y);
-    values[4] = avl_bf16_low(packed.z);
-    values[5] = avl_bf16_high(packed.z);
-    values[6] = avl_bf16_low(packed.w);
-    values[7] = avl_bf16_high(packed.w);
+    values[0] = avl_sixteen<T>::low(packed.x);
+    values[1] = avl_sixteen<T>::high(packed.x);
+    values[2] = avl_sixteen<T>::low(packed.y);
+    values[3] = avl_sixteen<T>::high(packed.y);
+    values[4] = avl_sixteen<T>::low(packed.z);
+    values[5] = avl_sixteen<T>::high(packed.z);
+    values[6] = avl_sixteen<T>::low(packed.w);
+    values[7] = avl_sixteen<T>::high(packed.w);
 }
+
+/* The instance of a kernel for a format. */
+/* clang-format off */
+#define AVL_CUDA_BY_DTYPE(kernel, dtype)                                                           \
+    ((dtype) == AVL_DTYPE_F32 ? kernel<float>                                                      \
+                              : (dtype) == AVL_DTYPE_F16 ? kernel<avl_f16_t> : kernel<uint16_t>)
+/* clang-format on */
 
 /* Exchanges halves, so that every lane has the same bits. */
 __device__ __forceinline__ float avl_warp_sum(float value) {

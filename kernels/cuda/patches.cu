@@ -24,14 +24,14 @@ avl_status_t avl_cuda_patches(avl_device_t *device, const avl_patches_args_t *ar
                     "patches: %d tiles of side %d in patches of %d", args->tiles, args->side,
                     args->patch);
     AVL_CHECK_SHAPE(args->side <= 1 << 15, "patches: side %d is beyond %d", args->side, 1 << 15);
-    AVL_TRY(avl_check_dtype("patches", "output", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("patches", "output", args->dtype));
     int grid = args->side / args->patch;
     if (args->tiles == 0 || grid == 0)
         return AVL_OK;
     int64_t pixels = INT64_C(3) * args->side * args->side * args->tiles;
     AVL_TRY(avl_check_array("patches", "pixels", args->pixels, pixels));
     AVL_TRY(avl_check_array("patches", "output", args->output, pixels));
-    auto *kernel = args->dtype == AVL_DTYPE_F32 ? patches_kernel<float> : patches_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(patches_kernel, args->dtype);
     AVL_LAUNCH(kernel, avl_cuda_blocks(pixels), AVL_CUDA_THREADS, 0, avl_cuda_of(device)->stream,
                *args, grid);
     return avl_cuda_launched("patches");

@@ -21,12 +21,12 @@ avl_status_t avl_cuda_rope(avl_device_t *device, const avl_rope_args_t *args) {
                     args->heads, args->head_width);
     int64_t width = (int64_t)args->heads * args->head_width;
     AVL_TRY(avl_check_matrix("rope", "data", args->data, args->rows, args->row_stride, width));
-    AVL_TRY(avl_check_dtype("rope", "data", args->dtype));
+    AVL_TRY(avl_cuda_check_dtype("rope", "data", args->dtype));
     if (args->rows == 0 || width == 0)
         return AVL_OK;
     AVL_TRY(avl_check_array("rope", "cosines", args->cosines, args->rows * args->head_width / 2));
     AVL_TRY(avl_check_array("rope", "sines", args->sines, args->rows * args->head_width / 2));
-    auto *kernel = args->dtype == AVL_DTYPE_F32 ? rope_kernel<float> : rope_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(rope_kernel, args->dtype);
     AVL_LAUNCH(kernel, avl_cuda_blocks(args->rows * width / 2), AVL_CUDA_THREADS, 0,
                avl_cuda_of(device)->stream, *args);
     return avl_cuda_launched("rope");

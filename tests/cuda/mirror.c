@@ -440,6 +440,14 @@ static avl_status_t choose(avl_device_t *device, const avl_choose_args_t *args) 
     return finish(mirror, status);
 }
 
+static avl_status_t round_numbers(avl_device_t *device, const avl_round_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_round_args_t copy = *args;
+    copy.input = map(mirror, args->input, args->count, sizeof(float), INPUT);
+    copy.output = map(mirror, args->output, args->count, sizeof(uint16_t), OUTPUT);
+    return finish(mirror, mirror->inner->ops->round(mirror->inner, &copy));
+}
+
 static avl_status_t publish(avl_device_t *device, const avl_publish_args_t *args) {
     mirror_t *mirror = mirror_of(device);
     int64_t count = args->items != NULL && args->item_count > 0 ? args->item_count : 0;
@@ -514,6 +522,7 @@ static const avl_device_ops_t mirror_ops = {
     .text_update = text_update,
     .choose = choose,
     .publish = publish,
+    .round = round_numbers,
 };
 
 avl_status_t avl_mirror_open(avl_device_t *inner, int is_host, avl_device_t **device_p) {

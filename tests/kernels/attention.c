@@ -292,7 +292,7 @@ static void refuses_bad_arguments(void **unused) {
     problem.args.output_stride = 5;
     expect_status(run(device, &problem), AVL_ERR_SHAPE, "output");
     problem.args.output_stride = 133;
-    problem.args.kv.dtype = AVL_DTYPE_F16;
+    problem.args.kv.dtype = (avl_dtype_t)77;
     expect_status(run(device, &problem), AVL_ERR_SHAPE, "number format");
     problem.args.kv.dtype = AVL_DTYPE_F32;
     problem.args.kv.values = NULL;

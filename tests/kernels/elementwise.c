@@ -331,11 +331,34 @@ static void rope(void **unused) {
     for_each_device(check_rope, NULL);
 }
 
+static void check_round(avl_device_t *device, void *context) {
+    enum { COUNT = 40007 };
+    (void)context;
+    tensor_t input = tensor_random(AVL_DTYPE_F32, COUNT, 3.0);
+    tensor_t output = tensor_create(AVL_DTYPE_BF16, COUNT), expected = tensor_copy(&output);
+    for (int64_t i = 0; i < COUNT; i++)
+        tensor_set(&expected, i, tensor_get(&input, i));
+    avl_round_args_t args = {input.data, output.data, COUNT, AVL_DTYPE_BF16};
+    expect_status(avl_round(device, &args), AVL_OK, NULL);
+    tensor_check_same(&output, &expected, "round");
+    tensor_check_canaries(&output);
+    args.dtype = AVL_DTYPE_F32;
+    expect_status(avl_round(device, &args), AVL_ERR_SHAPE, "number format");
+    tensor_destroy(&input);
+    tensor_destroy(&output);
+    tensor_destroy(&expected);
+}
+
+static void rounds(void **unused) {
+    (void)unused;
+    for_each_device(check_round, NULL);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norms),       cmocka_unit_test(activations), cmocka_unit_test(gated),
-        cmocka_unit_test(add),         cmocka_unit_test(embed),       cmocka_unit_test(patches),
-        cmocka_unit_test(copies_rows), cmocka_unit_test(rope),
+        cmocka_unit_test(rounds),  cmocka_unit_test(norms),       cmocka_unit_test(activations),
+        cmocka_unit_test(gated),   cmocka_unit_test(add),         cmocka_unit_test(embed),
+        cmocka_unit_test(patches), cmocka_unit_test(copies_rows), cmocka_unit_test(rope),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

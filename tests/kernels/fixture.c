@@ -61,14 +61,17 @@ tensor_t tensor_copy(const tensor_t *tensor) {
 double tensor_get(const tensor_t *tensor, int64_t index) {
     if (tensor->dtype == AVL_DTYPE_F32)
         return (double)((const float *)tensor->data)[index];
-    return (double)avl_bf16_to_f32(((const uint16_t *)tensor->data)[index]);
+    uint16_t bits = ((const uint16_t *)tensor->data)[index];
+    return (double)(tensor->dtype == AVL_DTYPE_F16 ? avl_f16_to_f32(bits) : avl_bf16_to_f32(bits));
 }
 
 void tensor_set(tensor_t *tensor, int64_t index, double value) {
     if (tensor->dtype == AVL_DTYPE_F32)
         ((float *)tensor->data)[index] = (float)value;
     else
-        ((uint16_t *)tensor->data)[index] = avl_f32_to_bf16((float)value);
+        ((uint16_t *)tensor->data)[index] = tensor->dtype == AVL_DTYPE_F16
+                                                ? avl_f32_to_f16((float)value)
+                                                : avl_f32_to_bf16((float)value);
 }
 
 void tensor_check_canaries(const tensor_t *tensor) {

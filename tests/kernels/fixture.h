@@ -12,6 +12,11 @@
 
 #include "kernels/device.h"
 
+/* The same tests with f16 in bf16's place, where a device computes with it. */
+#ifdef AVL_TEST_F16
+#define AVL_DTYPE_BF16 AVL_DTYPE_F16
+#endif
+
 /* What the tests put between rows. With AVL_TEST_ALIGNED rows and tensors are aligned to 16 bytes
  * where their width allows it, else to their element only. */
 #ifdef AVL_TEST_ALIGNED

@@ -77,6 +77,17 @@ static void test_dtype_and_memory(void **state) {
     assert_int_equal(avl_worker_dtype("bf16", &full, device, &dtype), AVL_OK);
     assert_int_equal(dtype, AVL_DTYPE_BF16);
     assert_int_equal(avl_worker_dtype("f16", &full, device, &dtype), AVL_ERR_INVALID);
+    assert_int_equal(avl_worker_dtype("f64", &full, device, &dtype), AVL_ERR_INVALID);
+    /* A device that computes in f16 takes f16 checkpoints as they are. */
+    avl_device_t other = {.info = {.fast_dtype = AVL_DTYPE_BF16, .has_f16 = 1}};
+    full.model.weights_dtype = AVL_DTYPE_F16;
+    assert_int_equal(avl_worker_dtype("auto", &full, &other, &dtype), AVL_OK);
+    assert_int_equal(dtype, AVL_DTYPE_F16);
+    assert_int_equal(avl_worker_dtype("auto", &full, device, &dtype), AVL_OK);
+    assert_int_equal(dtype, device->info.fast_dtype);
+    full.model.weights_dtype = AVL_DTYPE_F32;
+    assert_int_equal(avl_worker_dtype("f16", &full, &other, &dtype), AVL_OK);
+    assert_int_equal(dtype, AVL_DTYPE_F16);
     avl_worker_settings_t settings = {.memory_bytes = 12345};
     assert_int_equal(avl_worker_memory(&settings, device, 4), 12345);
     settings.memory_bytes = 0;

@@ -44,38 +44,46 @@ static float dot_f32(const float *a, const float *b, int64_t width) {
     return sum;
 }
 
-static float dot_bf16(const uint16_t *a, const uint16_t *b, int64_t width) {
+template <float VALUE(uint16_t)>
+static float dot_sixteen(const uint16_t *a, const uint16_t *b, int64_t width) {
     float sums[LANES] = {};
     int64_t k = 0;
     for (; k + LANES <= width; k += LANES)
         for (int i = 0; i < LANES; i++)
-            sums[i] += __uint_as_float((uint32_t)a[k + i] << 16) *
-                       __uint_as_float((uint32_t)b[k + i] << 16);
+            sums[i] += VALUE(a[k + i]) * VALUE(b[k + i]);
     for (int i = 0; k < width; k++, i++)
-        sums[i] += avl_bf16_to_f32(a[k]) * avl_bf16_to_f32(b[k]);
+        sums[i] += VALUE(a[k]) * VALUE(b[k]);
     float sum = 0;
     for (int i = 0; i < LANES; i++)
         sum += sums[i];
     return sum;
 }
 
+static float dot(const avl_cuda_product_t *p, int64_t t, int64_t n) {
+    int64_t row = t * p->input_stride, column = n * p->weight_stride;
+    if (p->dtype == AVL_DTYPE_F32)
+        return dot_f32((const float *)p->input + row, (const float *)p->weight + column,
+                       p->in_width);
+    const uint16_t *input = (const uint16_t *)p->input + row;
+    const uint16_t *weight = (const uint16_t *)p->weight + column;
+    return p->dtype == AVL_DTYPE_F16 ? dot_sixteen<avl_f16_to_f32>(input, weight, p->in_width)
+                                     : dot_sixteen<avl_bf16_to_f32>(input, weight, p->in_width);
+}
+
 static void multiply(const avl_cuda_product_t *p) {
     for (int64_t t = 0; t < p->rows; t++) {
         for (int64_t n = 0; n < p->out_width; n++) {
-            float sum =
-                p->dtype == AVL_DTYPE_F32
-                    ? dot_f32((const float *)p->input + t * p->input_stride,
-                              (const float *)p->weight + n * p->weight_stride, p->in_width)
-                    : dot_bf16((const uint16_t *)p->input + t * p->input_stride,
-                               (const uint16_t *)p->weight + n * p->weight_stride, p->in_width);
+            float sum = dot(p, t, n);
             if (p->bias != nullptr)
                 sum += p->bias[n];
             if (p->activation == AVL_ACTIVATION_RELU && sum < 0)
                 sum = 0;
+            int64_t place = t * p->output_stride + n;
             if (p->output_dtype == AVL_DTYPE_F32)
-                ((float *)p->output)[t * p->output_stride + n] = sum;
+                ((float *)p->output)[place] = sum;
             else
-                ((uint16_t *)p->output)[t * p->output_stride + n] = avl_f32_to_bf16(sum);
+                ((uint16_t *)p->output)[place] =
+                    p->output_dtype == AVL_DTYPE_F16 ? avl_f32_to_f16(sum) : avl_f32_to_bf16(sum);
         }
     }
 }

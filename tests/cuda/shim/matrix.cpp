@@ -14,16 +14,30 @@ uint32_t avl_bf16_pack(float low, float high) {
     return (uint32_t)avl_f32_to_bf16(high) << 16 | avl_f32_to_bf16(low);
 }
 
+uint16_t avl_f16_round(float value) {
+    return avl_f32_to_f16(value);
+}
+
+float avl_f16_value(uint16_t bits) {
+    return avl_f16_to_f32(bits);
+}
+
+uint32_t avl_f16_pack(float low, float high) {
+    return (uint32_t)avl_f32_to_f16(high) << 16 | avl_f32_to_f16(low);
+}
+
 struct product_t {
     float *sums;
     const uint32_t *a, *b;
 };
 
-static float half_of(uint32_t pair, int upper) {
-    return __uint_as_float(upper ? pair & 0xffff0000u : pair << 16);
+typedef float value_t(uint16_t bits);
+
+static float half_of(value_t *value, uint32_t pair, int upper) {
+    return value((uint16_t)(upper ? pair >> 16 : pair));
 }
 
-static void finish_product(void *const *payloads, unsigned mask) {
+template <value_t VALUE> static void finish_product(void *const *payloads, unsigned mask) {
     if (mask != 0xffffffffu)
         avl_shim_stop("a warp matrix product without all lanes");
     float a[16][16], b[16][8];
@@ -32,10 +46,11 @@ static void finish_product(void *const *payloads, unsigned mask) {
         int row = lane / 4, column = lane % 4 * 2;
         for (int part = 0; part < 4; part++)
             for (int upper = 0; upper < 2; upper++)
-                a[row + part % 2 * 8][column + part / 2 * 8 + upper] = half_of(own->a[part], upper);
+                a[row + part % 2 * 8][column + part / 2 * 8 + upper] =
+                    half_of(VALUE, own->a[part], upper);
         for (int part = 0; part < 2; part++)
             for (int upper = 0; upper < 2; upper++)
-                b[column + part * 8 + upper][row] = half_of(own->b[part], upper);
+                b[column + part * 8 + upper][row] = half_of(VALUE, own->b[part], upper);
     }
     for (int lane = 0; lane < LANES; lane++) {
         const product_t *own = (const product_t *)payloads[lane];
@@ -51,7 +66,12 @@ static void finish_product(void *const *payloads, unsigned mask) {
 
 void avl_mma_bf16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     product_t own = {sums, a, b};
-    avl_shim_warp("mma.sync", 0xffffffffu, &own, finish_product);
+    avl_shim_warp("mma.sync bf16", 0xffffffffu, &own, finish_product<avl_bf16_to_f32>);
+}
+
+void avl_mma_f16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    product_t own = {sums, a, b};
+    avl_shim_warp("mma.sync f16", 0xffffffffu, &own, finish_product<avl_f16_to_f32>);
 }
 
 struct matrices_t {

@@ -11,7 +11,11 @@ void avl_shim_poison_gap(unsigned char *gap);
 
 uint16_t avl_bf16_round(float value);
 uint32_t avl_bf16_pack(float low, float high);
+uint16_t avl_f16_round(float value);
+float avl_f16_value(uint16_t bits);
+uint32_t avl_f16_pack(float low, float high);
 void avl_mma_bf16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void avl_mma_f16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void avl_load_matrices(uint32_t (&parts)[4], const void *row);
 void avl_load_matrices_transposed(uint32_t (&parts)[4], const void *row);
 void avl_copy_async(void *shared, const void *global, int valid_bytes);
