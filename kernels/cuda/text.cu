@@ -323,7 +323,7 @@ static avl_status_t check_query(const avl_text_weights_args_t *args, int index) 
 
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args) {
     avl_cuda_device_t *cuda = avl_cuda_of(device);
-    AVL_TRY(avl_check_heads("text_weights", &args->kv, &args->heads));
+    AVL_TRY(avl_cuda_check_heads("text_weights", &args->kv, &args->heads));
     AVL_TRY(avl_check_array("text_weights", "rows", args->rows, args->count));
     AVL_CHECK_SHAPE(args->count <= GRID_Z_MAX, "text_weights: %d items; %d are the most",
                     args->count, GRID_Z_MAX);
@@ -348,8 +348,7 @@ avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_
     AVL_TRY(send_items(cuda, args->rows, args->count, &params.items));
     dim3 grid((unsigned)args->kv.kv_heads, (unsigned)avl_cuda_ceil_div(rows_most, BLOCK_ROWS),
               (unsigned)args->count);
-    auto *kernel =
-        args->kv.dtype == AVL_DTYPE_F32 ? weights_kernel<float> : weights_kernel<uint16_t>;
+    auto *kernel = AVL_CUDA_BY_DTYPE(weights_kernel, args->kv.dtype);
     AVL_LAUNCH(kernel, grid, THREADS, 0, cuda->stream, params);
     return avl_cuda_launched("text_weights");
 }
