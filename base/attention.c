@@ -102,11 +102,29 @@ static avl_status_t check_prefill(const avl_attention_params_t *params) {
     if (params->prefill_layer < 1)
         return avl_fail(AVL_ERR_INVALID, "attention.prefill_layer is %d; allowed: at least 1",
                         params->prefill_layer);
-    if (params->visual_store_ratio > keep)
+    bool selects = keep < 1 && params->visual_compute_ratio < 1;
+    if (selects && params->visual_store_ratio > keep)
         return avl_fail(AVL_ERR_INVALID,
                         "attention.visual_store_ratio is %g, which is more than the prefill "
                         "filter leaves (prefill_keep_ratio %g)",
                         params->visual_store_ratio, keep);
+    if (selects && params->visual_selection != AVL_VISUAL_LAST_ROW)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_selection is %s; the prefill filter (prefill_keep_ratio "
+                        "%g) goes with last-row alone, which is what it drops rows by",
+                        avl_visual_selection_name(params->visual_selection), keep);
+    if (selects && params->visual_uniform_share > 0)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_uniform_share is %g; with a prefill filter "
+                        "(prefill_keep_ratio %g), which drops rows of the even grid, only 0 is "
+                        "allowed",
+                        params->visual_uniform_share, keep);
+    if (selects && params->measure_captured_mass)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.measure_captured_mass goes without a prefill filter "
+                        "(prefill_keep_ratio %g): later layers have no cache of the rows that it "
+                        "drops",
+                        keep);
     return AVL_OK;
 }
 

@@ -58,7 +58,11 @@ typedef struct avl_attention_params {
 /* Whether each value is allowed, and all of them together:
  *
  *   visual_compute_ratio   at most visual_store_ratio
- *   visual_store_ratio     at most prefill_keep_ratio, for what the filter drops cannot be kept
+ *   visual_store_ratio     at most prefill_keep_ratio, for what the filter drops cannot be kept;
+ *                          but 1 beside a visual_compute_ratio of 1, the filter alone: every layer
+ *                          keeps what it saw
+ *   prefill_keep_ratio     where a store is kept, with `last-row` alone, no uniform share, and
+ *                          nothing to measure
  *   visual_uniform_share   0 with `random` and `uniform`, which rank no rows
  *
  * Errors: AVL_ERR_INVALID naming parameter, value and allowed range, in the words of the public

@@ -12,13 +12,6 @@ const avl_attention_preset_t avl_attention_presets[] = {
 const size_t avl_attention_preset_count =
     sizeof avl_attention_presets / sizeof *avl_attention_presets;
 
-/* What is accepted nowhere yet. */
-static avl_status_t refuse_unsupported(const avl_attention_params_t *params) {
-    if (params->prefill_keep_ratio != 0)
-        return avl_fail(AVL_ERR_UNSUPPORTED, "attention.prefill_keep_ratio is not supported");
-    return AVL_OK;
-}
-
 static avl_status_t find_preset(const char *name, avl_attention_params_t *params_p) {
     char names[256] = "";
     size_t length = 0;
@@ -200,7 +193,6 @@ avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *given,
         AVL_TRY(read_fields(given, seed, &params));
     AVL_TRY(avl_attention_params_check(&params));
     avl_attention_params_settle(&params);
-    AVL_TRY(refuse_unsupported(&params));
     *params_p = params;
     return AVL_OK;
 }

@@ -129,6 +129,13 @@ avl_status_t avl_decoder_prepare(avl_model_t *model) {
     AVL_TRY(avl_alloc(half, sizeof(float), "rope frequencies", &decoder->frequencies));
     AVL_TRY(avl_alloc_aligned(2 * rows * half, sizeof(float), "rope tables", &decoder->rope_host));
     AVL_TRY(avl_alloc((size_t)ranks, sizeof(size_t), "gather sizes", &decoder->gather_bytes));
+    int32_t **const lists[] = {&decoder->survivors, &decoder->positions, &decoder->lengths};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        AVL_TRY(avl_alloc_aligned(rows, sizeof(int32_t), "rows of a step", lists[i]));
+    AVL_TRY(avl_alloc_aligned((size_t)model->options.logit_rows_max, sizeof(int32_t),
+                              "rows of a step", &decoder->logit_rows_host));
+    model->memory.host_bytes +=
+        (3 * rows + (size_t)model->options.logit_rows_max) * sizeof(int32_t);
     model->memory.host_bytes += (2 * rows + 1) * half * sizeof(float);
     if (ranks == 1 || avl_group_rank(model->group) > 0)
         return AVL_OK;
@@ -142,6 +149,10 @@ void avl_decoder_release(avl_model_t *model) {
     free(model->decoder.frequencies);
     free(model->decoder.rope_host);
     free(model->decoder.gather_bytes);
+    free(model->decoder.survivors);
+    free(model->decoder.positions);
+    free(model->decoder.lengths);
+    free(model->decoder.logit_rows_host);
     free(model->decoder.gathered);
 }
 
@@ -435,6 +446,87 @@ static avl_status_t begin_stream(avl_model_t *model, const avl_forward_batch_t *
     return AVL_OK;
 }
 
+/* What of the step's host arrays changes when rows leave. */
+static void keep_rows(avl_decoder_t *decoder, const avl_forward_batch_t *batch, int rows) {
+    size_t bytes = (size_t)rows * sizeof(int32_t);
+    memcpy(decoder->positions, batch->positions, bytes);
+    if (batch->sequence_rows != NULL)
+        memcpy(decoder->lengths, batch->sequence_rows, bytes);
+    if (batch->logit_count > 0)
+        memcpy(decoder->logit_rows_host, batch->logit_rows,
+               (size_t)batch->logit_count * sizeof(int32_t));
+}
+
+/* Leaves the rows that `survivors` names. */
+static avl_status_t drop_rows(avl_model_t *model, const avl_forward_batch_t *batch, int count) {
+    const avl_text_config_t *text = &model->config.model.text;
+    avl_decoder_t *decoder = &model->decoder;
+    avl_device_t *device = model->device;
+    int64_t hidden = text->hidden_width;
+    /* What was sent from these arrays may not have been read yet. */
+    AVL_TRY(device->ops->synchronize(device));
+    int logit = 0;
+    int64_t many = 0;
+    for (int row = 0; row < count; row++) {
+        int32_t source = decoder->survivors[row];
+        decoder->positions[row] = decoder->positions[source];
+        decoder->lengths[row] = decoder->lengths[source];
+        many += source < decoder->many_rows;
+    }
+    for (; logit < batch->logit_count; logit++) {
+        int32_t row = 0;
+        while (row < count && decoder->survivors[row] != decoder->logit_rows_host[logit])
+            row++;
+        if (row == count)
+            return avl_fail(AVL_ERR_INTERNAL, "row %d of the step gives logits and was dropped",
+                            decoder->logit_rows_host[logit]);
+        decoder->logit_rows_host[logit] = row;
+    }
+    decoder->many_rows = many;
+    size_t tables = (size_t)count * (size_t)(text->head_width / 2);
+    avl_rope_tables(text, decoder->positions,
+                    batch->sequence_rows != NULL ? decoder->lengths : NULL, count,
+                    decoder->frequencies, decoder->rope_host, decoder->rope_host + tables);
+    AVL_TRY(
+        device->ops->upload(device, decoder->cosines, decoder->rope_host, tables * sizeof(float)));
+    AVL_TRY(device->ops->upload(device, decoder->sines, decoder->rope_host + tables,
+                                tables * sizeof(float)));
+    if (batch->logit_count > 0)
+        AVL_TRY(device->ops->upload(device, decoder->logit_rows, decoder->logit_rows_host,
+                                    (size_t)batch->logit_count * sizeof(int32_t)));
+    /* The token ids have been read, and what partial held is in the stream. */
+    AVL_TRY(device->ops->upload(device, decoder->token_ids, decoder->survivors,
+                                (size_t)count * sizeof(int32_t)));
+    AVL_TRY(avl_copy_rows(device, &(avl_copy_rows_args_t){.input = decoder->stream,
+                                                          .input_stride = hidden,
+                                                          .source_rows = decoder->token_ids,
+                                                          .output = decoder->partial,
+                                                          .output_stride = hidden,
+                                                          .rows = count,
+                                                          .width = hidden}));
+    return avl_copy_rows(device, &(avl_copy_rows_args_t){.input = decoder->partial,
+                                                         .input_stride = hidden,
+                                                         .output = decoder->stream,
+                                                         .output_stride = hidden,
+                                                         .rows = count,
+                                                         .width = hidden});
+}
+
+/* Asks the hook which rows go on. */
+static void shrink(avl_model_t *model, const avl_forward_batch_t *batch,
+                   const avl_attention_hook_t *hook, int layer, int64_t *rows_p,
+                   avl_status_t *status_p) {
+    if (hook->survivors == NULL)
+        return;
+    int count = (int)*rows_p;
+    avl_status_t asked = hook->survivors(hook->context, layer, model->decoder.survivors, &count);
+    if (*status_p == AVL_OK)
+        *status_p = asked;
+    if (count < *rows_p && *status_p == AVL_OK)
+        *status_p = drop_rows(model, batch, count);
+    *rows_p = count;
+}
+
 avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *batch,
                                const avl_attention_hook_t *hook, float *logits) {
     AVL_TRY(check_batch(model, batch));
@@ -444,6 +536,7 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     float *stream = decoder->stream;
     avl_status_t status;
     decoder->many_rows = batch->many_rows;
+    keep_rows(decoder, batch, batch->rows);
     AVL_TRY(begin_stream(model, batch, &status));
     for (int index = 0; index < layer_count; index++) {
         const avl_decoder_layer_t *layer = &decoder->layers[index];
@@ -454,6 +547,8 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
             AVL_TRY(hook->join(hook->context, index));
         AVL_TRY(avl_model_reduce_add(model, stream, decoder->partial, layer->output.bias, rows,
                                      hidden, &status));
+        if (index < layer_count - 1)
+            shrink(model, batch, hook, index, &rows, &status);
         if (index == layer_count - 1) {
             rows = batch->logit_count;
             if (rows == 0)

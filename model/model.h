@@ -101,6 +101,11 @@ typedef struct avl_attention_hook {
     void *context;
     avl_status_t (*attend)(void *context, const avl_attention_call_t *call);
     avl_status_t (*join)(void *context, int layer);
+    /* NULL, or called after every layer's attention but the last layer's, on every rank, also one
+     * that failed: the rows that go on to the MLP and to later layers, ascending, in rows[*count_p]
+     * (room for all). *count_p is always set, and the same on every rank; a rank that failed may
+     * name any rows. Rows whose logits are wanted go on. */
+    avl_status_t (*survivors)(void *context, int layer, int32_t *rows, int *count_p);
 } avl_attention_hook_t;
 
 /* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after

@@ -83,10 +83,14 @@ typedef struct avl_decoder {
     float *logits;       /* [L, vocabulary rows of this rank] */
     int64_t many_rows;   /* of the rows at hand, how many go the way of many rows */
     /* Host memory */
-    float *frequencies;   /* [D/2] */
-    float *rope_host;     /* [2, T, D/2] */
-    float *gathered;      /* rank 0 of several: [L, vocabulary] in blocks of ranks */
-    size_t *gather_bytes; /* [ranks] */
+    float *frequencies;       /* [D/2] */
+    float *rope_host;         /* [2, T, D/2] */
+    int32_t *survivors;       /* [T] rows that go on, of those at hand */
+    int32_t *positions;       /* [T] of the rows at hand */
+    int32_t *lengths;         /* [T] sequence_rows of the rows at hand */
+    int32_t *logit_rows_host; /* [L] */
+    float *gathered;          /* rank 0 of several: [L, vocabulary] in blocks of ranks */
+    size_t *gather_bytes;     /* [ranks] */
 } avl_decoder_t;
 
 struct avl_model {

@@ -19,6 +19,7 @@ struct avl_attend {
     int run_count;
     int32_t rows;
     bool evicts_text;          /* some run's sequence does */
+    bool positions_sent;       /* to device_positions */
     int32_t *positions;        /* [rows_max] of the step's rows */
     int32_t *device_positions; /* the same memory when the device is the host */
     int32_t
@@ -141,7 +142,7 @@ void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count
     memcpy(attend->runs, runs, (size_t)run_count * sizeof *runs);
     attend->run_count = run_count;
     attend->rows = rows;
-    attend->evicts_text = false;
+    attend->evicts_text = attend->positions_sent = false;
     for (int i = 0; i < run_count; i++) {
         avl_run_t *run = &attend->runs[i];
         run->end_position = run->first_position + run->row_count;
@@ -202,8 +203,9 @@ static avl_status_t write_rows(avl_attend_t *attend, const avl_attention_call_t 
     avl_row_list_t step = {slots, attend->device_slots + line, attend->rows};
     add_piece(attend, &step, 0);
     avl_row_list_t positions = {attend->positions, attend->device_positions, attend->rows};
-    if (attend->evicts_text && call->layer == 0)
+    if (attend->evicts_text && !attend->positions_sent)
         add_piece(attend, &positions, 0);
+    attend->positions_sent = attend->evicts_text;
     AVL_TRY(avl_publish(options->device, &(avl_publish_args_t){.items = attend->pieces,
                                                                .item_count = attend->piece_count}));
     avl_kv_view_t view = avl_pages_view(options->pages);
@@ -325,13 +327,14 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
             item.unseen = avl_visual_store_hidden(run->sequence->layers[layer].store_positions,
                                                   item.count, first);
         } else {
-            if (!avl_run_ends_prompt(run) || !shape->selects)
+            bool filters = shape->filter_layers == layer + 1;
+            if (!avl_run_ends_prompt(run) || (!shape->selects && !filters))
                 continue;
-            item.count = shape->visual_rows;
-            item.keep = shape->store_rows;
-            item.even = shape->even_rows;
-            item.unseen =
-                avl_visual_store_hidden(run->sequence->visual_positions, item.count, first);
+            item.count = avl_sequence_visual_rows(shape, layer);
+            item.keep = filters ? shape->survivor_rows : shape->store_rows;
+            item.even = shape->even_rows; /* none beside a filter */
+            item.unseen = avl_visual_store_hidden(
+                avl_sequence_visual_positions(run->sequence, layer), item.count, first);
         }
         attend->item_runs[attend->item_count] = run;
         attend->items[attend->item_count++] = item;
@@ -403,7 +406,9 @@ static avl_decode_sequence_t scoring_of(const avl_attend_t *attend, const avl_ru
                                         int32_t position, int32_t unseen, float *weights) {
     avl_sequence_t *sequence = run->sequence;
     const avl_row_list_t *visual = &sequence->layers[layer].visual.slots;
-    avl_decode_sequence_t scoring = {.query_row = run->first_row + position - run->first_position};
+    /* Rows behind the last picture stay together at the end of their run. */
+    avl_decode_sequence_t scoring = {.query_row = run->first_row + run->row_count -
+                                                  (run->end_position - position)};
     fill_text_spans(attend, run, layer, position, scoring.spans, &scoring.text_first);
     /* Text behind the row is there already. */
     int32_t later = sequence->layers[layer].text.slots.count -
@@ -532,9 +537,13 @@ static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t ow
     AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count, own));
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
+        const avl_sequence_shape_t *shape = &run->sequence->shape;
+        if (!run->decode && shape->filter_layers == layer + 1)
+            AVL_TRY(avl_visual_store_filter(run->sequence, attend->selection, layer,
+                                            &attend->items[i]));
         if (run->decode)
             AVL_TRY(avl_visual_store_reselect(run->sequence, layer, &attend->items[i]));
-        else
+        else if (shape->selects)
             AVL_TRY(avl_visual_store_keep(run->sequence, attend->options.pages, attend->selection,
                                           layer, &attend->items[i]));
     }
@@ -568,6 +577,54 @@ avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
         status = spread_rows(attend, call->layer);
     AVL_TRY(select_rows(attend, call->layer, status));
     return avl_text_rank_evict(attend->text_rank, call->layer, attend->runs, attend->run_count);
+}
+
+/* Whether the step's row goes on to layer `filter_layers`. On a rank that could not select any rows
+ * do, as many as there are. */
+static bool survives(const avl_sequence_t *sequence, int32_t position) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    if (!avl_sequence_is_visual(sequence, position))
+        return true;
+    const int32_t *rows = sequence->filtered ? sequence->survivors : sequence->visual_positions;
+    int32_t place = avl_visual_store_hidden(rows, shape->survivor_rows, position);
+    return place < shape->survivor_rows && rows[place] == position;
+}
+
+avl_status_t avl_attend_survivors(void *context, int layer, int32_t *rows, int *count_p) {
+    avl_attend_t *attend = context;
+    bool filters = false;
+    for (int i = 0; i < attend->run_count; i++)
+        filters |=
+            !attend->runs[i].decode && attend->runs[i].sequence->shape.filter_layers == layer + 1;
+    *count_p = attend->rows;
+    if (!filters)
+        return AVL_OK;
+    /* The positions that were sent may not have been read yet. */
+    avl_device_t *device = attend->options.device;
+    avl_status_t status = device->ops->synchronize(device);
+    /* Runs stand in the step in another order than in the plan: by their first rows. */
+    int32_t count = 0, next = 0;
+    while (next < attend->rows) {
+        avl_run_t *run = attend->runs;
+        while (run->first_row != next || run->row_count == 0 || run->moved)
+            run++;
+        bool drops = !run->decode && run->sequence->shape.filter_layers == layer + 1;
+        int32_t end = next + run->row_count, first = count;
+        for (; next < end; next++) {
+            if (drops && !survives(run->sequence, attend->positions[next]))
+                continue;
+            rows[count] = next;
+            attend->positions[count++] = attend->positions[next];
+        }
+        run->first_row = first;
+        run->row_count = count - first;
+        run->moved = true;
+    }
+    for (int i = 0; i < attend->run_count; i++)
+        attend->runs[i].moved = false;
+    attend->rows = *count_p = count;
+    attend->positions_sent = false;
+    return status;
 }
 
 avl_status_t avl_attend_join(void *context, int layer) {

@@ -29,6 +29,7 @@ typedef struct avl_run {
     int32_t row_count;      /* 1 for a decode row */
     int32_t first_position; /* the sequence's rows_done */
     int32_t end_position;   /* behind its last row; set by avl_attend_begin */
+    bool moved;             /* avl_attend_survivors' own */
 } avl_run_t;
 
 typedef struct avl_attend_options {
@@ -67,6 +68,9 @@ void avl_attend_begin(avl_attend_t *attend, const avl_run_t *runs, int run_count
 /* One layer. Collective where a selection is due. Errors: those of kernels and group;
  * AVL_ERR_INTERNAL for a dry page pool (the same on every rank). `context` is the avl_attend_t. */
 AVL_MUST_CHECK avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call);
+/* The rows that go on behind the prefill filter (avl_attention_hook_t). */
+AVL_MUST_CHECK avl_status_t avl_attend_survivors(void *context, int layer, int32_t *rows,
+                                                 int *count_p);
 /* The layer's collectives alone, on a rank that failed before (avl_attention_hook_t). */
 AVL_MUST_CHECK avl_status_t avl_attend_join(void *context, int layer);
 

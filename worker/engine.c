@@ -684,8 +684,10 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
     };
     AVL_TRY(lay_out_rows(engine, plan, &batch));
     avl_attend_begin(engine->attend, engine->runs, plan->run_count, batch.rows);
-    avl_attention_hook_t hook = {
-        .context = engine->attend, .attend = avl_attend_layer, .join = avl_attend_join};
+    avl_attention_hook_t hook = {.context = engine->attend,
+                                 .attend = avl_attend_layer,
+                                 .join = avl_attend_join,
+                                 .survivors = avl_attend_survivors};
     AVL_TRY(avl_model_forward(engine->options.model, &batch, &hook, engine->logits));
     AVL_TRY(sum_masses(engine, plan->run_count));
     for (int32_t i = 0; i < plan->run_count; i++)

@@ -140,6 +140,13 @@ int64_t avl_job_growth(const avl_job_t *job, int64_t pages) {
 avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_t *engine) {
     avl_attention_report_t report = {.visual_rows_seen = job->shape.visual_rows,
                                      .visual_rows_stored = job->shape.store_rows};
+    if (job->shape.filter_layers > 0 && !job->shape.selects) {
+        /* The filter alone: the mean over layers. */
+        int64_t rows = 0;
+        for (int i = 0; i < job->layer_count; i++)
+            rows += avl_sequence_held_rows(&job->shape, i);
+        report.visual_rows_stored = (int32_t)((rows + job->layer_count / 2) / job->layer_count);
+    }
     const avl_sequence_t *sequence =
         job->sequence >= 0 ? avl_engine_sequence(engine, job->sequence) : NULL;
     if (sequence == NULL)

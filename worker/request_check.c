@@ -107,10 +107,35 @@ static avl_status_t check_choices(const avl_request_t *request, int32_t vocab_ro
     return AVL_OK;
 }
 
+/* What of the parameters depends on the model. */
+static avl_status_t check_attention(const avl_request_t *request, const avl_text_config_t *text) {
+    const avl_attention_params_t *params = &request->attention;
+    AVL_TRY(avl_attention_params_check(params));
+    if (request->choice_count > 1 && request->image_count > 0 && !params->protect_prompt &&
+        params->text_keep_ratio > 0 && params->text_keep_ratio < 1)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.protect_prompt is false, and %d answers are wanted: each would "
+                        "evict from a prompt that they share; only one is allowed",
+                        request->choice_count);
+    if (params->prefill_keep_ratio == 0 || params->prefill_keep_ratio == 1)
+        return AVL_OK;
+    if (params->prefill_layer >= text->layer_count)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.prefill_layer is %d; allowed: 1 to %d, for the model has %d "
+                        "layers and the filter needs one behind it",
+                        params->prefill_layer, text->layer_count - 1, text->layer_count);
+    if (text->sliding_window > 0)
+        return avl_fail(AVL_ERR_UNSUPPORTED,
+                        "attention.prefill_keep_ratio is %g; the prefill filter does not go with "
+                        "this model's sliding window of %d rows",
+                        params->prefill_keep_ratio, text->sliding_window);
+    return AVL_OK;
+}
+
 avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t *config,
                                int32_t context_rows) {
     int32_t vocab_rows = config->model.text.vocab_rows;
-    AVL_TRY(avl_attention_params_check(&request->attention));
+    AVL_TRY(check_attention(request, &config->model.text));
     AVL_TRY(avl_sampling_params_check(&request->sampling));
     AVL_TRY(check_counts(request, context_rows));
     AVL_TRY(

@@ -47,6 +47,17 @@ static void refuse(avl_scheduler_t *scheduler, avl_request_t *request, avl_statu
     avl_request_destroy(request);
 }
 
+/* What of the parameters depends on a step's size. */
+static avl_status_t check_filter(const avl_request_t *request, const avl_engine_limits_t *limits) {
+    double keep = request->attention.prefill_keep_ratio;
+    if (keep > 0 && keep < 1 && request->image_count > 0 && request->row_count > limits->batch_rows)
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "the prompt has %d rows; with a prefill filter (prefill_keep_ratio %g) it "
+                        "is read in one step, of %d rows at most",
+                        request->row_count, keep, limits->batch_rows);
+    return AVL_OK;
+}
+
 static void submit_job(avl_scheduler_t *scheduler, avl_job_t *job, avl_status_t status) {
     if (status != AVL_OK) {
         avl_scheduler_send_finished(scheduler, job, AVL_FINISH_ERROR, status, avl_status_detail());
@@ -66,6 +77,8 @@ void avl_scheduler_submit(avl_scheduler_t *scheduler, avl_request_t *request) {
     avl_job_t *job = NULL;
     avl_answers_t *answers = NULL;
     avl_status_t status = avl_request_check(request, options->config, limits->context_rows);
+    if (status == AVL_OK)
+        status = check_filter(request, limits);
     if (status == AVL_OK && request->choice_count > 0)
         status = avl_answers_create(request, options->config, limits, &answers);
     else if (status == AVL_OK)

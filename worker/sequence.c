@@ -50,6 +50,11 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.selects = shape.core_rows < shape.visual_rows;
     shape.measures = attention->measure_captured_mass && shape.selects;
     shape.held_rows = shape.measures ? shape.visual_rows : shape.store_rows;
+    double filter = attention->prefill_keep_ratio;
+    shape.survivor_rows =
+        filter > 0 ? avl_ratio_rows(filter, shape.visual_rows) : shape.visual_rows;
+    if (shape.survivor_rows < shape.visual_rows)
+        shape.filter_layers = attention->prefill_layer;
     shape.evicts_text =
         shape.visual_rows > 0 && attention->text_keep_ratio > 0 && attention->text_keep_ratio < 1;
     shape.exempt_rows =
@@ -65,9 +70,26 @@ static size_t score_entries(const avl_sequence_shape_t *shape) {
     return avl_sequence_sums_scores(shape) ? (size_t)shape->visual_rows : 0;
 }
 
+int32_t avl_sequence_visual_rows(const avl_sequence_shape_t *shape, int layer) {
+    return shape->filter_layers > 0 && layer >= shape->filter_layers ? shape->survivor_rows
+                                                                     : shape->visual_rows;
+}
+
+int32_t avl_sequence_held_rows(const avl_sequence_shape_t *shape, int layer) {
+    return shape->selects ? shape->held_rows : avl_sequence_visual_rows(shape, layer);
+}
+
+/* Of the visual rows that are held when the prompt is read, over all layers. */
+static int64_t visual_pages(const avl_sequence_shape_t *shape, int layer_count) {
+    int64_t pages = 0;
+    for (int i = 0; i < layer_count; i++)
+        pages += pages_of(avl_sequence_held_rows(shape, i));
+    return pages;
+}
+
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows) {
-    return layer_count *
-           ((int64_t)pages_of(avl_text_store_slots(shape, text_rows)) + pages_of(shape->held_rows));
+    return layer_count * (int64_t)pages_of(avl_text_store_slots(shape, text_rows)) +
+           visual_pages(shape, layer_count);
 }
 
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
@@ -75,7 +97,8 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
     int64_t most = pages_of(text_capacity(shape));
     int64_t text = pages_of(avl_text_store_slots(shape, text_rows_max(shape)));
     int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->held_rows);
-    avl_sequence_price_t price = {.decode_pages = layer_count * (text + kept)};
+    avl_sequence_price_t price = {.decode_pages =
+                                      layer_count * text + visual_pages(shape, layer_count)};
     price.prefill_pages =
         whole ? price.decode_pages + (full - kept) + (most - text) : layer_count * (most + full);
     return price;
@@ -149,6 +172,7 @@ static void carve(avl_sequence_t *sequence) {
     sequence->text_positions = sequence->token_ids + shape->prompt_rows;
     sequence->visual_positions = sequence->text_positions + text_rows_max(shape);
     sequence->feature_rows = sequence->visual_positions + shape->visual_rows;
+    sequence->survivors = sequence->feature_rows + shape->visual_rows;
 }
 
 static void fill_positions(avl_sequence_t *sequence) {
@@ -167,7 +191,8 @@ static size_t device_bytes(const avl_sequence_shape_t *shape, int layer_count) {
 
 static size_t host_bytes(const avl_sequence_shape_t *shape, int layer_count) {
     size_t entries = (size_t)layer_count * layer_host_entries(shape) + (size_t)shape->prompt_rows +
-                     (size_t)shape->rows_max + (size_t)shape->visual_rows;
+                     (size_t)shape->rows_max + (size_t)shape->visual_rows +
+                     (size_t)(shape->filter_layers > 0 ? shape->survivor_rows : 0);
     return head_bytes(layer_count) + device_bytes(shape, layer_count) + entries * sizeof(int32_t);
 }
 
@@ -251,8 +276,8 @@ bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position) {
 }
 
 const int32_t *avl_sequence_visual_positions(const avl_sequence_t *sequence, int layer) {
-    (void)layer;
-    return sequence->visual_positions;
+    bool all = avl_sequence_visual_rows(&sequence->shape, layer) == sequence->shape.visual_rows;
+    return all ? sequence->visual_positions : sequence->survivors;
 }
 
 int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,

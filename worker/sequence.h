@@ -40,8 +40,11 @@ typedef struct avl_sequence_shape {
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
      * and whatever else is in the step: so a replay repeats their bits. */
     bool long_prompt;
-    bool measures;       /* what the computed rows capture */
-    bool selects;        /* visual rows are evicted or skipped; false: dense attention to them */
+    bool measures; /* what the computed rows capture */
+    bool selects;  /* visual rows are evicted or skipped; false: dense attention to them */
+    /* The prefill filter: the first so many layers see all visual rows of the prompt (0: all layers
+     * do), later ones only `survivor_rows` of them. */
+    int32_t filter_layers, survivor_rows;
     bool evicts_text;    /* text rows are; never without a picture */
     int32_t exempt_rows; /* text rows that are not: with the prompt's protection all of it */
 } avl_sequence_shape_t;
@@ -98,7 +101,9 @@ typedef struct avl_sequence {
     int32_t *token_ids;        /* [prompt_rows]; -1: visual */
     int32_t *text_positions;   /* [text capacity] */
     int32_t *visual_positions; /* [visual_rows] */
-    int32_t *feature_rows;     /* [visual_rows] in the engine's features */
+    int32_t *survivors;        /* [survivor_rows] positions of those, once `filtered` */
+    bool filtered;
+    int32_t *feature_rows; /* [visual_rows] in the engine's features */
     avl_sequence_layer_t *layers;
     int32_t rows_done;           /* cached in all layers */
     int32_t visual_done;         /* visual ones among them */
@@ -135,6 +140,9 @@ int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
  * a time. */
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole);
+/* Visual rows of the prompt that layer `layer` sees, and those it holds when the prompt is read. */
+int32_t avl_sequence_visual_rows(const avl_sequence_shape_t *shape, int layer);
+int32_t avl_sequence_held_rows(const avl_sequence_shape_t *shape, int layer);
 /* Pages it holds once the prompt is read and `text_rows` rows of text have been cached. */
 int64_t avl_sequence_pages(const avl_sequence_shape_t *shape, int layer_count, int32_t text_rows);
 /* Bytes of host memory of a sequence of `rows_max` rows, at most; and of device memory, when that

@@ -26,9 +26,9 @@ static bool is_whole(const avl_sequence_t *sequence, const avl_sequence_t *sourc
 }
 
 /* What stands behind the first picture has been evicted, or has to be looked at by the rows behind
- * it, to be ranked. */
+ * it, to be ranked; or it comes to later layers without the visual rows that the last row drops. */
 static bool shares_system_alone(const avl_sequence_shape_t *shape) {
-    return avl_text_store_evicts_prompt(shape);
+    return avl_text_store_evicts_prompt(shape) || shape->filter_layers > 0;
 }
 
 int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
@@ -166,9 +166,14 @@ avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,
         const avl_sequence_layer_t *other = &source->layers[i];
         AVL_TRY(share_segment(sequence, pages, i, &layer->text, &other->text, text, true));
         AVL_TRY(share_segment(sequence, pages, i, &layer->visual, &other->visual,
-                              whole ? sequence->shape.held_rows : visual,
+                              whole ? avl_sequence_held_rows(&sequence->shape, i) : visual,
                               visual < sequence->shape.visual_rows));
         AVL_TRY(whole ? take_store(sequence, layer, other) : list_order(sequence, layer, rows));
+    }
+    if (whole && source->filtered) {
+        memcpy(sequence->survivors, source->survivors,
+               (size_t)sequence->shape.survivor_rows * sizeof *sequence->survivors);
+        sequence->filtered = true;
     }
     sequence->rows_done = rows;
     sequence->visual_done = visual;

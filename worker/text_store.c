@@ -24,7 +24,7 @@ int32_t avl_text_store_held(const avl_sequence_shape_t *shape, int32_t seen) {
 }
 
 int32_t avl_text_store_slots(const avl_sequence_shape_t *shape, int32_t text_rows) {
-    if (!shape->evicts_text)
+    if (!shape->evicts_text || text_rows <= shape->exempt_rows)
         return text_rows;
     int32_t seen = text_rows - shape->exempt_rows;
     if (text_rows == shape->text_rows)

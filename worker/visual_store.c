@@ -69,15 +69,16 @@ static avl_status_t keep_rows(avl_sequence_t *sequence, avl_pages_t *pages, int 
                               const int32_t *kept) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
+    const int32_t *positions = avl_sequence_visual_positions(sequence, layer_index);
     AVL_ASSERT(!layer->selected);
     if (shape->held_rows > shape->store_rows) {
         AVL_TRY(list_kept(sequence, layer, kept));
-    } else if (shape->store_rows < shape->visual_rows) {
+    } else if (shape->store_rows < layer->visual.slots.count) {
         AVL_TRY(move_rows(sequence, pages, layer, kept));
         avl_sequence_cut_visual(sequence, pages, layer_index, shape->store_rows);
     }
     for (int32_t i = 0; i < shape->store_rows; i++)
-        layer->store_positions[i] = sequence->visual_positions[kept[i]];
+        layer->store_positions[i] = positions[kept[i]];
     layer->selected = true;
     return AVL_OK;
 }
@@ -99,6 +100,26 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
     return begin_core(sequence, layer);
+}
+
+avl_status_t avl_visual_store_filter(avl_sequence_t *sequence, avl_selection_t *selection,
+                                     int layer_index, avl_selection_item_t *chosen) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    AVL_ASSERT(!sequence->filtered && chosen->keep == shape->survivor_rows);
+    for (int32_t i = 0; i < chosen->keep; i++)
+        sequence->survivors[i] = sequence->visual_positions[chosen->indices[i]];
+    sequence->filtered = true;
+    if (!shape->selects)
+        return AVL_OK;
+    /* The best of the best are the best of all. */
+    int32_t *best = sequence->layers[layer_index].store_positions; /* until they are positions */
+    AVL_TRY(avl_selection_best(selection, chosen->scores, chosen->keep, shape->store_rows, best));
+    for (int32_t i = 0; i < shape->store_rows; i++) {
+        chosen->indices[i] = chosen->indices[best[i]];
+        chosen->scores[i] = chosen->scores[best[i]];
+    }
+    chosen->keep = shape->store_rows;
+    return AVL_OK;
 }
 
 avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index,
@@ -180,8 +201,9 @@ avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_i
     const avl_sequence_shape_t *shape = &sequence->shape;
     const avl_row_list_t *store =
         layer->selected ? avl_sequence_store(sequence, layer_index) : &layer->visual.slots;
-    const int32_t *positions =
-        layer->selected ? layer->store_positions : sequence->visual_positions;
+    const int32_t *positions = layer->selected
+                                   ? layer->store_positions
+                                   : avl_sequence_visual_positions(sequence, layer_index);
     int32_t hidden = avl_visual_store_hidden(positions, store->count, visible_first);
     const avl_row_list_t *list = store;
     if (shape->selects && !avl_visual_store_updates(shape, step)) {

@@ -27,6 +27,11 @@ bool avl_visual_store_ranks(const avl_sequence_shape_t *shape);
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
                                                   avl_selection_t *selection, int layer,
                                                   const avl_selection_item_t *chosen);
+/* The rows that `chosen` names are those that go on to later layers; where a store is kept as well,
+ * `chosen` then names its rows. Local. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_filter(avl_sequence_t *sequence,
+                                                    avl_selection_t *selection, int layer,
+                                                    avl_selection_item_t *chosen);
 /* Makes `chosen` (indices into the store) the core. Local. */
 AVL_MUST_CHECK avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer,
                                                       const avl_selection_item_t *chosen);

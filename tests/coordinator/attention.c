@@ -147,7 +147,9 @@ static void test_refusals(void **state) {
         {"policy=1", "attention.text_policy needs text_keep_ratio", REFUSED},
         {"protect=1", "attention.protect_prompt needs text_keep_ratio", REFUSED},
         {"text=0.5 min=0", "attention.text_keep_min is 0; allowed: 1 to", REFUSED},
-        {"keep=0.5", "attention.prefill_keep_ratio", AVL_ERR_UNSUPPORTED},
+        {"keep=0.5 selection=2", "attention.visual_selection is question; the prefill", REFUSED},
+        {"keep=0.5 uniform=0.5", "attention.visual_uniform_share is 0.5; with a prefill", REFUSED},
+        {"keep=0.5 store=1 compute=0.5", "attention.visual_store_ratio is 1, which", REFUSED},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Avl__V1__AttentionParameters given;

@@ -1,4 +1,4 @@
-"""Adaptive text attention end to end, on the shipped model: what the report says, what the client passes on, what is the same again."""
+"""Text eviction and the prefill filter end to end, on the shipped model: what the report says, what the client passes on, what is the same again."""
 import json
 import os
 import subprocess
@@ -47,6 +47,26 @@ class Adaptive(unittest.TestCase):
         self.assertGreater(report.text_rows_seen, 39)
         self.assertEqual(report.text_rows_stored, round(report.text_rows_seen / 4))
         self.assertEqual(len(bare.ids), 40)
+
+    def test_filter(self):
+        dense = self.ask(dense=True)
+        rows = dense.finished.attention.visual_rows_seen
+        with open(os.path.join(MODEL, "config.json")) as file:
+            layers = json.load(file)["text_config"]["num_hidden_layers"]
+        alone = self.ask(visual_store_ratio=1, visual_compute_ratio=1, prefill_keep_ratio=.25, prefill_layer=1)
+        report = alone.finished.attention
+        self.assertEqual(report.visual_rows_stored, (rows + (layers - 1) * (rows // 4) + layers // 2) // layers)
+        self.assertLess(report.kv_bytes_held, dense.finished.attention.kv_bytes_held)
+        self.assertEqual(report.kv_bytes_returned, 0)
+        every = self.ask(visual_store_ratio=.2, visual_compute_ratio=.1, prefill_keep_ratio=.25, prefill_layer=1,
+                         text_keep_ratio=.5, text_keep_min=8)
+        self.assertEqual(every.finished.attention.visual_rows_stored, rows // 5)
+        for text, fields in (("the filter needs one behind it", dict(prefill_layer=layers)),
+                             ("more than the prefill filter leaves", dict(visual_store_ratio=.5))):
+            fields = dict(dict(visual_store_ratio=.2, visual_compute_ratio=.1, prefill_keep_ratio=.25), **fields)
+            code, details = failure(lambda: self.ask(**fields))
+            self.assertEqual(code, "INVALID_ARGUMENT")
+            self.assertIn(text, details)
 
     def test_client(self):
         result = subprocess.run(

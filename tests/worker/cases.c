@@ -191,6 +191,13 @@ static void expect_entry(rig_t *rig, const rig_case_t *data, const json_t *entry
         snprintf(what + length, sizeof what - length, ", text %g, %g", number(entry, "text_keep"),
                  number(entry, "text_keep_min"));
     }
+    if (json_object_get(entry, "prefill_keep") != NULL) {
+        size_t length = strlen(what);
+        request->attention.prefill_keep_ratio = number(entry, "prefill_keep");
+        request->attention.prefill_layer = (int32_t)number(entry, "prefill_layer");
+        snprintf(what + length, sizeof what - length, ", filter %g after layer %g",
+                 number(entry, "prefill_keep"), number(entry, "prefill_layer"));
+    }
     avl_scheduler_submit(rig_scheduler(rig), request);
     while (rig_step(rig)) {
         const avl_sequence_t *sequence = NULL;
@@ -232,8 +239,11 @@ static void check_model(const char *model, int rank_count) {
             expect_entry(rig, &data, json_array_get(entries, i));
         entries = json_object_get(data.json, "avl_more");
         for (size_t i = 0; i < json_array_size(entries); i++) {
-            if (json_object_get(json_array_get(entries, i), "prefill_keep") == NULL)
-                expect_entry(rig, &data, json_array_get(entries, i));
+            const json_t *entry = json_array_get(entries, i);
+            /* A filter under a sliding window is refused. */
+            if (json_object_get(entry, "prefill_keep") == NULL ||
+                rig_config(rig)->model.text.sliding_window == 0)
+                expect_entry(rig, &data, entry);
         }
         rig_case_release(&data);
     }

@@ -1,4 +1,5 @@
-/* tests/worker/text.c: requests that evict text, through the scheduler: the same tokens and the
+/* tests/worker/text.c: requests that evict text, and with a prefill filter, through the scheduler:
+ * the same tokens and the
  * same bits of their log probabilities alone and in company, in chunks, after giving way, after a
  * replay, on prompts that were read before; and no more pages than promised. */
 #include "tests/worker/rig.h"
@@ -25,10 +26,14 @@ static const struct setting {
     int32_t keep_min;
     avl_text_policy_t policy;
     bool protect;
+    double filter;
+    int32_t filter_layer;
 } settings[] = {
-    {1, 1, .3, 5, AVL_TEXT_A_VL, true},   {1, 1, .5, 4, AVL_TEXT_A_VL, false},
-    {.5, .3, .6, 20, AVL_TEXT_H2O, true}, {.3, .15, .2, 2, AVL_TEXT_H2O, false},
-    {.5, .3, .1, 1, AVL_TEXT_A_VL, true}, {.3, .15, .8, 1, AVL_TEXT_A_VL, false},
+    {1, 1, .3, 5, AVL_TEXT_A_VL, true, 0, 0},     {1, 1, .5, 4, AVL_TEXT_A_VL, false, 0, 0},
+    {.5, .3, .6, 20, AVL_TEXT_H2O, true, 0, 0},   {.3, .15, .2, 2, AVL_TEXT_H2O, false, 0, 0},
+    {.5, .3, .1, 1, AVL_TEXT_A_VL, true, 0, 0},   {.3, .15, .8, 1, AVL_TEXT_A_VL, false, 0, 0},
+    {1, 1, 0, 0, AVL_TEXT_A_VL, true, .5, 1},     {.3, .15, 0, 0, AVL_TEXT_A_VL, true, .5, 2},
+    {.4, .2, .3, 4, AVL_TEXT_A_VL, true, .45, 1}, {1, 1, .3, 4, AVL_TEXT_A_VL, false, .2, 2},
 };
 #define SETTINGS ((int)(sizeof settings / sizeof *settings))
 #define COUNT (2 * SETTINGS)
@@ -59,6 +64,8 @@ static avl_request_t *mixed_request(const rig_case_t *cases, int i, uint64_t id)
     rig_set_attention(request, setting->store, setting->compute, 3);
     rig_set_text(request, setting->keep, setting->keep_min);
     request->attention.text_policy = setting->policy;
+    request->attention.prefill_keep_ratio = setting->filter;
+    request->attention.prefill_layer = setting->filter_layer;
     request->attention.protect_prompt = setting->protect;
     request->ignore_eos = true;
     request->sampling.logprob_count = 1;
@@ -95,6 +102,10 @@ static void expect_same(const rig_result_t *got, const rig_result_t *expected, b
 static void expect_report(const rig_result_t *result, const rig_case_t *data,
                           const struct setting *setting, int tokens) {
     int visual = result->end.attention.visual_rows_seen, system = 0, exempt;
+    if (setting->keep == 0) {
+        assert_int_equal(result->end.attention.text_rows_seen, 0);
+        return;
+    }
     while (data->token_ids[system] >= 0)
         system++;
     exempt = setting->protect ? data->row_count - visual : system;
@@ -115,7 +126,7 @@ static void test_together_as_alone(void **state) {
         int64_t pages;
         bool gives_way;
     } rows[] = {{1, 512, 0, false}, {1, 9, 0, false},   {2, 31, 0, false},
-                {3, 64, 0, false},  {1, 512, 24, true}, {4, 512, 26, true}};
+                {3, 64, 0, false},  {1, 512, 34, true}, {4, 512, 36, true}};
     rig_result_t *alone = calloc(COUNT, sizeof *alone);
     assert_non_null(alone);
     answer_alone(1, alone);
@@ -135,6 +146,12 @@ static void test_together_as_alone(void **state) {
             assert_true(avl_scheduler_counts(rig_scheduler(rig)).preemptions > 0);
         for (int i = 0; i < COUNT; i++) {
             const rig_result_t *result = rig_result(rig, (uint64_t)i + 1);
+            if (settings[i % SETTINGS].filter > 0 &&
+                cases[i / SETTINGS].row_count > rows[k].batch_rows) {
+                assert_int_equal(result->end.status, AVL_ERR_TOO_LARGE);
+                assert_non_null(strstr(result->end.detail, "is read in one step"));
+                continue;
+            }
             expect_same(result, &alone[i], rows[k].ranks == 1, "together", i);
             expect_report(result, &cases[i / SETTINGS], &settings[i % SETTINGS], TOKENS);
         }
@@ -149,7 +166,7 @@ static void test_replay_continues(void **state) {
     rig_result_t *alone = calloc(COUNT, sizeof *alone);
     assert_non_null(alone);
     answer_alone(1, alone);
-    rig_t *rig = open_rig(1, 40, 0, 0);
+    rig_t *rig = open_rig(1, 100, 0, 0);
     rig_case_t cases[CASES];
     load_cases(rig, cases);
     uint64_t id = 1;
@@ -177,7 +194,7 @@ static void test_prompts_again(void **state) {
     rig_result_t *alone = calloc(COUNT, sizeof *alone);
     assert_non_null(alone);
     answer_alone(1, alone);
-    rig_t *rig = open_rig(1, 512, 0, 8);
+    rig_t *rig = open_rig(1, 512, 0, 24);
     rig_case_t cases[CASES];
     load_cases(rig, cases);
     for (int round = 0; round < 3; round++) {
@@ -192,7 +209,7 @@ static void test_prompts_again(void **state) {
             const rig_result_t *result = rig_result(rig, (uint64_t)(round * COUNT + i) + 1);
             bool whole = result->end.reuse.prompt_rows == cases[i / SETTINGS].row_count;
             expect_same(result, &alone[i], true, "again", i);
-            if (!settings[i % SETTINGS].protect)
+            if (settings[i % SETTINGS].keep > 0 && !settings[i % SETTINGS].protect)
                 assert_false(whole);
             else if (round == 2)
                 assert_true(whole);
@@ -241,8 +258,75 @@ static void test_pages(void **state) {
                     7 * config.model.text.layer_count);
 }
 
+/* Two answers to one request share the prompt, whatever each evicts afterwards; from the prompt
+ * itself only one may evict. */
+static void test_two_answers(void **state) {
+    (void)state;
+    static const uint64_t seeds[] = {5, 6};
+    rig_result_t *alone = calloc(COUNT, sizeof *alone);
+    assert_non_null(alone);
+    answer_alone(1, alone);
+    rig_t *rig = open_rig(1, 512, 0, 0);
+    rig_case_t cases[CASES];
+    load_cases(rig, cases);
+    for (int i = 0; i < SETTINGS; i++) {
+        uint64_t id = 1 + (uint64_t)i;
+        avl_request_t *request = mixed_request(cases, i, id);
+        rig_set_choices(request, seeds, 2);
+        avl_scheduler_submit(rig_scheduler(rig), request);
+        rig_run(rig);
+        for (int32_t choice = 0; choice < 2; choice++) {
+            const rig_result_t *result = rig_result(rig, rig_answer_id(id, choice));
+            if (settings[i].keep > 0 && !settings[i].protect) {
+                assert_int_equal(result->end.status, AVL_ERR_INVALID);
+                assert_non_null(strstr(result->end.detail, "only one is allowed"));
+            } else {
+                expect_same(result, &alone[i], true, "two answers", i);
+            }
+        }
+    }
+    release_cases(cases);
+    rig_close(rig);
+    free(alone);
+}
+
+static void expect_refused(rig_t *rig, avl_request_t *request, avl_status_t status,
+                           const char *text) {
+    const rig_result_t *result = rig_answer(rig, request);
+    assert_int_equal(result->end.status, status);
+    if (strstr(result->end.detail, text) == NULL)
+        fail_msg("\"%s\" lacks \"%s\"", result->end.detail, text);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    rig_t *rig = open_rig(1, 512, 0, 0);
+    rig_case_t cases[CASES];
+    load_cases(rig, cases);
+    int layers = rig_config(rig)->model.text.layer_count;
+    avl_request_t *request = mixed_request(cases, 6, 1);
+    request->attention.prefill_layer = layers;
+    expect_refused(rig, request, AVL_ERR_INVALID, "the filter needs one behind it");
+    request = mixed_request(cases, 7, 2);
+    request->attention.visual_store_ratio = .6;
+    expect_refused(rig, request, AVL_ERR_INVALID, "more than the prefill");
+    request = mixed_request(cases, 7, 3);
+    request->attention.measure_captured_mass = true;
+    expect_refused(rig, request, AVL_ERR_INVALID, "goes without a prefill filter");
+    release_cases(cases);
+    rig_close(rig);
+    rig = rig_open(&(rig_options_t){.model = "tests/data/models/llava-mistral", .ranks = 1});
+    rig_case_t windowed = rig_case_load(rig_config(rig), "tests/data/cases/llava-mistral/01");
+    expect_refused(rig, mixed_request(&windowed, 6, 1), AVL_ERR_UNSUPPORTED,
+                   "this model's sliding window of");
+    rig_case_release(&windowed);
+    rig_close(rig);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_two_answers),
         cmocka_unit_test(test_together_as_alone),
         cmocka_unit_test(test_replay_continues),
         cmocka_unit_test(test_prompts_again),
