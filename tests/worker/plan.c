@@ -35,8 +35,7 @@ static void fill(avl_plan_t *plan) {
         .place_count = 2,
         .source = 5,
         .source_rows = 6,
-        .attention = {.5, .25, 3, AVL_VISUAL_RANDOM, 0, 12, .75, 2, .5, 20, AVL_TEXT_H2O, true,
-                      true},
+        .attention = {.5, .25, 3, AVL_VISUAL_RANDOM, 0, 12, 0, 2, .5, 20, AVL_TEXT_H2O, true, true},
         .token_ids = prompt,
         .places = places,
     };
@@ -164,9 +163,26 @@ static void test_hostile_bytes(void **state) {
     close_pair(&pair);
 }
 
+/* What goes with a filter alone. */
+static void test_filter_there_and_back(void **state) {
+    (void)state;
+    pair_t pair;
+    open_pair(&pair);
+    avl_attention_params_t sent = {.5, .25, 3,  AVL_VISUAL_LAST_ROW, 0,     0,    .75,
+                                   7,  .5,  20, AVL_TEXT_A_VL,       false, false};
+    pair.sent.admissions[0].attention = sent;
+    avl_plan_encode(&pair.sent, pair.buffer);
+    assert_int_equal(avl_plan_decode(pair.buffer, pair.bytes, &limits, &pair.received), AVL_OK);
+    assert_true(avl_attention_params_same_prompt(&pair.received.admissions[0].attention, &sent));
+    assert_int_equal(pair.received.admissions[0].attention.prefill_layer, 7);
+    avl_plan_destroy(&pair.sent);
+    avl_plan_destroy(&pair.received);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_filter_there_and_back),
         cmocka_unit_test(test_frame_is_enough),
         cmocka_unit_test(test_hostile_bytes),
     };
