@@ -108,15 +108,9 @@ static avl_status_t check_choices(const avl_request_t *request, int32_t vocab_ro
 }
 
 /* What of the parameters depends on the model. */
-static avl_status_t check_attention(const avl_request_t *request, const avl_text_config_t *text) {
-    const avl_attention_params_t *params = &request->attention;
+static avl_status_t check_attention(const avl_attention_params_t *params,
+                                    const avl_text_config_t *text) {
     AVL_TRY(avl_attention_params_check(params));
-    if (request->choice_count > 1 && request->image_count > 0 && !params->protect_prompt &&
-        params->text_keep_ratio > 0 && params->text_keep_ratio < 1)
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.protect_prompt is false, and %d answers are wanted: each would "
-                        "evict from a prompt that they share; only one is allowed",
-                        request->choice_count);
     if (params->prefill_keep_ratio == 0 || params->prefill_keep_ratio == 1)
         return AVL_OK;
     if (params->prefill_layer >= text->layer_count)
@@ -135,7 +129,7 @@ static avl_status_t check_attention(const avl_request_t *request, const avl_text
 avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t *config,
                                int32_t context_rows) {
     int32_t vocab_rows = config->model.text.vocab_rows;
-    AVL_TRY(check_attention(request, &config->model.text));
+    AVL_TRY(check_attention(&request->attention, &config->model.text));
     AVL_TRY(avl_sampling_params_check(&request->sampling));
     AVL_TRY(check_counts(request, context_rows));
     AVL_TRY(
