@@ -6,9 +6,10 @@
  *   entered    has a place; its prompt is being prepared      avl_admission_queue, _leave
  *   queued     waits for its turn                             avl_admission_next, _leave
  *   out        a group has it                                 avl_admission_return, _leave
- *   held       was out when a group died, without progress; such requests go out one at a time,
- *              which finds the one that kills groups          avl_admission_clear (of another),
- * _leave
+ *   held       a suspect: was out when groups died twice, without progress; suspects go out one
+ *              at a time, which finds the one that kills groups
+ *                                                             avl_admission_clear (of another),
+ *                                                             _leave
  *
  * A request that is let in is a promise: it is let in when it and all others that were will still
  * keep their deadlines, by a forecast of everything that is at work and waits (forecast.h) and with

@@ -574,7 +574,7 @@ void avl_requests_group_lost(avl_requests_t *requests, uint64_t generation) {
                     "the worker group died three times while it worked on this request");
             } else {
                 avl_request_record_resumed(&live->record, live->prepared.name);
-                return_locked(live, true);
+                return_locked(live, live->strikes > 1);
                 resumed++;
             }
         }

@@ -8,9 +8,10 @@
  *
  * A request outlives its group: prompt, parameters, seed and the tokens already sent stay here;
  * when the group is lost the request waits for the next one, which gets the tokens as a replay. A
- * request that was running when groups died three times in a row without a token in between is
- * ended; to find the one at fault, requests that have seen such a death are given to the next group
- * one at a time until they make progress.
+ * group may die by chance: all its requests go on together at first. Those that then see another
+ * one die without having got a token in between are suspects, and given to groups one at a time
+ * until they make progress, beside requests that are none; one that was there when groups died
+ * three times in a row is ended.
  *
  * Locks: a request's lock comes before the table's, the group's and the call's. Nobody holds two
  * requests' locks. Threads: any; avl_requests_group_events and _lost come from one. */
