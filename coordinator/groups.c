@@ -13,6 +13,7 @@ typedef struct slot {
     int number;
     avl_worker_group_t *group; /* NULL: free */
     bool joined;
+    char dtype[8];       /* joined: that it must compute in */
     bool dead;           /* started here, and never to be */
     uint64_t generation; /* that `places` counts for */
     int32_t places;
@@ -65,6 +66,20 @@ static void on_fatal(void *context, avl_status_t status, const char *detail) {
 
 /* ---- groups that come and go ---- */
 
+/* What the other groups compute in, or have: NULL when none was ever ready. */
+static const char *settled_dtype(const avl_groups_t *groups, slot_t *slot) {
+    slot->dtype[0] = '\0';
+    for (int i = 0; i < AVL_GROUPS_MAX && slot->dtype[0] == '\0'; i++) {
+        avl_worker_group_view_t view;
+        if (groups->slots[i].group == NULL)
+            continue;
+        avl_worker_group_view(groups->slots[i].group, &view);
+        if (view.ever_ready)
+            memcpy(slot->dtype, view.dtype, sizeof slot->dtype);
+    }
+    return slot->dtype[0] != '\0' ? slot->dtype : NULL;
+}
+
 static avl_status_t add_group(avl_groups_t *groups, bool joined, slot_t **slot_p) {
     slot_t *slot = NULL;
     for (int i = 0; i < AVL_GROUPS_MAX && slot == NULL; i++)
@@ -76,6 +91,8 @@ static avl_status_t add_group(avl_groups_t *groups, bool joined, slot_t **slot_p
     config.links = groups->links;
     if (joined)
         config.program = NULL;
+    if (joined && config.dtype == NULL)
+        config.dtype = settled_dtype(groups, slot);
     avl_worker_group_observer_t observer = {slot, on_changed, on_events, on_lost, on_fatal};
     avl_worker_group_t *group = NULL;
     AVL_TRY(avl_worker_group_create(&config, &observer, &group));

@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "checkpoint/fingerprint.h"
 #include "coordinator/api.h"
 #include "coordinator/health.h"
 #include "coordinator/monitor.h"
@@ -47,6 +48,7 @@ typedef struct service {
     avl_admission_t *admission;
     avl_groups_t *groups;
     char join_secret[AVL_JOIN_SECRET_BYTES_MAX + 2];
+    char fingerprint[AVL_FINGERPRINT_BYTES];
     avl_health_t *health;
     avl_api_t api;
     avl_method_t methods[METHOD_COUNT];
@@ -197,11 +199,19 @@ static avl_status_t read_join_secret(service_t *service) {
 static avl_status_t create_groups(service_t *service) {
     const avl_options_t *options = &service->options;
     AVL_TRY(read_join_secret(service));
+    if (options->join_address != NULL) {
+        AVL_TRY(avl_fingerprint(options->model, service->fingerprint));
+        avl_log_info("groups that join must serve the model with fingerprint %s",
+                     service->fingerprint);
+    }
     avl_worker_group_config_t group = {
         .program = service->worker_program,
         .launcher = options->launcher,
         .ranks = options->ranks,
         .link_address = service->link_address,
+        .fingerprint = options->join_address != NULL ? service->fingerprint : NULL,
+        .dtype =
+            options->dtype != NULL && strcmp(options->dtype, "auto") != 0 ? options->dtype : NULL,
         .arguments = service->worker_arguments,
         .attach_ns = ATTACH_NS,
         .load_ns = options->load_timeout_ns,

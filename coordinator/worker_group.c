@@ -129,10 +129,37 @@ static void on_loading(avl_worker_group_t *group, double share) {
         report_change(group);
 }
 
+/* Tokens of a request may come from one group after another: they must be the same. False: `why`
+ * says what is not. */
+static bool serves_the_same(const avl_worker_group_t *group, const Avl__Worker__V1__Ready *ready,
+                            char *why, size_t why_bytes) {
+    const char *fingerprint = group->config.fingerprint, *dtype = group->config.dtype;
+    if (fingerprint != NULL && strcmp(fingerprint, ready->fingerprint) != 0)
+        snprintf(why, why_bytes,
+                 "the worker group serves another model: its fingerprint is \"%.32s\", that of the "
+                 "coordinator's is \"%s\"",
+                 ready->fingerprint, fingerprint);
+    else if (dtype != NULL && strcmp(dtype, ready->dtype) != 0)
+        snprintf(why, why_bytes,
+                 "the worker group computes in %.8s, and the service in %s: give it --dtype %s",
+                 ready->dtype, dtype, dtype);
+    else
+        return true;
+    return false;
+}
+
 static void on_ready(avl_worker_group_t *group, const Avl__Worker__V1__Ready *ready) {
+    char why[AVL_STATUS_DETAIL_BYTES];
     pthread_mutex_lock(&group->lock);
     bool loading = group->view.state == AVL_WORKER_GROUP_LOADING;
     avl_worker_group_view_t *view = &group->view;
+    if (loading && joined(group) && !serves_the_same(group, ready, why, sizeof why)) {
+        avl_log_error("worker group %llu is refused: %s", (unsigned long long)view->generation,
+                      why);
+        group->failed_status = AVL_ERR_INVALID;
+        end_incarnation_locked(group, why);
+        loading = false;
+    }
     if (loading) {
         view->state = AVL_WORKER_GROUP_READY;
         view->ever_ready = true;

