@@ -74,15 +74,41 @@ static avl_request_t *mixed_request(const rig_case_t *cases, int i, uint64_t id)
     return request;
 }
 
+/* Setting 1 is one that the reference has run. */
+static void expect_reference(const rig_case_t *data, const rig_result_t *result) {
+    const json_t *entries = json_object_get(data->json, "avl_more");
+    for (size_t i = 0; i < json_array_size(entries); i++) {
+        const json_t *entry = json_array_get(entries, i);
+        if (json_object_get(entry, "store") != NULL ||
+            json_object_get(entry, "prefill_keep") != NULL ||
+            json_real_value(json_object_get(entry, "text_keep")) != settings[1].keep)
+            continue;
+        const json_t *ids = json_object_get(entry, "greedy_ids");
+        for (int32_t j = 0; j < result->token_count; j++)
+            assert_int_equal(result->tokens[j], json_integer_value(json_array_get(ids, (size_t)j)));
+        return;
+    }
+    fail_msg("%s has no such run", data->directory);
+}
+
 /* Answers, each alone, the prompt in one step. */
-static void answer_alone(int ranks, rig_result_t *alone) {
+static void answer_some(int ranks, int count, int32_t tokens, rig_result_t *alone) {
     rig_t *rig = open_rig(ranks, 512, 0, 0);
     rig_case_t cases[CASES];
     load_cases(rig, cases);
-    for (int i = 0; i < COUNT; i++)
-        alone[i] = *rig_answer(rig, mixed_request(cases, i, (uint64_t)i + 1));
+    for (int i = 0; i < count; i++) {
+        avl_request_t *request = mixed_request(cases, i, (uint64_t)i + 1);
+        request->max_tokens = tokens;
+        alone[i] = *rig_answer(rig, request);
+        if (i == 1)
+            expect_reference(&cases[0], &alone[i]);
+    }
     release_cases(cases);
     rig_close(rig);
+}
+
+static void answer_alone(int ranks, rig_result_t *alone) {
+    answer_some(ranks, COUNT, TOKENS, alone);
 }
 
 static void expect_same(const rig_result_t *got, const rig_result_t *expected, bool bits,
@@ -317,7 +343,24 @@ static void test_refusals(void **state) {
     rig_close(rig);
 }
 
-int main(void) {
+/* `text device`: a little of everything, for devices on which a step takes long: each setting
+ * alone, at one rank and three, against the CPU's tokens is what the other tests say. */
+static void test_settings_agree(void **state) {
+    (void)state;
+    rig_result_t *one = calloc(COUNT, sizeof *one), *three = calloc(COUNT, sizeof *three);
+    assert_true(one != NULL && three != NULL);
+    answer_some(1, SETTINGS, 24, one);
+    answer_some(3, SETTINGS, 24, three);
+    for (int i = 0; i < SETTINGS; i++)
+        expect_same(&three[i], &one[i], false, "on three ranks", i);
+    free(one);
+    free(three);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest device[] = {cmocka_unit_test(test_settings_agree)};
+    if (argc == 2 && strcmp(argv[1], "device") == 0)
+        return cmocka_run_group_tests_name("worker text, device", device, NULL, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_two_answers),
