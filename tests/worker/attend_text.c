@@ -25,6 +25,7 @@ static void test_text_eviction(void **state) {
                 script.text.keep = settings[j].keep;
                 script.text.keep_min = settings[j].keep_min;
                 script.text.h2o = (i + j) % 2;
+                script.measures = mix % 4 == 1;
                 attend_check(script);
                 script.text.protect = true;
                 attend_check(script);
