@@ -59,6 +59,28 @@ static bool ranks_rows(avl_visual_selection_t selection) {
     return selection == AVL_VISUAL_LAST_ROW || selection == AVL_VISUAL_QUESTION;
 }
 
+static avl_status_t check_standout(const avl_attention_params_t *params) {
+    double standout = params->visual_standout;
+    if (!(standout == 0 || (standout >= 1 && standout <= AVL_STANDOUT_MAX)))
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_standout is %g; allowed: 0 (off), 1 to %g", standout,
+                        AVL_STANDOUT_MAX);
+    if (standout == 0)
+        return AVL_OK;
+    if (!ranks_rows(params->visual_selection))
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_standout is %g; with visual_selection %s, which ranks no "
+                        "rows, only 0 is allowed",
+                        standout, avl_visual_selection_name(params->visual_selection));
+    if (params->visual_uniform_share > 0)
+        return avl_fail(
+            AVL_ERR_INVALID,
+            "attention.visual_standout is %g; with a visual_uniform_share (%g), which it "
+            "decides by itself, only 0 is allowed",
+            standout, params->visual_uniform_share);
+    return AVL_OK;
+}
+
 /* The comparisons are written so that a NaN fails them. */
 static avl_status_t check_visual(const avl_attention_params_t *params) {
     double store = params->visual_store_ratio, compute = params->visual_compute_ratio;
@@ -88,7 +110,7 @@ static avl_status_t check_visual(const avl_attention_params_t *params) {
                         "attention.visual_uniform_share is %g; with visual_selection %s, which "
                         "ranks no rows, only 0 is allowed",
                         uniform, avl_visual_selection_name(params->visual_selection));
-    return AVL_OK;
+    return check_standout(params);
 }
 
 static avl_status_t check_prefill(const avl_attention_params_t *params) {
@@ -119,6 +141,12 @@ static avl_status_t check_prefill(const avl_attention_params_t *params) {
                         "(prefill_keep_ratio %g), which drops rows of the even grid, only 0 is "
                         "allowed",
                         params->visual_uniform_share, keep);
+    if (selects && params->visual_standout > 0)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.visual_standout is %g; with a prefill filter "
+                        "(prefill_keep_ratio %g), which drops rows of the even grid, only 0 is "
+                        "allowed",
+                        params->visual_standout, keep);
     if (selects && params->measure_captured_mass)
         return avl_fail(AVL_ERR_INVALID,
                         "attention.measure_captured_mass goes without a prefill filter "
@@ -155,6 +183,7 @@ void avl_attention_params_settle(avl_attention_params_t *params) {
         /* Nothing is selected. */
         params->visual_selection = AVL_VISUAL_LAST_ROW;
         params->visual_uniform_share = 0;
+        params->visual_standout = 0;
         params->measure_captured_mass = false;
     }
     if (params->visual_selection != AVL_VISUAL_RANDOM)
@@ -175,7 +204,7 @@ bool avl_attention_params_same_prompt(const avl_attention_params_t *a,
                                       const avl_attention_params_t *b) {
     return a->visual_selection == b->visual_selection &&
            a->visual_uniform_share == b->visual_uniform_share &&
-           a->selection_seed == b->selection_seed &&
+           a->visual_standout == b->visual_standout && a->selection_seed == b->selection_seed &&
            a->prefill_keep_ratio == b->prefill_keep_ratio && a->prefill_layer == b->prefill_layer &&
            a->text_keep_ratio == b->text_keep_ratio && a->text_keep_min == b->text_keep_min &&
            a->text_policy == b->text_policy && a->protect_prompt == b->protect_prompt &&

@@ -5,9 +5,19 @@
 
 #define CASE(name) AVL__V1__ATTENTION_PARAMETERS___##name
 
+/* What stands out is stored for its score, an even grid fills the store (docs/A-VL.md). */
+#define STANDOUT(store, compute)                                                                   \
+    {                                                                                              \
+        .visual_store_ratio = (store), .visual_compute_ratio = (compute),                          \
+        .visual_update_interval = 3, .visual_selection = AVL_VISUAL_QUESTION,                      \
+        .visual_standout = 4,                                                                      \
+    }
+
+/* `a-vl` is the paper's method and stays; the others are this project's choice. */
 const avl_attention_preset_t avl_attention_presets[] = {
-    {"dense", AVL_ATTENTION(1, 1, 1)},
-    {"a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
+    {"dense", AVL_ATTENTION(1, 1, 1)}, {"a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
+    {"standout", STANDOUT(0.5, 0.3)},  {"balanced", STANDOUT(0.3, 0.15)},
+    {"lean", STANDOUT(0.2, 0.1)},
 };
 const size_t avl_attention_preset_count =
     sizeof avl_attention_presets / sizeof *avl_attention_presets;
@@ -33,10 +43,11 @@ static bool has_only_dense(const Avl__V1__AttentionParameters *given) {
     return given->preset[0] == '\0' && given->_visual_store_ratio_case == 0 &&
            given->_visual_compute_ratio_case == 0 && given->_visual_update_interval_case == 0 &&
            given->visual_selection == 0 && given->_visual_uniform_share_case == 0 &&
-           given->_selection_seed_case == 0 && given->_prefill_keep_ratio_case == 0 &&
-           given->_prefill_layer_case == 0 && given->_text_keep_ratio_case == 0 &&
-           given->_text_keep_min_case == 0 && given->text_policy == 0 &&
-           given->_protect_prompt_case == 0 && !given->measure_captured_mass;
+           given->_visual_standout_case == 0 && given->_selection_seed_case == 0 &&
+           given->_prefill_keep_ratio_case == 0 && given->_prefill_layer_case == 0 &&
+           given->_text_keep_ratio_case == 0 && given->_text_keep_min_case == 0 &&
+           given->text_policy == 0 && given->_protect_prompt_case == 0 &&
+           !given->measure_captured_mass;
 }
 
 static avl_status_t read_count(const char *name, uint32_t value, int32_t *to) {
@@ -88,18 +99,26 @@ static avl_status_t read_selection(const Avl__V1__AttentionParameters *given, ui
         break;
     case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_RANDOM:
         params->visual_selection = AVL_VISUAL_RANDOM;
-        params->visual_uniform_share = 0;
+        params->visual_uniform_share = params->visual_standout = 0;
         break;
     case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_UNIFORM:
         params->visual_selection = AVL_VISUAL_UNIFORM;
-        params->visual_uniform_share = 0;
+        params->visual_uniform_share = params->visual_standout = 0;
         break;
     default:
         return avl_fail(AVL_ERR_INVALID, "attention.visual_selection is %d, which is unknown",
                         (int)given->visual_selection);
     }
-    if (given->_visual_uniform_share_case != 0)
+    if (given->_visual_uniform_share_case != 0) {
         params->visual_uniform_share = given->visual_uniform_share;
+        if (given->_visual_standout_case == 0)
+            params->visual_standout = 0;
+    }
+    if (given->_visual_standout_case != 0) {
+        params->visual_standout = given->visual_standout;
+        if (given->_visual_uniform_share_case == 0)
+            params->visual_uniform_share = 0;
+    }
     if (given->_selection_seed_case != 0 && params->visual_selection != AVL_VISUAL_RANDOM)
         return avl_fail(AVL_ERR_INVALID,
                         "attention.selection_seed is for visual_selection random alone");
@@ -229,6 +248,10 @@ void avl_attention_write(const avl_attention_params_t *params, Avl__V1__Attentio
         to->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);
         to->visual_uniform_share = params->visual_uniform_share;
     }
+    if (params->visual_standout > 0) {
+        to->_visual_standout_case = CASE(VISUAL_STANDOUT_VISUAL_STANDOUT);
+        to->visual_standout = params->visual_standout;
+    }
     if (params->visual_selection == AVL_VISUAL_RANDOM) {
         to->_selection_seed_case = CASE(SELECTION_SEED_SELECTION_SEED);
         to->selection_seed = params->selection_seed;
@@ -258,6 +281,7 @@ void avl_attention_submit(const avl_attention_params_t *params, Avl__Worker__V1_
     to->visual_update_interval = params->visual_update_interval;
     to->visual_selection = (int32_t)params->visual_selection;
     to->visual_uniform_share = params->visual_uniform_share;
+    to->visual_standout = params->visual_standout;
     to->selection_seed = params->selection_seed;
     to->prefill_keep_ratio = params->prefill_keep_ratio;
     to->prefill_layer = params->prefill_layer;

@@ -15,6 +15,7 @@ enum {
     KEY_INTERVAL,
     KEY_SELECTION,
     KEY_UNIFORM_SHARE,
+    KEY_STANDOUT,
     KEY_PREFILL_KEEP,
     KEY_PREFILL_LAYER,
     KEY_TEXT_KEEP,
@@ -35,6 +36,10 @@ static const struct argp_option option_table[] = {
      "what ranks visual rows: last-row (default), question, random or uniform", 0},
     {"visual-uniform-share", KEY_UNIFORM_SHARE, "RATIO", 0,
      "share of the store that is evenly spaced; default 0", 0},
+    {"visual-standout", KEY_STANDOUT, "X", 0,
+     "rows are stored for scores of at least X times the mean, evenly spaced ones fill the store; "
+     "default 0 (off)",
+     0},
     {"prefill-keep", KEY_PREFILL_KEEP, "RATIO", 0,
      "share of the visual rows that later layers see in prefill; default 1", 0},
     {"prefill-layer", KEY_PREFILL_LAYER, "N", 0, "the last layer that sees all; default 2", 0},
@@ -92,6 +97,10 @@ static error_t parse_visual(int key, char *text, struct argp_state *state,
                        "--visual-selection %s: expected last-row, question, random or uniform",
                        text);
         given->visual_selection = avl_attention_selection(selection);
+        return 0;
+    case KEY_STANDOUT:
+        given->visual_standout = ratio(state, "visual-standout", text);
+        given->_visual_standout_case = CASE(VISUAL_STANDOUT_VISUAL_STANDOUT);
         return 0;
     case KEY_UNIFORM_SHARE:
         given->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);

@@ -333,6 +333,7 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
             item.count = avl_sequence_visual_rows(shape, layer);
             item.keep = filters ? shape->survivor_rows : shape->store_rows;
             item.even = shape->even_rows; /* none beside a filter */
+            item.standout = shape->attention.visual_standout;
             item.unseen = avl_visual_store_hidden(
                 avl_sequence_visual_positions(run->sequence, layer), item.count, first);
         }

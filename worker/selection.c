@@ -24,6 +24,7 @@ struct avl_selection {
         *device_scores; /* device scratch of avl_selection_best; NULL when the device is the host */
     int32_t *device_indices;
     candidate_t *candidates; /* [ranks, most of a rank] */
+    float *tallies;          /* [items_max] */
     float *keys; /* [most of a list or the gathered candidates] scores that the even rows win */
     float *merged_scores;
     int32_t *merged_indices;
@@ -56,6 +57,7 @@ avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int6
         void *memory_p;
     } arrays[] = {
         {most, sizeof(candidate_t), &selection->candidates},
+        {(size_t)items_max, sizeof(float), &selection->tallies},
         {most, sizeof(float), &selection->keys},
         {most, sizeof(float), &selection->merged_scores},
         {most, sizeof(int32_t), &selection->merged_indices},
@@ -108,6 +110,7 @@ void avl_selection_destroy(avl_selection_t *selection) {
     if (selection->device_indices != NULL)
         ops->release(selection->device, selection->device_indices);
     free(selection->candidates);
+    free(selection->tallies);
     free(selection->keys);
     free(selection->merged_scores);
     free(selection->merged_indices);
@@ -230,6 +233,49 @@ static int32_t collect(avl_selection_t *selection, const avl_selection_item_t *i
     return count;
 }
 
+/* Sums of the scores of every item over its part of [first, last), or with `counts` the number of
+ * them that stand out of the mean, which follows from the sums. */
+static void tally(avl_selection_t *selection, const avl_selection_item_t *items, int item_count,
+                  int64_t first, int64_t last, bool counts) {
+    int64_t start = 0;
+    for (int i = 0; i < item_count; start += items[i++].count) {
+        int64_t from = first > start ? first : start;
+        int64_t to = last < start + items[i].count ? last : start + items[i].count;
+        double least = items[i].standout * (double)selection->tallies[i], sum = 0;
+        for (int64_t j = from; j < to; j++) {
+            double score = (double)selection->host_weights[j];
+            sum += !counts ? score : score * items[i].count >= least ? 1 : 0;
+        }
+        selection->tallies[i] = (float)sum;
+    }
+}
+
+/* How many rows of each item are to be evenly spaced, where that depends on the scores. Collective
+ * when one asks for it. */
+static avl_status_t settle_even(avl_selection_t *selection, avl_selection_item_t *items,
+                                int item_count, int64_t total) {
+    avl_group_t *group = selection->group;
+    int64_t first, last;
+    bool any = false;
+    for (int i = 0; i < item_count; i++)
+        any |= items[i].standout > 0;
+    if (!any)
+        return AVL_OK;
+    avl_group_slice(total, avl_group_rank(group), avl_group_ranks(group), &first, &last);
+    for (int pass = 0; pass < 2; pass++) {
+        tally(selection, items, item_count, first, last, pass == 1);
+        AVL_TRY(avl_group_all_reduce(group, selection->tallies, item_count));
+    }
+    for (int i = 0; i < item_count; i++) {
+        /* All of them where the rank failed and its scores are nothing. */
+        float above = selection->tallies[i], keep = (float)items[i].keep;
+        if (items[i].standout > 0)
+            items[i].even =
+                above > 0 ? items[i].keep - (int32_t)(above < keep ? above : keep) : items[i].keep;
+    }
+    return AVL_OK;
+}
+
 /* Stands in for offer: candidates that every rank can take, and none of them good. */
 static void offer_nothing(const avl_selection_t *selection, const avl_selection_item_t *items,
                           int item_count, int64_t total, candidate_t *own) {
@@ -247,6 +293,7 @@ static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *
     avl_group_t *group = selection->group;
     int rank = avl_group_rank(group), ranks = avl_group_ranks(group);
     AVL_TRY(avl_group_reduce_scatter(group, selection->host_weights, total));
+    AVL_TRY(settle_even(selection, items, item_count, total));
     int64_t stride = 0;
     for (int r = 0; r < ranks; r++) {
         int64_t own = offered_in_all(items, item_count, total, r, ranks);
@@ -309,5 +356,6 @@ avl_status_t avl_selection_run(avl_selection_t *selection, avl_selection_item_t 
     if (avl_group_ranks(selection->group) > 1)
         return run_ranks(selection, items, item_count, total, own);
     AVL_TRY(own);
+    AVL_TRY(settle_even(selection, items, item_count, total));
     return run_alone(selection, items, item_count);
 }

@@ -103,6 +103,7 @@ static void give(Avl__V1__AttentionParameters *given, const char *text) {
         GIVE("compute", visual_compute_ratio, VISUAL_COMPUTE_RATIO)
         GIVE("interval", visual_update_interval, VISUAL_UPDATE_INTERVAL)
         GIVE("uniform", visual_uniform_share, VISUAL_UNIFORM_SHARE)
+        GIVE("standout", visual_standout, VISUAL_STANDOUT)
         GIVE("seed", selection_seed, SELECTION_SEED)
         GIVE("keep", prefill_keep_ratio, PREFILL_KEEP_RATIO)
         GIVE("layer", prefill_layer, PREFILL_LAYER)
@@ -130,6 +131,14 @@ static void test_refusals(void **state) {
         {"uniform=1", "attention.visual_uniform_share is 1; allowed: at least 0, less", REFUSED},
         {"uniform=-0.1", "attention.visual_uniform_share is -0.1; allowed", REFUSED},
         {"uniform=nan", "nan; allowed", REFUSED},
+        {"standout=0.5", "attention.visual_standout is 0.5; allowed: 0 (off), 1 to 1e+06", REFUSED},
+        {"standout=4 keep=0.6", "attention.visual_standout is 4; with a prefill filter", REFUSED},
+        {"standout=nan", "attention.visual_standout is", REFUSED},
+        {"standout=inf", "attention.visual_standout is inf; allowed", REFUSED},
+        {"standout=4 selection=4", "with visual_selection uniform", REFUSED},
+        {"standout=4 uniform=0.5", "with a visual_uniform_share (0.5)", REFUSED},
+        {"preset=lean selection=3 standout=2", "with visual_selection random", REFUSED},
+        {"dense=1 standout=2", "attention.dense excludes every other field", REFUSED},
         {"uniform=0.5 selection=3", "with visual_selection random", REFUSED},
         {"uniform=0.5 selection=4", "with visual_selection uniform", REFUSED},
         {"seed=1", "attention.selection_seed is for visual_selection random alone", REFUSED},
@@ -172,6 +181,8 @@ static void test_settled(void **state) {
         {"preset=a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
         {"preset=dense", AVL_ATTENTION(1, 1, 1)},
         {"preset=dense store=0.2 interval=2", AVL_ATTENTION(0.2, 0.2, 2)},
+        {"selection=1 standout=0", AVL_ATTENTION(0.5, 0.3, 3)},
+        {"store=1 compute=1 standout=5", AVL_ATTENTION(1, 1, 3)},
         {"selection=1 uniform=0", AVL_ATTENTION(0.5, 0.3, 3)},
         {"store=1 compute=1 selection=3 seed=5", AVL_ATTENTION(1, 1, 3)},
         {"store=1 compute=1 uniform=0.5", AVL_ATTENTION(1, 1, 3)},

@@ -47,9 +47,12 @@ static void test_selections(void **state) {
     (void)state;
     static const struct {
         avl_visual_selection_t selection;
-        double uniform;
-    } ways[] = {{AVL_VISUAL_QUESTION, 0},  {AVL_VISUAL_QUESTION, .5}, {AVL_VISUAL_LAST_ROW, .3},
-                {AVL_VISUAL_LAST_ROW, .9}, {AVL_VISUAL_RANDOM, 0},    {AVL_VISUAL_UNIFORM, 0}};
+        double uniform, standout;
+    } ways[] = {{AVL_VISUAL_QUESTION, 0, 0},   {AVL_VISUAL_QUESTION, .5, 0},
+                {AVL_VISUAL_LAST_ROW, .3, 0},  {AVL_VISUAL_LAST_ROW, .9, 0},
+                {AVL_VISUAL_RANDOM, 0, 0},     {AVL_VISUAL_UNIFORM, 0, 0},
+                {AVL_VISUAL_QUESTION, 0, 1.2}, {AVL_VISUAL_LAST_ROW, 0, 1.5},
+                {AVL_VISUAL_QUESTION, 0, 1000}};
     static const struct {
         double store, compute;
         int interval, window;
@@ -66,6 +69,7 @@ static void test_selections(void **state) {
                            chunks[(turn + i) % 4]);
                 script.selection = ways[way].selection;
                 script.uniform = ways[way].uniform;
+                script.standout = ways[way].standout;
                 script.measures = turn % 3 == 0;
                 script.seed = turn % 2 ? 7 : UINT64_C(0x123456789abcdef0);
                 attend_check(script);

@@ -35,7 +35,8 @@ static void fill(avl_plan_t *plan) {
         .place_count = 2,
         .source = 5,
         .source_rows = 6,
-        .attention = {.5, .25, 3, AVL_VISUAL_RANDOM, 0, 12, 0, 2, .5, 20, AVL_TEXT_H2O, true, true},
+        .attention = {.5, .25, 3, AVL_VISUAL_QUESTION, 0, 1.5, 12, 0, 2, .5, 20, AVL_TEXT_H2O,
+                      true, true},
         .token_ids = prompt,
         .places = places,
     };
