@@ -496,13 +496,14 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
 }
 
 /* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
- * rank has a part of the scores, every row is visible, and no rows are moved. */
+ * rank has a part of the scores, every row is visible, no rows are moved, and nobody measures. */
 static bool chooses_on_device(const avl_attend_t *attend) {
     const avl_attend_options_t *options = &attend->options;
     if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
         return false;
     for (int i = 0; i < attend->item_count; i++) {
-        if (!attend->item_runs[i]->decode)
+        const avl_run_t *run = attend->item_runs[i];
+        if (!run->decode || run->sequence->shape.measures)
             return false;
     }
     return true;
