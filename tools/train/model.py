@@ -57,25 +57,40 @@ def make_weights(shape, vocabulary, generator):
         linear(layer + "mlp.fc1", shape["v_mlp"], width)
         linear(layer + "mlp.fc2", width, shape["v_mlp"], (shape["v_mlp"] * 2 * shape["v_layers"]) ** -0.5)
     hidden = shape["hidden"]
-    linear("multi_modal_projector.linear_1", hidden, width)
-    linear("multi_modal_projector.linear_2", hidden, hidden)
-    normal(LLAMA + "embed_tokens.weight", vocabulary, hidden, std=0.5)
+    linear("multi_modal_projector.linear_1", hidden, width, 0.02)
+    linear("multi_modal_projector.linear_2", hidden, hidden, 0.02)
+    normal(LLAMA + "embed_tokens.weight", vocabulary, hidden, std=0.05)
     head = hidden // shape["heads"]
     for i in range(shape["layers"]):
         layer = f"{LLAMA}layers.{i}."
-        linear(layer + "self_attn.q_proj", hidden, hidden, bias=False)
-        linear(layer + "self_attn.k_proj", shape["kv_heads"] * head, hidden, bias=False)
-        linear(layer + "self_attn.v_proj", shape["kv_heads"] * head, hidden, bias=False)
-        linear(layer + "self_attn.o_proj", hidden, hidden, (hidden * 2 * shape["layers"]) ** -0.5, bias=False)
-        linear(layer + "mlp.gate_proj", shape["mlp"], hidden, bias=False)
-        linear(layer + "mlp.up_proj", shape["mlp"], hidden, bias=False)
-        linear(layer + "mlp.down_proj", hidden, shape["mlp"], (shape["mlp"] * 2 * shape["layers"]) ** -0.5, bias=False)
+        for part, rows in (
+            ("q_proj", hidden),
+            ("k_proj", shape["kv_heads"] * head),
+            ("v_proj", shape["kv_heads"] * head),
+        ):
+            linear(layer + "self_attn." + part, rows, hidden, 0.02, bias=False)
+        linear(layer + "self_attn.o_proj", hidden, hidden, 0.02, bias=False)
+        linear(layer + "mlp.gate_proj", shape["mlp"], hidden, 0.02, bias=False)
+        linear(layer + "mlp.up_proj", shape["mlp"], hidden, 0.02, bias=False)
+        linear(layer + "mlp.down_proj", hidden, shape["mlp"], 0.02, bias=False)
         norm(layer + "input_layernorm", hidden, bias=False)
         norm(layer + "post_attention_layernorm", hidden, bias=False)
     norm(LLAMA + "norm", hidden, bias=False)
     linear("language_model.lm_head", vocabulary, hidden, 0.02, bias=False)
     linear("lessons", sum(LABEL_SIZES), width, 0.02)  # the patch labels' heads: not exported
     return weights
+
+
+@torch.no_grad()
+def centre_projector(weights, shape, pictures):
+    """Biases that take the mean off what the projector gets and gives: more than half of a patch's length would else be
+    what all patches share."""
+    x = tower(weights, shape, pictures)
+    for i in (1, 2):
+        key = f"multi_modal_projector.linear_{i}"
+        x = F.linear(x, weights[key + ".weight"])
+        weights[key + ".bias"].copy_(-x.mean((0, 1)))
+        x = F.gelu(x + weights[key + ".bias"])
 
 
 def normalise(pictures, dtype):

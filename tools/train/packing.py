@@ -20,6 +20,7 @@ import wordpieces
 IMAGE_ROWS = pictures.GRID * pictures.GRID
 PICTURES = 8  # a step's pictures
 PAIR_EVERY = 8  # every eighth step asks about two pictures at once
+EASY_UNTIL = 600  # batch from which questions are drawn as in evaluation
 LENGTH, PAIR_LENGTH = 416, 512  # rows of a packed sequence
 KINDS = ("grid",) * 7 + ("mixed",) * 4 + ("lines",) * 5 + ("table",) * 4
 TASKS = ("caption", "questions", "reading")
@@ -62,33 +63,42 @@ class Text:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def conversations(shown, rng):
-    """Endless conversations on one picture or two."""
+def conversations(shown, rng, easy):
+    """Endless conversations on one picture or two; `easy` as in questions.ask."""
     if len(shown) == 2:
         while True:
             pair_task = "caption" if rng.random() < 0.12 and all(p.things for p in shown) else None
             yield [questions.ask_pair(shown, rng, pair_task)]
     picture = shown[0]
     if picture.kind == "grid" or (picture.kind == "mixed" and rng.random() < 0.4):
-        yield [questions.caption(picture, rng)]
+        for _ in range(1 + 2 * (rng.random() < easy)):
+            yield [questions.caption(picture, rng, max(0.4, easy))]
     while True:
-        yield questions.conversation(picture, rng)
+        yield questions.conversation(picture, rng, easy=easy)
 
 
 def make(number, text, split="train"):
     """The batch as a dictionary of arrays."""
     rng = random.Random(f"{split} batch {number}")
-    pair = number % PAIR_EVERY == PAIR_EVERY - 1
+    # Nearly empty pictures and plain look-ups first. A model that does not look at the picture yet learns from one with
+    # a single object what looking is good for; from a full one it learns next to nothing.
+    easy = min(1.0, max(0.0, 1.5 - 1.5 * number / EASY_UNTIL)) if split == "train" else 0.0
+    pair = number % PAIR_EVERY == PAIR_EVERY - 1 and (number >= EASY_UNTIL // 2 or split != "train")
     per = 2 if pair else 1
     rows, length = PICTURES // per, PAIR_LENGTH if pair else LENGTH
     batch = {"pictures": [], "labels": [], "ids": [], "target": [], "weight": [], "block": [], "position": [],
              "task": [], "asks": [], "needed": []}  # fmt: skip
     for row in range(rows):
-        shown = [pictures.make(f"{split} {number} {row} {i}", rng.choice(KINDS)) for i in range(per)]
+        shown = []
+        for i in range(per):
+            kind, crowd = rng.choice(KINDS), 1.0
+            if split == "train" and (easy > 0 or rng.random() < 0.2):
+                crowd = rng.uniform(0.05, min(1.0, 0.15 + 0.85 * number / EASY_UNTIL))
+            shown.append(pictures.make(f"{split} {number} {row} {i}", kind, crowd))
         for picture in shown:
             batch["pictures"].append(np.asarray(picture.image, dtype=np.uint8))
             batch["labels"].append(pictures.patch_labels(picture))
-        pack(batch, text, conversations(shown, rng), per, length)
+        pack(batch, text, conversations(shown, rng, easy), per, length)
     count = max(len(n) for n in batch["needed"])
     for needed in batch["needed"]:
         needed += [np.zeros(per * IMAGE_ROWS, dtype=bool)] * (count - len(needed))

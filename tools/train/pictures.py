@@ -47,7 +47,7 @@ class Thing:
     box: tuple  # x0, y0, x1, y1 in pixels
 
     def __str__(self):
-        return f"{self.size} {self.colour} {self.shape}"
+        return f"{'large ' if self.size == 'large' else ''}{self.colour} {self.shape}"
 
 
 @dataclass
@@ -146,7 +146,7 @@ def place_things(picture, rng, pen, area, fill):
     x0, y0, x1, y1 = area
     width, height = (x1 - x0) / picture.columns, (y1 - y0) / picture.rows
     cells = [(r, c) for r in range(picture.rows) for c in range(picture.columns)]
-    count = max(3, round(fill * len(cells)))
+    count = max(1, round(fill * len(cells)))
     colours = list(COLOURS)
     for row, column in sorted(rng.sample(cells, count)):
         size = rng.choice(SIZES)
@@ -199,20 +199,20 @@ def add_entry(picture, rng, image, row, column, x, y, text, colour):
     picture.entries.append(Entry(row, column, text, colour, box, boxes))
 
 
-def place_lines(picture, rng, image, count, top):
+def place_lines(picture, rng, image, count, top, longest=7):
     """`count` lines in the patch rows from `top` on, two patch rows each."""
     colours = rng.sample(TEXT_COLOURS, count)
     spare = GRID - top - 2 * count
     gaps = sorted(rng.randint(0, spare) for _ in range(count))
     for row in range(count):
-        text = string(rng, 3, 7)
+        text = string(rng, min(3, longest), longest)
         x = rng.randint(0, GRID - len(text))
         y = top + gaps[row] + 2 * row
         add_entry(picture, rng, image, row, 0, x * PATCH, y * PATCH + 1, text, colours[row])
 
 
-def place_table(picture, rng, image, pen):
-    picture.rows, picture.columns = rng.choice((2, 3, 4)), rng.choice((2, 3, 4))
+def place_table(picture, rng, image, pen, largest=4):
+    picture.rows, picture.columns = rng.randint(min(2, largest), largest), rng.randint(min(2, largest), largest)
     width = rng.randint(3, 4 if picture.columns < 4 else 3)  # in patches, as everything here
     height = rng.randint(2, 3)
     x0 = rng.randint(0, GRID - width * picture.columns)
@@ -236,8 +236,8 @@ def place_table(picture, rng, image, pen):
             add_entry(picture, rng, image, r, c, x * PATCH, y * PATCH + 1, text, colour)
 
 
-def make(seed, kind):
-    """The picture of a seed: any text or number that names it."""
+def make(seed, kind, crowd=1.0):
+    """The picture of a seed: any text or number that names it. `crowd` below 1 makes it emptier."""
     rng = random.Random(f"picture {seed}")
     numbers = np.random.default_rng(rng.getrandbits(64))
     picture = Picture(kind)
@@ -246,15 +246,15 @@ def make(seed, kind):
     if kind == "grid":
         # Always the same 16 cells: with gaps, nobody could tell three rows from four.
         picture.rows, picture.columns = 4, 4
-        place_things(picture, rng, pen, (0, 0, SIDE, SIDE), rng.uniform(0.25, 0.9))
+        place_things(picture, rng, pen, (0, 0, SIDE, SIDE), crowd * rng.uniform(0.25, 0.9))
     elif kind == "lines":
-        place_lines(picture, rng, image, rng.randint(1, 5), 0)
+        place_lines(picture, rng, image, rng.randint(1, max(1, round(5 * crowd))), 0, max(1, round(7 * crowd)))
     elif kind == "table":
-        place_table(picture, rng, image, pen)
+        place_table(picture, rng, image, pen, max(1, round(4 * crowd)))
     elif kind == "mixed":
         picture.rows, picture.columns = 2, 4
-        place_things(picture, rng, pen, (0, 0, SIDE, 84), rng.uniform(0.5, 1.0))
-        place_lines(picture, rng, image, rng.randint(1, 3), 7)
+        place_things(picture, rng, pen, (0, 0, SIDE, 84), crowd * rng.uniform(0.5, 1.0))
+        place_lines(picture, rng, image, rng.randint(1, max(1, round(3 * crowd))), 7, max(1, round(7 * crowd)))
     else:
         raise ValueError(f"no kind of picture: {kind}")
     picture.image = image

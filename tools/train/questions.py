@@ -26,7 +26,8 @@ class Question:
 
 
 def place(row, column):
-    return f"row {NUMBERS[row + 1]} column {NUMBERS[column + 1]}"
+    """As on a chess board, but from the top left: columns have letters, rows numbers."""
+    return f"{'abcd'[column]}{row + 1}"
 
 
 def patches(cells):
@@ -48,22 +49,24 @@ def ordered(things, order):
     return sorted(things, key=keys[order])
 
 
-def caption(picture, rng):
-    """A list of the objects in a commanded order."""
+def caption(picture, rng, places=0.4):
+    """A list of the objects in a commanded order, in a share of cases with their places."""
     style = rng.random()
     order = rng.choice(ORDERS)
-    if style < 0.06:
-        order = "row by row"
-    things = ordered(picture.things, order)
-    if style < 0.06:
-        items = [f"{t} at {place(t.row, t.column)}" for t in things]
-        text, lead = "Describe the image.", NUMBERS[len(things)] + " objects: "
-    elif style < 0.36:
-        items = [f"{t} at {place(t.row, t.column)}" for t in things]
-        text, lead = f"List the objects {order} with their places.", ""
+    if style < 0.1 * places:
+        order, text = "row by row", "Describe the image."
+    elif style < places:
+        text = f"List the objects {order} with their places."
     else:
-        items = [str(t) for t in things]
-        text, lead = f"List the objects {order}.", ""
+        text = f"List the objects {order}."
+    things = ordered(picture.things, order)
+    if style < places:
+        lead, items = (
+            NUMBERS[len(things)] + (" object: " if len(things) == 1 else " objects: "),
+            [f"{place(t.row, t.column)} {t}" for t in things],
+        )
+    else:
+        lead, items = "", [str(t) for t in things]
     return Question("caption", text, lead + ", ".join(items) + ".", "items", patches(things))
 
 
@@ -103,6 +106,8 @@ def ask_cell(picture, rng):
 
 
 def ask_two_cells(picture, rng):
+    if len(picture.things) < 2:
+        return None
     a, b = rng.sample(picture.things, 2)
     text = f"What is at {place(a.row, a.column)} and at {place(b.row, b.column)}?"
     return Question("questions", text, f"{a} and {b}", needed=patches([a, b]))
@@ -211,16 +216,21 @@ OBJECT_QUESTIONS = (ask_cell, ask_two_cells, ask_two_cells, ask_where, ask_by_sh
                     ask_count, ask_neighbour, ask_neighbour, ask_compare, ask_compare, ask_total)  # fmt: skip
 
 
-def ask_objects(picture, rng):
-    question = None
+def ask_objects(picture, rng, easy=0.0):
+    question, choices = None, OBJECT_QUESTIONS
+    if rng.random() < easy:
+        choices = (ask_cell, ask_cell, ask_two_cells, ask_where)
     while question is None:
-        question = rng.choice(OBJECT_QUESTIONS)(picture, rng)
+        question = rng.choice(choices)(picture, rng)
     return question
 
 
-def ask_lines(picture, rng):
+def ask_lines(picture, rng, easy=0.0):
     entries = picture.entries
-    choice = rng.random()
+    if rng.random() < max(0.05, 0.7 * easy):
+        answer = ", ".join(f"{NUMBERS[e.row + 1]} {e.text}" for e in entries)
+        return Question("reading", "Read all lines with their numbers.", answer, needed=patches(entries))
+    choice = rng.random() * (0.4 if rng.random() < easy else 1.0)
     if choice < 0.4:
         entry = rng.choice(entries)
         number = NUMBERS[entry.row + 1]
@@ -237,14 +247,19 @@ def ask_lines(picture, rng):
     return Question("reading", text, ", ".join(e.text for e in chosen), needed=patches(entries))
 
 
-def ask_table(picture, rng):
+def ask_table(picture, rng, easy=0.0):
     entries = picture.entries
-    choice = rng.random()
+    if rng.random() < max(0.05, 0.7 * easy):
+        order = rng.choice(("row by row", "column by column"))
+        chosen = entries if order == "row by row" else sorted(entries, key=lambda e: (e.column, e.row))
+        answer = ", ".join(f"{place(e.row, e.column)} {e.text}" for e in chosen)
+        return Question("reading", f"Read the table {order} with places.", answer, needed=patches(chosen))
+    choice = rng.random() * (0.35 if rng.random() < easy else 1.0)
     if choice < 0.35:
         entry = rng.choice(entries)
         where = place(entry.row, entry.column)
-        return Question("reading", f"What stands in {where} of the table?", entry.text, needed=patches([entry]),
-                        follow=f"And in {where}?")  # fmt: skip
+        return Question("reading", f"What stands at {where} in the table?", entry.text, needed=patches([entry]),
+                        follow=f"And at {where}?")  # fmt: skip
     if choice < 0.6:
         row = rng.randrange(picture.rows)
         text, chosen = f"Read row {NUMBERS[row + 1]} of the table.", [e for e in entries if e.row == row]
@@ -259,8 +274,8 @@ def ask_table(picture, rng):
     return Question("reading", text, ", ".join(e.text for e in chosen), needed=patches(chosen))
 
 
-def ask(picture, rng, task=None):
-    """A question of that task, or of any that suits the picture."""
+def ask(picture, rng, task=None, easy=0.0):
+    """A question of that task, or of any that suits the picture; `easy` is the share of plain look-ups."""
     if task is None:
         task = "reading" if not picture.things else rng.choice(("questions", "reading"))
         if picture.kind == "grid":
@@ -268,8 +283,8 @@ def ask(picture, rng, task=None):
     if task == "caption":
         return caption(picture, rng)
     if task == "questions":
-        return ask_objects(picture, rng)
-    return ask_table(picture, rng) if picture.kind == "table" else ask_lines(picture, rng)
+        return ask_objects(picture, rng, easy)
+    return (ask_table if picture.kind == "table" else ask_lines)(picture, rng, easy)
 
 
 def ask_pair(pictures, rng, task=None):
@@ -285,11 +300,11 @@ def ask_pair(pictures, rng, task=None):
     return question
 
 
-def conversation(picture, rng, task=None):
+def conversation(picture, rng, task=None, easy=0.0):
     """One to two turns on a picture: a list of questions."""
-    turns = [ask(picture, rng, task)]
+    turns = [ask(picture, rng, task, easy)]
     if task != "caption" and turns[0].task != "caption" and rng.random() < 0.2:
-        later = ask(picture, rng, task)
+        later = ask(picture, rng, task, easy)
         if later.follow and turns[0].follow and later.text[:8] == turns[0].text[:8]:
             later.text = later.follow
         turns.append(later)

@@ -15,6 +15,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+import birth
 import model
 import packing
 
@@ -44,17 +45,23 @@ class Run:
     def begin(self, phase):
         """A phase starts with fresh moments."""
         self.phase = phase
-        matrices = [v for v in self.weights.values() if v.ndim > 1]
-        vectors = [v for v in self.weights.values() if v.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
+        groups = []
+        for tower in (True, False):  # the tower has had its lessons when the answers begin
+            scale = 0.3 if tower and phase == "answers" else 1.0
+            some = [v for k, v in self.weights.items() if (k.startswith((model.TOWER, "lessons"))) == tower]
+            groups.append({"params": [v for v in some if v.ndim > 1], "weight_decay": 0.03, "scale": scale})
+            groups.append({"params": [v for v in some if v.ndim <= 1], "weight_decay": 0.0, "scale": scale})
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, foreach=True)
 
     def load(self, path):
         saved = torch.load(path, map_location=self.device)
+        taught = saved["phase"] == "lessons"  # the rest of such a checkpoint is as it was born
         for key, value in saved["weights"].items():
-            self.weights[key].data.copy_(value)
+            if not taught or key.startswith((model.TOWER, "lessons")):
+                self.weights[key].data.copy_(value)
         self.begin(saved["phase"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if len(saved["optimizer"]["param_groups"]) == len(self.optimizer.param_groups):
+            self.optimizer.load_state_dict(saved["optimizer"])
         self.generator.set_state(saved["generator"].cpu())
         self.step, self.pictures = saved["step"], saved["pictures"]
         self.log(f"goes on from {path}: {self.phase}, step {self.step}")
@@ -131,8 +138,13 @@ def hidden_patches(run, batch):
 def forward(run, batch, aided):
     """(hidden states of the rows behind the prefix, lesson loss, aid loss)."""
     weights, shape = run.cast(), model.SHAPE
-    features = model.tower(weights, shape, batch["pictures"])
-    lessons = model.lesson_loss(weights, features, batch["labels"])
+    lessons = torch.zeros(())
+    if run.step < run.arguments.freeze:
+        with torch.no_grad():
+            features = model.tower(weights, shape, batch["pictures"])
+    else:
+        features = model.tower(weights, shape, batch["pictures"])
+        lessons = model.lesson_loss(weights, features, batch["labels"])
     rows = model.project(weights, features)
     n, room = batch["ids"].shape
     embedding = weights[model.LLAMA + "embed_tokens.weight"]
@@ -195,7 +207,7 @@ def apply(run, loss, peak, steps, warm, hold):
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_([v for v in run.weights.values() if v.grad is not None], 1.0)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate(run.step, steps, peak, warm, hold)
+        group["lr"] = group["scale"] * rate(run.step, steps, peak, warm, hold)
     if torch.isfinite(norm):
         run.optimizer.step()
     else:
@@ -218,7 +230,7 @@ def answers_step(run, batch):
     weights, x, lessons, aid = forward(run, batch, aided)
     answers, _, _ = answer_loss(weights, x, batch)
     loss = answers + arguments.lesson_weight * lessons + arguments.aid_weight * aid
-    apply(run, loss, arguments.peak, arguments.steps, 150, arguments.hold)
+    apply(run, loss, arguments.peak, arguments.steps, 50, arguments.hold)
     losses = {"answers": answers.item(), "lessons": lessons.item()}
     if aided:
         losses["attention"] = aid.item()
@@ -266,6 +278,7 @@ def main():
     parser.add_argument("--out", required=True, help="folder of checkpoints and the log")
     parser.add_argument("--aids", choices=("none", "attention"), default="none")
     parser.add_argument("--branch", help="checkpoint of another run to start from")
+    parser.add_argument("--birth", choices=("look", "random"), default="look", help="birth.py, or all at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lessons", type=int, default=700, help="steps of phase A, 32 pictures each")
     parser.add_argument("--lesson-peak", type=float, default=1.5e-3)
@@ -273,6 +286,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5600, help="steps of phase B, 8 pictures each")
     parser.add_argument("--peak", type=float, default=1.2e-3)
     parser.add_argument("--hold", type=float, default=0.55, help="share of phase B before the rate falls")
+    parser.add_argument("--freeze", type=int, default=600, help="steps of phase B in which the tower stays as it is")
     parser.add_argument("--aid-weight", type=float, default=0.1)
     parser.add_argument("--every", type=int, default=25, help="steps between lines of the log")
     parser.add_argument("--score-every", type=int, default=200)
@@ -290,6 +304,11 @@ def main():
             return
         run.step = 0
         run.begin("answers")
+        pictures = packing.lesson_batch(arguments.lessons, LESSON_PICTURES)["pictures"]
+        model.centre_projector(run.weights, model.SHAPE, torch.from_numpy(pictures).to(run.device))
+        if arguments.birth == "look":
+            birth.align(run)
+            birth.look_ups(run)
         run.save()
     if train(run, "answers", arguments.steps, lambda: told):
         run.save()

@@ -73,6 +73,9 @@ def merges(limit):
     """Byte pair encoding, most frequent pair first, ties in the alphabet's order."""
     table = words()
     found = [(SPACE, c) for c in characters.ascii_uppercase + characters.digits]
+    for column in "abcd":  # places are one piece each
+        found.append((SPACE, column))
+        found += [(SPACE + column, row) for row in "1234"]
     for pair in found:
         table = {joined(word, pair): weight for word, weight in table.items()}
     while len(found) < limit:
