@@ -20,7 +20,7 @@ import wordpieces
 IMAGE_ROWS = pictures.GRID * pictures.GRID
 PICTURES = 8  # a step's pictures
 PAIR_EVERY = 8  # every eighth step asks about two pictures at once
-EASY_UNTIL = 600  # batch from which questions are drawn as in evaluation
+EASY_UNTIL = 1200  # batch from which questions are drawn as in evaluation
 LENGTH, PAIR_LENGTH = 416, 512  # rows of a packed sequence
 KINDS = ("grid",) * 7 + ("mixed",) * 4 + ("lines",) * 5 + ("table",) * 4
 TASKS = ("caption", "questions", "reading")
