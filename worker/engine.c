@@ -672,8 +672,9 @@ static avl_status_t sum_masses(avl_engine_t *engine, int run_count) {
 }
 
 static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
-    if (plan->run_count == 0)
-        return AVL_OK;
+    avl_device_t *device = engine->options.device;
+    if (plan->run_count == 0) /* lists of sequences that begin with another's may be on their way */
+        return plan->admission_count > 0 ? device->ops->synchronize(device) : AVL_OK;
     avl_forward_batch_t batch = {
         .token_ids = engine->token_ids,
         .positions = engine->positions,
