@@ -126,12 +126,24 @@ static avl_status_t check_attention(const avl_attention_params_t *params,
     return AVL_OK;
 }
 
+/* The filter drops visual rows by the last row's look at them; that row itself has to go on. */
+static avl_status_t check_filter(const avl_request_t *request) {
+    double keep = request->attention.prefill_keep_ratio;
+    if (keep > 0 && keep < 1 && request->token_ids[request->row_count - 1] < 0)
+        return avl_fail(AVL_ERR_INVALID,
+                        "attention.prefill_keep_ratio is %g; the prefill filter needs text behind "
+                        "the last picture, and the prompt ends with it",
+                        keep);
+    return AVL_OK;
+}
+
 avl_status_t avl_request_check(const avl_request_t *request, const avl_config_t *config,
                                int32_t context_rows) {
     int32_t vocab_rows = config->model.text.vocab_rows;
     AVL_TRY(check_attention(&request->attention, &config->model.text));
     AVL_TRY(avl_sampling_params_check(&request->sampling));
     AVL_TRY(check_counts(request, context_rows));
+    AVL_TRY(check_filter(request));
     AVL_TRY(
         check_tokens(request->replay_ids, request->replay_count, vocab_rows, "token to replay"));
     AVL_TRY(check_tokens(request->forced_ids, request->forced_count, vocab_rows, "forced token"));

@@ -23,9 +23,12 @@ static int32_t text_capacity(const avl_sequence_shape_t *shape) {
 }
 
 avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt_rows,
-                                        int32_t rows_max, const avl_attention_params_t *attention) {
+                                        int32_t rows_max, const avl_attention_params_t *params) {
     avl_sequence_shape_t shape = {
-        .rows_max = rows_max, .prompt_rows = prompt_rows, .attention = *attention};
+        .rows_max = rows_max, .prompt_rows = prompt_rows, .attention = *params};
+    /* What has no effect must not look as if it had one. */
+    avl_attention_params_settle(&shape.attention);
+    const avl_attention_params_t *attention = &shape.attention;
     int32_t first_visual = -1, last_visual = -1;
     for (int32_t i = 0; i < prompt_rows; i++) {
         if (token_ids[i] >= 0)

@@ -216,6 +216,8 @@ avl_status_t avl_cpu_prepare_attention(avl_device_t *device, const avl_attention
     AVL_TRY(avl_scratch_reserve_threads(cpu, thread_bytes));
     if (demand->decode_rows_max > 0) {
         AVL_TRY(avl_scratch_reserve_threads(cpu, decode_bytes));
+        /* text_update looks for a quantile among a sequence's text rows */
+        AVL_TRY(avl_scratch_reserve_threads(cpu, (size_t)demand->decode_rows_max * sizeof(float)));
         AVL_TRY(reserve_places(cpu, demand->decode_sequences_max));
         AVL_TRY(avl_scratch_reserve(&cpu->shared_scratch,
                                     (size_t)group_floats(demand) * sizeof(float),

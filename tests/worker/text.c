@@ -213,8 +213,7 @@ static void test_replay_continues(void **state) {
 }
 
 /* The same question again, while the first is answered and afterwards: a protected prompt is there
- * whole, whatever text is evicted afterwards; one that is evicted from leaves its beginning at
- * most. */
+ * whole, whatever text is evicted afterwards; one that is evicted from leaves nothing. */
 static void test_prompts_again(void **state) {
     (void)state;
     rig_result_t *alone = calloc(COUNT, sizeof *alone);
@@ -333,6 +332,10 @@ static void test_refusals(void **state) {
     request = mixed_request(cases, 7, 3);
     request->attention.measure_captured_mass = true;
     expect_refused(rig, request, AVL_ERR_INVALID, "goes without a prefill filter");
+    request = mixed_request(cases, 6, 4);
+    while (request->token_ids[request->row_count - 1] >= 0)
+        request->row_count--;
+    expect_refused(rig, request, AVL_ERR_INVALID, "needs text behind the last picture");
     release_cases(cases);
     rig_close(rig);
     rig = rig_open(&(rig_options_t){.model = "tests/data/models/llava-mistral", .ranks = 1});
