@@ -209,6 +209,20 @@ static avl_status_t report(const eval_options_t *options, const avl_eval_setting
     return status;
 }
 
+/* What was measured before the run ended early is told all the same, if there is anything; the
+ * reason stays the last word. */
+static avl_status_t report_part(const eval_options_t *options, avl_eval_setting_t *setting,
+                                const avl_eval_run_t *run, avl_status_t reason) {
+    char failure[AVL_STATUS_DETAIL_BYTES];
+    snprintf(failure, sizeof failure, "%s", avl_status_detail());
+    if (run->records == NULL || (!setting->interrupted && !avl_eval_run_has_answers(run)))
+        return reason;
+    if (!setting->interrupted)
+        setting->failure = failure;
+    AVL_TRY(report(options, setting, run));
+    return avl_fail(reason, "%s", failure);
+}
+
 static avl_status_t measure(const eval_options_t *options, avl_eval_run_t *run) {
     avl_rpc_t *rpc = NULL;
     Avl__V1__GetModelInfoResponse *info = NULL;
@@ -224,14 +238,10 @@ static avl_status_t measure(const eval_options_t *options, avl_eval_run_t *run) 
             .duration_s = (double)(avl_clock_now_ns() - begin_ns) / 1e9,
             .interrupted = interrupted != 0,
         };
-        if (status == AVL_OK) {
+        if (status == AVL_OK)
             status = report(options, &setting, run);
-        } else if (status == AVL_ERR_CANCELLED && interrupted) {
-            /* What was measured until then is told all the same. */
-            status = report(options, &setting, run);
-            if (status == AVL_OK)
-                status = avl_fail(AVL_ERR_CANCELLED, "interrupted");
-        }
+        else
+            status = report_part(options, &setting, run, status);
         avl__v1__get_model_info_response__free_unpacked(info, NULL);
     }
     avl_rpc_close(rpc);

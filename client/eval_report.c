@@ -172,14 +172,15 @@ static json_t *report_json(const avl_eval_setting_t *setting, const avl_eval_run
         json_array_append_new(tasks,
                               json_pack("{s:s, s:s, s:I}", "task", run->tasks->names[i], "score",
                                         score_of(run, i), "questions", (json_int_t)cells[i].items));
-    return json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:b, s:I, s:o, s:o}",
+    return json_pack("{s:s, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:b, s:s?, s:I, s:o,"
+                     " s:o}",
                      "backend", "avl", "version", AVL_VERSION, "model_id", info->model, "ranks",
                      (json_int_t)info->ranks, "device", info->device, "dtype", info->dtype,
                      "server", setting->server, "questions_file", setting->tasks_path,
                      "concurrency", (json_int_t)run->concurrency, "max_tokens",
                      (json_int_t)run->max_tokens, "duration", setting->duration_s, "interrupted",
-                     setting->interrupted, "failed", (json_int_t)run->failed, "tasks", tasks,
-                     "methods", methods);
+                     setting->interrupted, "failure", setting->failure, "failed",
+                     (json_int_t)run->failed, "tasks", tasks, "methods", methods);
 }
 
 static avl_status_t io_failed(const char *path) {

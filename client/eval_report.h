@@ -31,6 +31,7 @@ typedef struct avl_eval_setting {
     const Avl__V1__GetModelInfoResponse *info;
     double duration_s;
     bool interrupted;
+    const char *failure; /* what ended the run early; NULL: nothing did */
 } avl_eval_setting_t;
 
 /* [method_count, name_count of tasks] from malloc. Errors: AVL_ERR_MEMORY. */

@@ -139,6 +139,8 @@ avl_status_t avl_eval_request_pack(const avl_eval_item_t *item, const avl_eval_a
         request.sampling = &sampling;
         request.attention = &attention;
         request.max_tokens = item->max_tokens > 0 ? item->max_tokens : asking->max_tokens;
+        if (asking->trial)
+            request.max_tokens = 1;
         if (asking->forced_count > 0) {
             sampling._logprobs_case = AVL__V1__SAMPLING_PARAMETERS___LOGPROBS_LOGPROBS;
             sampling.logprobs = AVL_EVAL_LOGPROBS;

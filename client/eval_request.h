@@ -14,6 +14,7 @@ typedef struct avl_eval_asking {
     /* The answer, when it is given: with the log probabilities of its steps. */
     const int32_t *forced_ids;
     size_t forced_count; /* 0: the model answers */
+    bool trial;          /* one token is enough */
     bool mass;           /* measure what share of the attention mass is captured */
 } avl_eval_asking_t;
 

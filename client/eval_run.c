@@ -25,6 +25,7 @@ typedef struct slot {
     work_t *work;
     bool busy;
     size_t method, item;
+    bool trial;  /* only whether it is answered counts */
     bool forced; /* the second request of its question */
     int attempt;
     int64_t pause_ns; /* not before; 0: a call is under way */
@@ -50,6 +51,13 @@ struct work {
 
 avl_eval_record_t *avl_eval_record(const avl_eval_run_t *run, size_t method, size_t item) {
     return &run->records[method * run->tasks->item_count + item];
+}
+
+bool avl_eval_run_has_answers(const avl_eval_run_t *run) {
+    for (size_t i = 0; run->records != NULL && i < run->method_count * run->tasks->item_count; i++)
+        if (run->records[i].answered)
+            return true;
+    return false;
 }
 
 static void clear_record(avl_eval_record_t *record) {
@@ -226,6 +234,10 @@ static void leave(slot_t *slot) {
     slot->work->busy--;
 }
 
+static bool is_mistake(avl_status_t status) {
+    return status == AVL_ERR_INVALID || status == AVL_ERR_UNSUPPORTED || status == AVL_ERR_MEMORY;
+}
+
 /* A request that cannot be had: the question is out, for this method, or not compared. */
 static void count_failure(slot_t *slot, avl_status_t status, const char *detail) {
     work_t *work = slot->work;
@@ -239,13 +251,25 @@ static void count_failure(slot_t *slot, avl_status_t status, const char *detail)
         snprintf(run->first_detail, sizeof run->first_detail, "%s", text);
     }
     /* The same again and again: a mistake in the file or the command, not bad luck. */
-    if (status == AVL_ERR_INVALID || status == AVL_ERR_UNSUPPORTED || status == AVL_ERR_MEMORY ||
-        (work->answered == 0 && run->failed >= HOPELESS))
+    if (is_mistake(status) || (work->answered == 0 && run->failed >= HOPELESS))
         fail_work(work, status, text);
     work->done++;
     if (!slot->forced)
         clear_record(avl_eval_record(run, slot->method, slot->item));
     leave(slot);
+}
+
+/* Nothing of a trial stays but the parameters in force. What a repetition may mend is not held
+ * against it: the question comes again. */
+static void end_trial(slot_t *slot, avl_status_t status, const char *detail) {
+    work_t *work = slot->work;
+    clear_record(avl_eval_record(work->run, slot->method, slot->item));
+    if (is_mistake(status)) {
+        count_failure(slot, status, detail);
+    } else {
+        work->done++;
+        leave(slot);
+    }
 }
 
 static void on_end(void *context, avl_status_t status, const char *detail) {
@@ -268,13 +292,15 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
     release(slot);
     bool again = status == AVL_ERR_EXHAUSTED || status == AVL_ERR_UNAVAILABLE;
     if (work->ended) {
-        if (status != AVL_OK && !slot->forced)
+        if (slot->trial || (status != AVL_OK && !slot->forced))
             clear_record(record);
         leave(slot);
     } else if (again && ++slot->attempt < ATTEMPTS_MAX) {
         if (!slot->forced)
             clear_record(record);
         slot->pause_ns = avl_clock_now_ns() + (PAUSE_NS << slot->attempt);
+    } else if (slot->trial) {
+        end_trial(slot, status, copy);
     } else if (status != AVL_OK) {
         count_failure(slot, status, copy);
     } else {
@@ -286,6 +312,14 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
 
 /* ---- what goes ---- */
 
+/* Behind a prefill filter the service has no mass to tell: layers differ in what they see. */
+static bool measures_mass(const avl_eval_run_t *run, size_t method) {
+    json_t *in_force = run->in_force[method];
+    bool filters = in_force != NULL ? json_object_get(in_force, "prefill_keep_ratio") != NULL
+                                    : run->methods[method].attention._prefill_keep_ratio_case != 0;
+    return !run->without_mass && !run->methods[method].dense && !filters;
+}
+
 /* Starts the slot's request. */
 static avl_status_t begin(slot_t *slot) {
     work_t *work = slot->work;
@@ -294,9 +328,10 @@ static avl_status_t begin(slot_t *slot) {
     avl_eval_asking_t asking = {
         .method = &run->methods[slot->method],
         .max_tokens = run->max_tokens,
+        .trial = slot->trial,
         .forced_ids = slot->forced ? dense->ids : NULL,
         .forced_count = slot->forced ? dense->id_count : 0,
-        .mass = slot->forced && !run->without_mass && !run->methods[slot->method].dense,
+        .mass = slot->forced && measures_mass(run, slot->method),
     };
     avl_rpc_request_t *request = NULL;
     AVL_TRY(avl_eval_request_pack(&run->tasks->items[slot->item], &asking, &request));
@@ -309,10 +344,27 @@ static avl_status_t begin(slot_t *slot) {
     return status;
 }
 
-/* All requests in their order: stage by stage, each with all questions. Methods take turns, and the
- * answers of one come before its comparisons. */
-static size_t stage_count(const avl_eval_run_t *run) {
-    return run->method_count * (run->scores_only ? 1 : 2);
+/* All requests in their order. First the trials: one question with every method, so that a mistake
+ * in the last one shows at once, not after all others have been measured. Then stage by stage, each
+ * with all questions. Methods take turns, and the answers of one come before its comparisons. */
+static size_t request_count(const avl_eval_run_t *run) {
+    return run->method_count * (1 + run->tasks->item_count * (run->scores_only ? 1 : 2));
+}
+
+/* What request `number` is. */
+static void assign(const avl_eval_run_t *run, size_t number, slot_t *slot) {
+    slot->attempt = 0;
+    slot->trial = number < run->method_count;
+    if (slot->trial) {
+        slot->method = number;
+        slot->item = 0;
+        slot->forced = false;
+        return;
+    }
+    size_t place = number - run->method_count, stage = place / run->tasks->item_count;
+    slot->method = run->scores_only ? stage : stage / 2;
+    slot->forced = !run->scores_only && stage % 2 == 1;
+    slot->item = place % run->tasks->item_count;
 }
 
 /* Whether there are two answers, and dense attention's log probabilities. */
@@ -325,17 +377,13 @@ static bool can_compare(const avl_eval_run_t *run, const slot_t *slot) {
 /* Gives the slot the next request, if one may begin. */
 static void take_next(work_t *work, slot_t *slot) {
     const avl_eval_run_t *run = work->run;
-    size_t items = run->tasks->item_count;
-    while (!work->ended && work->next < stage_count(run) * items) {
+    while (!work->ended && work->next < request_count(run)) {
         /* A stage begins when the one before is over: comparisons take more work than answers, and
          * would be in their times. */
-        if (work->next % items == 0 && work->busy > 0)
+        assign(run, work->next, slot);
+        if (!slot->trial && slot->item == 0 && work->busy > 0)
             return;
-        size_t stage = work->next / items;
-        slot->method = run->scores_only ? stage : stage / 2;
-        slot->forced = !run->scores_only && stage % 2 == 1;
-        slot->item = work->next++ % items;
-        slot->attempt = 0;
+        work->next++;
         if (slot->forced && !can_compare(run, slot)) {
             work->done++;
             continue;
@@ -385,10 +433,13 @@ static int64_t look(work_t *work) {
 static void show_progress(work_t *work, uint64_t total) {
     const avl_eval_run_t *run = work->run;
     char unit[AVL_EVAL_NAME_BYTES + 64];
-    size_t stage = (work->next > 0 ? work->next - 1 : 0) / run->tasks->item_count;
-    bool compares = !run->scores_only && stage % 2 == 1;
-    int used = snprintf(unit, sizeof unit, "requests, %s%s", compares ? "comparing " : "",
-                        run->methods[run->scores_only ? stage : stage / 2].name);
+    slot_t last = {0};
+    assign(run, work->next > 0 ? work->next - 1 : 0, &last);
+    int used = snprintf(unit, sizeof unit, "requests, %s%s",
+                        last.trial    ? "trying "
+                        : last.forced ? "comparing "
+                                      : "",
+                        run->methods[last.method].name);
     if (run->failed > 0 && used > 0 && (size_t)used < sizeof unit)
         snprintf(unit + used, sizeof unit - (size_t)used, ", %llu failed",
                  (unsigned long long)run->failed);
@@ -398,7 +449,7 @@ static void show_progress(work_t *work, uint64_t total) {
 avl_status_t avl_eval_run(avl_eval_run_t *run, avl_rpc_t *rpc,
                           const volatile sig_atomic_t *stop_p) {
     size_t questions = run->method_count * run->tasks->item_count;
-    size_t total = stage_count(run) * run->tasks->item_count;
+    size_t total = request_count(run);
     work_t work = {.run = run, .rpc = rpc};
     AVL_TRY(avl_alloc(questions, sizeof *run->records, "answers", &run->records));
     AVL_TRY(avl_alloc(run->method_count, sizeof *run->in_force, "methods", &run->in_force));

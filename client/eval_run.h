@@ -1,6 +1,7 @@
 /* client/eval_run.h: asks a service the questions of a task file, once with each method.
  *
- * Two requests a question and method: the answer (greedy), and then the dense answer's tokens
+ * First one question goes to every method, to find mistakes before anything is measured. Then two
+ * requests a question and method: the answer (greedy), and then the dense answer's tokens
  * forced, with the log probabilities of every step, for the divergence. Dense attention comes
  * first, as the reference; where it is among the methods as well, it is measured again like them.
  * Several requests are under way at once; one thread does everything. */
@@ -57,13 +58,15 @@ typedef struct avl_eval_run {
 
 avl_eval_record_t *avl_eval_record(const avl_eval_run_t *run, size_t method, size_t item);
 
-/* Fills `records`, which it allocates; avl_eval_run_free releases them, after an error as well.
- * Requests that the service has no room for are repeated; others that fail are counted. Errors:
- * AVL_ERR_INVALID (a question or method that the service refuses, named), AVL_ERR_CANCELLED
- * (*stop_p became non-zero; what was there until then stays), AVL_ERR_MEMORY, AVL_ERR_UNAVAILABLE
- * and what else makes the first eight questions fail in a row. */
+/* Fills `records`, which it allocates; what was measured until an error stays there, and
+ * avl_eval_run_free releases it. Requests that the service has no room for are repeated; others
+ * that fail are counted. Errors: AVL_ERR_INVALID (a question or method that the service refuses,
+ * named), AVL_ERR_CANCELLED (*stop_p became non-zero), AVL_ERR_MEMORY, AVL_ERR_UNAVAILABLE and what
+ * else makes the first eight questions fail in a row. */
 AVL_MUST_CHECK avl_status_t avl_eval_run(avl_eval_run_t *run, avl_rpc_t *rpc,
                                          const volatile sig_atomic_t *stop_p);
+/* Whether any question was answered. */
+bool avl_eval_run_has_answers(const avl_eval_run_t *run);
 void avl_eval_run_free(avl_eval_run_t *run);
 
 #endif

@@ -85,9 +85,9 @@ static void every_figure_is_there(void **state) {
     (void)state;
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3});
     json_t *report = EVALUATE(0, "--methods", "a-vl:.5/.25/3,dense", "-c", "3");
-    assert_int_equal(fake_server_counts(server).requests, 3 * 2 * 5);
+    assert_int_equal(fake_server_counts(server).requests, 3 * (1 + 2 * 5));
     assert_true(fake_server_counts(server).together_most <= 3);
-    assert_int_equal(fake_server_counts(server).with_deadline, 3 * 2 * 5);
+    assert_int_equal(fake_server_counts(server).with_deadline, 3 * (1 + 2 * 5));
     const json_t *methods = json_object_get(report, "methods");
     assert_int_equal(json_array_size(methods), 3);
     assert_string_equal(json_string_value(json_object_get(json_array_get(methods, 2), "method")),
@@ -150,7 +150,7 @@ static void requests_are_as_the_file_says(void **state) {
 
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3});
     json_decref(EVALUATE(0, "--methods", "dense", "--scores-only", "--max-tokens", "33"));
-    assert_int_equal(fake_server_counts(server).requests, 10);
+    assert_int_equal(fake_server_counts(server).requests, 12);
     request = fake_server_take_request(server);
     assert_non_null(request);
     assert_true(request->attention->dense);
@@ -252,7 +252,7 @@ static void failures_end_the_run_or_are_told(void **state) {
     program_expect_text(result.errors, "2 requests failed, first: item");
     program_expect_text(result.errors, "3 tokens were forced, and 4 came back");
     program_free(&result);
-    assert_int_equal(fake_server_counts(server).requests, 6); /* no comparison without dense */
+    assert_int_equal(fake_server_counts(server).requests, 8); /* no comparison without dense */
 
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 1, .ending = FAKE_GARBAGE});
     result = PROGRAM(&setting, "eval", "--tasks", tasks, "--methods", "dense");
@@ -269,6 +269,42 @@ static void failures_end_the_run_or_are_told(void **state) {
     program_expect(&result, 1);
     program_expect_text(result.errors, "no service answers at 127.0.0.1:1");
     program_free(&result);
+}
+
+/* Behind a prefill filter the service refuses to measure mass. */
+static void a_filter_is_compared_without_mass(void **state) {
+    (void)state;
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .checks_attention = true});
+    json_t *report = EVALUATE(0, "--methods", "a-vl,a-vl+prefill_keep_ratio=.5");
+    expect(cell(report, 1, 0), "captured_mass", .75);
+    expect(cell(report, 2, 0), "forced_agreement", 2. / 3);
+    assert_true(json_is_null(json_object_get(cell(report, 2, 0), "captured_mass")));
+    json_decref(report);
+}
+
+/* A mistake in the last method costs nothing, and a later one nothing of what is there. */
+static void refusals_lose_no_measurements(void **state) {
+    (void)state;
+    program_setting_t setting = here();
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .checks_attention = true});
+    program_result_t result =
+        PROGRAM(&setting, "eval", "--tasks", tasks, "-c", "1", "--methods", "a-vl,no-such");
+    program_expect(&result, 1);
+    program_expect_text(result.errors, "method no-such: preset is unknown");
+    assert_string_equal(result.output, "");
+    program_free(&result);
+    assert_int_equal(fake_server_counts(server).requests, 3);
+
+    /* Two trials, five dense answers, five comparisons, and the second answer of a-vl. */
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .invalid_at = 14});
+    json_t *report = EVALUATE(1, "--methods", "a-vl", "-c", "1");
+    expect(cell(report, 0, 0), "answered", 3);
+    expect(cell(report, 0, 0), "forced_agreement", 1);
+    expect(cell(report, 1, 0), "answered", 1);
+    expect(report, "failed", 1);
+    assert_string_equal(json_string_value(json_object_get(report, "failure")),
+                        "item \"b\" (line 2), method a-vl: too odd");
+    json_decref(report);
 }
 
 static void used_wrongly_it_says_so(void **state) {
@@ -300,7 +336,7 @@ static void an_interrupt_tells_what_was_measured(void **state) {
     fake_server_behave(server, &(fake_behaviour_t){.tokens = 3, .first_delay_ms = 100});
     program_setting_t setting = here();
     setting.terminal = true;
-    setting.stop_on = "5/30 requests, ";
+    setting.stop_on = "8/33 requests, ";
     program_result_t result = PROGRAM(&setting, "eval", "--tasks", tasks, "-c", "1");
     program_expect(&result, 130);
     program_expect_text(result.output, "evaluating");
@@ -316,6 +352,8 @@ int main(void) {
         cmocka_unit_test(table_answers_and_plots_are_written),
         cmocka_unit_test(refusals_are_repeated),
         cmocka_unit_test(failures_end_the_run_or_are_told),
+        cmocka_unit_test(a_filter_is_compared_without_mass),
+        cmocka_unit_test(refusals_lose_no_measurements),
         cmocka_unit_test(used_wrongly_it_says_so),
         cmocka_unit_test(an_interrupt_tells_what_was_measured),
     };

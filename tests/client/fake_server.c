@@ -206,6 +206,11 @@ static grpc_byte_buffer *finished_message(const fake_behaviour_t *behaviour) {
     attention.captured_mass = behaviour->measure_mass ? .75 : 0;
     attention.stored_mass = behaviour->measure_mass ? .875 : 0;
     attention.visual_mass = behaviour->measure_mass ? .5 : 0;
+    Avl__V1__AttentionParameters parameters = AVL__V1__ATTENTION_PARAMETERS__INIT;
+    parameters.prefill_keep_ratio = .5;
+    parameters._prefill_keep_ratio_case =
+        AVL__V1__ATTENTION_PARAMETERS___PREFILL_KEEP_RATIO_PREFILL_KEEP_RATIO;
+    attention.parameters = behaviour->filters ? &parameters : NULL;
     Avl__V1__Timings timings = AVL__V1__TIMINGS__INIT;
     timings.queue_seconds = 0.001;
     timings.preprocess_seconds = 0.002;
@@ -338,6 +343,19 @@ static void count_peer(fake_server_t *server, fake_call_t *call) {
     gpr_free(peer);
 }
 
+/* Why the request is INVALID; NULL: it is not. */
+static const char *fault_of(const fake_behaviour_t *behaviour, int number,
+                            const Avl__V1__AttentionParameters *attention) {
+    if (number == behaviour->invalid_at)
+        return "too odd";
+    if (!behaviour->checks_attention || attention == NULL)
+        return NULL;
+    if (strcmp(attention->preset, "no-such") == 0)
+        return "preset is unknown";
+    return behaviour->filters && attention->measure_captured_mass ? "no mass behind a filter"
+                                                                  : NULL;
+}
+
 static void answer_generate(fake_server_t *server, fake_call_t *call) {
     call->generates = true;
     server->under_way++;
@@ -361,10 +379,15 @@ static void answer_generate(fake_server_t *server, fake_call_t *call) {
     if (request->n_forced_token_ids > 0)
         call->behaviour.tokens =
             (int)request->n_forced_token_ids + (call->behaviour.one_more ? 1 : 0);
+    call->behaviour.filters = call->behaviour.checks_attention && request->attention != NULL &&
+                              request->attention->_prefill_keep_ratio_case != 0;
+    const char *fault = fault_of(&call->behaviour, number, request->attention);
     avl__v1__generate_request__free_unpacked(request, NULL);
     pthread_mutex_unlock(&server->lock);
     int every = call->behaviour.refuse_every;
-    if (every > 0 && number % every == 0)
+    if (fault != NULL)
+        send_step(call, NULL, GRPC_STATUS_INVALID_ARGUMENT, fault);
+    else if (every > 0 && number % every == 0)
         send_step(call, NULL, GRPC_STATUS_RESOURCE_EXHAUSTED, "no room");
     else
         schedule(call, call->behaviour.first_delay_ms);

@@ -32,7 +32,11 @@ typedef struct fake_behaviour {
     int refuse_every; /* every n-th request gets RESOURCE_EXHAUSTED at once; 0: none */
     bool bare_info;   /* GetModelInfo answers with status OK and no message */
     bool one_more;    /* than the tokens that were forced */
-    bool dense, logprobs,
+    /* As the service does it: a prefill filter is told in the report, and INVALID beside a request
+     * to measure mass; the preset "no-such" is INVALID. */
+    bool checks_attention;
+    int invalid_at; /* the n-th request is INVALID; 0: none */
+    bool dense, logprobs, filters,
         measure_mass; /* of the request: set by the server. Token n is token n always */
 } fake_behaviour_t;
 
