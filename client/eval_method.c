@@ -15,9 +15,11 @@
 const char avl_eval_method_help[] =
     "A SPEC is NAME[:STORE/COMPUTE[/INTERVAL]][+OPTION=VALUE]... NAME is dense, a-vl, a way of "
     "selecting visual rows (random, uniform, question, ...) or a preset of the service; OPTION is "
-    "a "
-    "field of AttentionParameters in the service's protocol, for example "
-    "a-vl:.5/.3/3+text_keep_ratio=.6. A SPEC without numbers is taken once with each of --budgets.";
+    "a field of AttentionParameters in the service's protocol, for example "
+    "a-vl:.5/.3/3+text_keep_ratio=.6. What is not said is as in the preset a-vl, or in the preset "
+    "that is named, whatever the service's defaults are. A SPEC without numbers is taken once with "
+    "each of --budgets. fastv[:KEEP] is the prefill filter alone (--budgets: once with each STORE "
+    "as KEEP), h2o[:KEEP] eviction of text by sums of weights alone; KEEP is .5 if not said.";
 
 static const ProtobufCMessageDescriptor *parameters(void) {
     return &avl__v1__attention_parameters__descriptor;
@@ -129,16 +131,19 @@ static avl_status_t set_option(avl_eval_method_t *method, const char *spec, char
     return AVL_OK;
 }
 
+/* The field by its name, which is there. */
+static bool set(avl_eval_method_t *method, const char *name, const char *text) {
+    return set_field(method, protobuf_c_message_descriptor_get_field_by_name(parameters(), name),
+                     text);
+}
+
 /* STORE/COMPUTE[/INTERVAL] */
 static avl_status_t set_budget(avl_eval_method_t *method, const char *spec, char *budget) {
     static const char *const fields[] = {"visual_store_ratio", "visual_compute_ratio",
                                          "visual_update_interval"};
     size_t count = 0;
     for (char *part; (part = strsep(&budget, "/")) != NULL; count++) {
-        if (count == 3 ||
-            !set_field(method,
-                       protobuf_c_message_descriptor_get_field_by_name(parameters(), fields[count]),
-                       part))
+        if (count == 3 || !set(method, fields[count], part))
             return avl_fail(AVL_ERR_INVALID,
                             "method \"%s\": the budget is not STORE/COMPUTE or "
                             "STORE/COMPUTE/INTERVAL",
@@ -151,13 +156,40 @@ static avl_status_t set_budget(avl_eval_method_t *method, const char *spec, char
     return AVL_OK;
 }
 
+/* Methods that attend to every visual row they have, and keep a share of something: NAME[:KEEP]. */
+typedef struct keeper {
+    const char *name, *field;
+    bool of_rows; /* visual ones, so that a budget's store is such a share */
+} keeper_t;
+
+static const keeper_t *keeper_of(const char *name) {
+    static const keeper_t keepers[] = {{"fastv", "prefill_keep_ratio", true},
+                                       {"h2o", "text_keep_ratio", false}};
+    for (size_t i = 0; i < sizeof keepers / sizeof *keepers; i++) {
+        if (strcmp(keepers[i].name, name) == 0)
+            return &keepers[i];
+    }
+    return NULL;
+}
+
+static avl_status_t set_keep(avl_eval_method_t *method, const char *spec, const keeper_t *keeper,
+                             const char *keep) {
+    bool done = set(method, "visual_store_ratio", "1") && set(method, "visual_compute_ratio", "1");
+    if (!keeper->of_rows)
+        done = done && set(method, "text_policy", "h2o");
+    if (!done || !set(method, keeper->field, keep != NULL ? keep : "0.5"))
+        return avl_fail(AVL_ERR_INVALID, "method \"%s\": \"%s\" is not the share that stays", spec,
+                        keep);
+    return AVL_OK;
+}
+
 static avl_status_t set_head(avl_eval_method_t *method, const char *spec, char *head) {
-    const ProtobufCFieldDescriptor *selection =
-        protobuf_c_message_descriptor_get_field_by_name(parameters(), "visual_selection");
     if (strcmp(head, "dense") == 0) {
         method->attention.dense = method->dense = true;
-    } else if (set_field(method, selection, strcmp(head, "a-vl") == 0 ? "last-row" : head)) {
-        return AVL_OK;
+    } else if (keeper_of(head) != NULL ||
+               set(method, "visual_selection", strcmp(head, "a-vl") == 0 ? "last-row" : head)) {
+        /* The preset keeps the operator's defaults out, which the name does not tell. */
+        snprintf(method->preset, sizeof method->preset, "a-vl");
     } else if (head[0] != '\0') {
         snprintf(method->preset, sizeof method->preset, "%s", head);
     } else {
@@ -193,7 +225,9 @@ static avl_status_t read_spec(const char *spec, const char *budget, avl_eval_met
     if (snprintf(method->name, sizeof method->name, "%s%s%s%s", head, own != NULL ? ":" : "",
                  own != NULL ? own : "", with) >= (int)sizeof method->name)
         return avl_fail(AVL_ERR_INVALID, "method \"%s\" with its budget is too long", spec);
-    if (own != NULL)
+    if (keeper_of(head) != NULL)
+        AVL_TRY(set_keep(method, spec, keeper_of(head), own));
+    else if (own != NULL)
         AVL_TRY(set_budget(method, spec, own));
     for (char *option; (option = strsep(&options, "+")) != NULL;)
         AVL_TRY(set_option(method, spec, option));
@@ -219,17 +253,35 @@ static avl_status_t add(methods_t *methods, const char *spec, const char *budget
     return AVL_OK;
 }
 
+/* Whether `budget` begins with the store of an earlier one in `budgets`. */
+static bool store_was_there(const char *budgets, const char *budget, size_t place) {
+    size_t bytes = strcspn(budget, "/");
+    for (const char *other = budgets; other < budgets + place; other += strcspn(other, ",") + 1) {
+        if (strcspn(other, "/,") == bytes && strncmp(other, budget, bytes) == 0)
+            return true;
+    }
+    return false;
+}
+
 /* One specification with each budget, or as it is. */
 static avl_status_t add_all(methods_t *methods, const char *spec, const char *budgets) {
-    bool fixed = strchr(spec, ':') != NULL || strcmp(spec, "dense") == 0 || budgets == NULL;
+    char name[AVL_EVAL_NAME_BYTES];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(spec, ":+"), spec);
+    const keeper_t *keeper = keeper_of(name);
+    bool fixed = strchr(spec, ':') != NULL || strcmp(spec, "dense") == 0 || budgets == NULL ||
+                 (keeper != NULL && !keeper->of_rows);
     if (fixed)
         return add(methods, spec, NULL);
     char *text = NULL;
     AVL_TRY(avl_copy_string(budgets, &text));
     avl_status_t status = AVL_OK;
     char *rest = text;
-    for (char *budget; status == AVL_OK && (budget = strsep(&rest, ",")) != NULL;)
+    for (char *budget; status == AVL_OK && (budget = strsep(&rest, ",")) != NULL;) {
+        if (keeper != NULL && store_was_there(budgets, budget, (size_t)(budget - text)))
+            continue;
+        budget[keeper != NULL ? strcspn(budget, "/") : strlen(budget)] = '\0';
         status = add(methods, spec, budget);
+    }
     free(text);
     return status;
 }

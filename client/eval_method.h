@@ -23,7 +23,8 @@ typedef struct avl_eval_method {
 extern const char avl_eval_method_help[];
 
 /* Reads SPEC,SPEC... Those without a budget are taken once with each of `budgets` ("S/C/K,...";
- * NULL: with the service's own). Numbers that make no sense are the service's to refuse. The array
+ * NULL: with their preset's). Every method but dense names a preset, so that the service's defaults
+ * have no part in it. Numbers that make no sense are the service's to refuse. The array
  * comes from malloc. Errors: AVL_ERR_INVALID naming the specification, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_eval_methods_read(const char *specs, const char *budgets,
                                                   avl_eval_method_t **methods_p, size_t *count_p);

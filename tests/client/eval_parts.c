@@ -308,6 +308,55 @@ static void expect_method_fault(const char *specs, const char *budgets, const ch
         fail_msg("%s: expected \"%s\", got: %s", specs, words, avl_status_detail());
 }
 
+/* Every method says all that it is: a preset comes in place of the service's defaults. */
+static void defaults_have_no_part(void **state) {
+    (void)state;
+    avl_eval_method_t *methods = NULL;
+    size_t count = 0;
+    assert_int_equal(
+        avl_eval_methods_read("a-vl:.5/.3,random,fastv,h2o,lean,dense", NULL, &methods, &count),
+        AVL_OK);
+    assert_int_equal(count, 6);
+    for (int i = 0; i < 4; i++)
+        assert_string_equal(methods[i].preset, "a-vl");
+    assert_string_equal(methods[4].preset, "lean");
+    assert_string_equal(methods[5].preset, ""); /* dense excludes all else */
+    free(methods);
+}
+
+static void expect_keeper(const avl_eval_method_t *method, const char *name, double prefill,
+                          double text) {
+    const Avl__V1__AttentionParameters *attention = &method->attention;
+    assert_string_equal(method->name, name);
+    assert_true(attention->_visual_store_ratio_case != 0 && attention->visual_store_ratio == 1);
+    assert_true(attention->_visual_compute_ratio_case != 0 && attention->visual_compute_ratio == 1);
+    assert_true((attention->_prefill_keep_ratio_case != 0) == (prefill > 0));
+    assert_true(attention->prefill_keep_ratio == prefill);
+    assert_true((attention->_text_keep_ratio_case != 0) == (text > 0));
+    assert_true(attention->text_keep_ratio == text);
+    assert_true((attention->text_policy == AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O) == (text > 0));
+}
+
+static void other_methods_keep_one_share(void **state) {
+    (void)state;
+    avl_eval_method_t *methods = NULL;
+    size_t count = 0;
+    assert_int_equal(avl_eval_methods_read("fastv,h2o,fastv:.7+prefill_layer=3,h2o:.25",
+                                           ".5/.3/3,.5/.2/3,.3/.15", &methods, &count),
+                     AVL_OK);
+    assert_int_equal(count, 5);
+    expect_keeper(&methods[0], "fastv:.5", .5, 0); /* once with each store */
+    expect_keeper(&methods[1], "fastv:.3", .3, 0);
+    expect_keeper(&methods[2], "h2o", 0, .5); /* of text: no budget of visual rows is its */
+    expect_keeper(&methods[3], "fastv:.7+prefill_layer=3", .7, 0);
+    assert_int_equal(methods[3].attention.prefill_layer, 3);
+    assert_string_equal(methods[3].family, "fastv+prefill_layer=3");
+    expect_keeper(&methods[4], "h2o:.25", 0, .25);
+    free(methods);
+    expect_method_fault("fastv:.5/.3", NULL, "\"fastv:.5/.3\": \".5/.3\" is not the share");
+    expect_method_fault("h2o:", NULL, "\"\" is not the share that stays");
+}
+
 static void methods_have_names(void **state) {
     (void)state;
     avl_eval_method_t *methods = NULL;
@@ -374,6 +423,8 @@ int main(void) {
         cmocka_unit_test(shares_have_wilsons_interval),
         cmocka_unit_test(other_means_are_bootstrapped),
         cmocka_unit_test(divergence_is_a_lower_bound),
+        cmocka_unit_test(defaults_have_no_part),
+        cmocka_unit_test(other_methods_keep_one_share),
         cmocka_unit_test(methods_have_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
