@@ -12,6 +12,9 @@
 #define REST_LEAST 1e-9
 
 avl_status_t avl_eval_sample(avl_eval_samples_t *samples, double value, double weight) {
+    /* Nor may a resample be drawn from such samples alone: it would have no mean. */
+    if (!(weight > 0))
+        return AVL_OK;
     AVL_TRY(avl_grow(samples->count + 1, sizeof *samples->values, "samples", &samples->values,
                      &samples->value_capacity));
     AVL_TRY(avl_grow(samples->count + 1, sizeof *samples->weights, "samples", &samples->weights,
@@ -51,10 +54,6 @@ static void wilson(avl_eval_mean_t *mean) {
     mean->high = middle + half < 1 ? middle + half : 1;
 }
 
-static double ratio(double value, double weight) {
-    return weight > 0 ? value / weight : 0;
-}
-
 static avl_status_t bootstrap(const avl_eval_samples_t *samples, avl_eval_mean_t *mean) {
     double *means = NULL;
     AVL_TRY(avl_alloc(AVL_EVAL_RESAMPLES, sizeof *means, "resamples", &means));
@@ -67,7 +66,7 @@ static avl_status_t bootstrap(const avl_eval_samples_t *samples, avl_eval_mean_t
             value += samples->values[place];
             weight += samples->weights[place];
         }
-        means[i] = ratio(value, weight);
+        means[i] = value / weight;
     }
     qsort(means, AVL_EVAL_RESAMPLES, sizeof *means, compare);
     mean->low = means[(size_t)(0.025 * (AVL_EVAL_RESAMPLES - 1))];
@@ -84,7 +83,7 @@ avl_status_t avl_eval_mean(const avl_eval_samples_t *samples, bool differences,
         value += samples->values[i];
         weight += samples->weights[i];
     }
-    mean.mean = mean.low = mean.high = ratio(value, weight);
+    mean.mean = mean.low = mean.high = samples->count > 0 ? value / weight : 0;
     if (samples->count > 0 && samples->all_binary && !differences)
         wilson(&mean);
     else if (samples->count > 1)

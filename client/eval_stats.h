@@ -24,7 +24,7 @@ typedef struct avl_eval_samples {
     bool all_binary; /* every value 0 or 1, every weight 1 */
 } avl_eval_samples_t;
 
-/* Errors: AVL_ERR_MEMORY. */
+/* A pair without weight says nothing and is left out. Errors: AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_eval_sample(avl_eval_samples_t *samples, double value,
                                             double weight);
 void avl_eval_samples_free(avl_eval_samples_t *samples);

@@ -271,6 +271,17 @@ static void failures_end_the_run_or_are_told(void **state) {
     program_free(&result);
 }
 
+/* Of an answer of one token nothing is after the first. */
+static void nothing_is_after_the_only_token(void **state) {
+    (void)state;
+    fake_server_behave(server, &(fake_behaviour_t){.tokens = 1});
+    json_t *report = EVALUATE(0, "--methods", "a-vl");
+    expect(cell(report, 1, 0), "forced_agreement", 1);
+    assert_true(json_is_null(json_object_get(cell(report, 1, 0), "forced_agreement_after_first")));
+    assert_true(json_is_null(json_object_get(cell(report, 1, 0), "forced_kl_after_first")));
+    json_decref(report);
+}
+
 /* Behind a prefill filter the service refuses to measure mass. */
 static void a_filter_is_compared_without_mass(void **state) {
     (void)state;
@@ -352,6 +363,7 @@ int main(void) {
         cmocka_unit_test(table_answers_and_plots_are_written),
         cmocka_unit_test(refusals_are_repeated),
         cmocka_unit_test(failures_end_the_run_or_are_told),
+        cmocka_unit_test(nothing_is_after_the_only_token),
         cmocka_unit_test(a_filter_is_compared_without_mass),
         cmocka_unit_test(refusals_lose_no_measurements),
         cmocka_unit_test(used_wrongly_it_says_so),

@@ -260,6 +260,23 @@ static void other_means_are_bootstrapped(void **state) {
     avl_eval_samples_free(&samples);
 }
 
+static void samples_without_weight_are_none(void **state) {
+    (void)state;
+    avl_eval_samples_t samples = {0};
+    avl_eval_mean_t mean;
+    for (int i = 0; i < 9; i++)
+        assert_int_equal(avl_eval_sample(&samples, 0, 0), AVL_OK);
+    assert_int_equal(avl_eval_mean(&samples, true, &mean), AVL_OK);
+    assert_int_equal(mean.count, 0); /* not a mean of 0 */
+    assert_int_equal(avl_eval_sample(&samples, 6, 2), AVL_OK);
+    assert_int_equal(avl_eval_sample(&samples, 8, 2), AVL_OK);
+    assert_int_equal(avl_eval_mean(&samples, true, &mean), AVL_OK);
+    assert_int_equal(mean.count, 2);
+    expect_near(mean.mean, 3.5, 1e-12);
+    expect_near(mean.low, 3, 1e-12); /* no resample without any weight, which would be 0 */
+    avl_eval_samples_free(&samples);
+}
+
 /* A step that tells the `told` likeliest of `count` tokens; token `own` first. */
 static avl_eval_step_t step_of(const double *shares, int count, int told, int own) {
     avl_eval_step_t step = {.count = 1 + told, .ids = {own}};
@@ -422,6 +439,7 @@ int main(void) {
         cmocka_unit_test(the_first_token_can_be_left_out),
         cmocka_unit_test(shares_have_wilsons_interval),
         cmocka_unit_test(other_means_are_bootstrapped),
+        cmocka_unit_test(samples_without_weight_are_none),
         cmocka_unit_test(divergence_is_a_lower_bound),
         cmocka_unit_test(defaults_have_no_part),
         cmocka_unit_test(other_methods_keep_one_share),
