@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -66,9 +67,13 @@ static avl_status_t add_image(const place_t *place, const char *where, size_t in
     AVL_TRY(avl_alloc(bytes, 1, "a picture's name", &path));
     snprintf(path, bytes, "%.*s%s", folder_bytes, place->path, name);
     turn->images[turn->image_count++] = path;
-    if (access(path, R_OK) != 0)
+    struct stat info;
+    if (stat(path, &info) != 0 || access(path, R_OK) != 0)
         return avl_fail(errno == ENOENT ? AVL_ERR_NOT_FOUND : AVL_ERR_IO, "%s:%zu: %s: %s: %s",
                         place->path, place->line, field, path, strerror(errno));
+    if (!S_ISREG(info.st_mode) || info.st_size == 0)
+        return avl_fail(AVL_ERR_INVALID, "%s:%zu: %s: %s: %s", place->path, place->line, field,
+                        path, S_ISREG(info.st_mode) ? "is empty" : "is not a regular file");
     return AVL_OK;
 }
 

@@ -62,7 +62,8 @@ typedef struct avl_eval_tasks {
     json_t *ids; /* every id seen */
 } avl_eval_tasks_t;
 
-/* Reads at most `limit` items of each task (0: all). Pictures must exist. Errors name file, line
+/* Reads at most `limit` items of each task (0: all). Pictures must be there: regular files,
+ * not empty. Errors name file, line
  * and field: AVL_ERR_NOT_FOUND, AVL_ERR_IO, AVL_ERR_INVALID, AVL_ERR_MEMORY. avl_eval_tasks_free
  * releases what was read, after an error as well. */
 AVL_MUST_CHECK avl_status_t avl_eval_tasks_read(const char *path, size_t limit,

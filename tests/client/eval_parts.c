@@ -112,6 +112,14 @@ static void faults_name_line_and_field(void **state) {
     expect_fault("{\"id\": \"1\", \"question\": \"Q\", \"images\": [7]}", ":1: images[0]: is not");
     expect_fault("{\"id\": \"1\", \"question\": \"Q\", \"images\": [\"no-such-file\"]}",
                  ":1: images[0]: /tmp/no-such-file: No such file");
+    expect_fault("{\"id\": \"1\", \"question\": \"Q\", \"images\": [\"/tmp\"]}",
+                 ":1: images[0]: /tmp: is not a regular file");
+    char *empty = program_file("", 0), text[256];
+    snprintf(text, sizeof text, "{\"id\": \"1\", \"question\": \"Q\", \"images\": [\"%s\"]}",
+             empty);
+    expect_fault(text, ": is empty");
+    remove(empty);
+    free(empty);
     expect_fault("{\"id\": \"1\", \"question\": \"Q\", \"turns\": []}", ":1: turns: question and");
     expect_fault("{\"id\": \"1\", \"turns\": []}", ":1: turns: is not a list of turns");
     expect_fault("{\"id\": \"1\", \"turns\": [7]}", ":1: turns[0]: is not an object");
