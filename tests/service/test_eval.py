@@ -22,7 +22,8 @@ def load_cases():
 class Eval(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.service = Service("--threads", "1", "--dtype", "f32")
+        # Defaults that no method of `avl eval` may take over.
+        cls.service = Service("--threads", "1", "--dtype", "f32", "--text-keep", ".5", "--text-keep-min", "1")
         cls.cases = load_cases()
         cls.folder = tempfile.TemporaryDirectory(prefix="avl-test-")
 
@@ -96,6 +97,19 @@ class Eval(unittest.TestCase):
         for task, cell in report["dense"].items():
             self.assertLess(cell["score"]["mean"], .35, task)
             self.assertIsNone(cell["forced_kl"])
+
+    def test_methods_that_keep_one_share(self):
+        """A prefill filter, which has no mass to tell, and text eviction alone."""
+        tasks = self.write_tasks("shares", lambda place: place)
+        report, _ = self.evaluate(tasks, "--methods", "fastv:.25,h2o:.5+text_keep_min=1+protect_prompt=false")
+        dense, filtered = report["dense"]["caption"], report["fastv:.25"]["caption"]
+        self.assertLess(filtered["visual_rows_stored"], dense["visual_rows_stored"])
+        self.assertLess(filtered["kv_bytes"], dense["kv_bytes"])
+        self.assertGreater(filtered["forced_kl"]["mean"], 0)
+        self.assertIsNone(filtered["captured_mass"])
+        text = report["h2o:.5+text_keep_min=1+protect_prompt=false"]["caption"]
+        self.assertEqual(text["visual_rows_stored"], dense["visual_rows_stored"])
+        self.assertGreater(text["forced_kl"]["mean"], 0)
 
     def test_without_answers(self):
         report, _ = self.evaluate(self.write_tasks("bare", lambda place: None), "--methods", "a-vl:.1/.05/3")
