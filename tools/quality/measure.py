@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,10 +19,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUDGETS = [".5/.3/3", ".3/.15/3", ".2/.1/3", ".1/.05/3"]
 METHODS = ["a-vl", "question", "random", "uniform", "a-vl+visual_uniform_share=.5", "question+visual_uniform_share=.5",
+           # A prefill filter alone: each budget's store is the share that goes on.
+           "fastv",
            # Text eviction alone; every visual row stays.
-           "a-vl:1/1/1+text_keep_ratio=.5", "a-vl:1/1/1+text_keep_ratio=.5+text_policy=h2o"]
+           "a-vl:1/1/1+text_keep_ratio=.5", "h2o:.5"]
 AGAIN = "dense, again"
 CONTROL = "a-vl:1/1/1"  # attends to everything, by A-VL's path
+SUMMARISED = "a-vl"  # named beforehand, not for its figures
 START_S = 300
 
 
@@ -60,26 +64,32 @@ def evaluate(build, service, tasks, methods, output, *arguments):
                ",".join(methods), "--json", output] + list(arguments)
     print(" ".join(command), flush=True)
     if subprocess.run(command, check=False).returncode != 0:
-        service.stop()
         fail("avl eval failed")
     with open(output, encoding="utf-8") as file:
         return json.load(file)
 
 
 def write_shuffled(tasks, path):
-    """The same questions, each expecting the answer of another one of its task."""
+    """The same questions, each expecting the answer of another one of its task; those without an answer are left out."""
     with open(tasks, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file if line.strip()]
     folder = os.path.dirname(os.path.abspath(tasks))
     groups = {}
     for line in lines:
-        line["images"] = [os.path.join(folder, image) for image in line.get("images", [])]
-        groups.setdefault(line.get("task", "all"), []).append(line)
+        for holder in [line] + line.get("turns", []):
+            if "images" in holder:
+                holder["images"] = [os.path.join(folder, image) for image in holder["images"]]
+        group = groups.setdefault(line.get("task", "all"), [])
+        if "answer" in line:
+            group.append(line)
+    for task, group in groups.items():
+        if len(group) < 2:
+            fail(f"{task}: {len(group)} expected answers; the control of exchanged answers needs two")
     with open(path, "w", encoding="utf-8") as file:
         for group in groups.values():
-            answers = [line.get("answer") for line in group]
+            answers = [line["answer"] for line in group]
             for place, line in enumerate(group):
-                line["answer"] = answers[(place + len(group) // 2 + 1) % len(group)]
+                line["answer"] = answers[(place + len(group) // 2) % len(group)]
                 file.write(json.dumps(line) + "\n")
 
 
@@ -136,11 +146,17 @@ class Report:
         self.families, self.others = {}, []
         for method in report["methods"]:
             name, family = method["method"], method["family"]
-            budget = next((b for b in budgets if name.split("+")[0].endswith(":" + b)), None)
+            budget = next((b for b in budgets if self.budget_of(name) in (b, b.split("/")[0])), None)
             if budget is not None:
                 self.families.setdefault(family, {})[budget] = name
             elif name not in ("dense", AGAIN, CONTROL):
                 self.others.append(name)
+
+    @staticmethod
+    def budget_of(name):
+        """What stands behind the name: a budget, of `fastv` its store alone; None where it is none of visual rows."""
+        head, _, budget = name.split("+")[0].partition(":")
+        return None if head == "h2o" or (head != "fastv" and "/" not in budget) else budget
 
     def cell(self, family, budget, task):
         return self.cells.get((self.families[family].get(budget), task))
@@ -150,7 +166,8 @@ class Report:
         return [f"| {first} | {names} |", "|---|" + "---|" * len(self.budgets)]
 
     def best(self, task, budget, key):
-        found = [(self.cell(family, budget, task) or {}).get(key) for family in self.families]
+        """Of the methods that keep to the budget: a filter holds more rows than the column says."""
+        found = [(self.cell(family, budget, task) or {}).get(key) for family in self.families if not family.startswith("fastv")]
         return max((mean["mean"] for mean in found if mean), default=None)
 
     def table(self, task, key, first):
@@ -177,18 +194,15 @@ class Report:
         return lines
 
     def summary(self):
-        """At each budget the best method, and how far it is from dense attention."""
-        lines = self.head("best, and its difference to dense")
+        """One method at each budget, the same everywhere, and how far it is from dense attention: the best of many by these
+        figures would look better than it is."""
+        family = next((name for name in [SUMMARISED] + list(self.families) if name in self.families), None)
+        if family is None:
+            return []
+        lines = self.head(f"`{family}`, difference to dense")
         for task in self.tasks:
-            row = []
-            for budget in self.budgets:
-                families = [family for family in self.families if self.cell(family, budget, task)]
-                if not families:
-                    row.append("–")
-                    continue
-                best = max(families, key=lambda family: self.cell(family, budget, task)["score"]["mean"])
-                row.append(f"{best}: {difference(self.cell(best, budget, task)['score_minus_dense'])}")
-            lines.append(f"| {task} | " + " | ".join(row) + " |")
+            cells = [self.cell(family, budget, task) for budget in self.budgets]
+            lines.append(f"| {task} | " + " | ".join("–" if not cell else difference(cell["score_minus_dense"]) for cell in cells) + " |")
         return lines + [""]
 
     def agreement(self):
@@ -307,19 +321,26 @@ def main():
     sections = []
     for model in models:
         name = os.path.basename(os.path.normpath(model))
-        plots = os.path.join(arguments.out, "quality", name)
+        plots = os.path.join(arguments.work, "quality", name)
         os.makedirs(plots, exist_ok=True)
         common = ["--limit", str(arguments.limit), "--concurrency", str(arguments.concurrency)]
         begin = time.monotonic()
         service = Service(arguments.build, model, arguments.service.split())
-        report = evaluate(arguments.build, service, tasks, ["dense"] + arguments.methods.split(",") + [CONTROL],
-                          os.path.join(plots, "figures.json"), "--budgets", arguments.budgets, "--plots", plots, *common)
-        shuffled = evaluate(arguments.build, service, shuffled_tasks, ["dense"], os.path.join(arguments.work, "shuffled.json"),
-                            "--scores-only", *common)
-        service.stop()
+        try:
+            report = evaluate(arguments.build, service, tasks, ["dense"] + arguments.methods.split(",") + [CONTROL],
+                              os.path.join(plots, "figures.json"), "--budgets", arguments.budgets, "--plots", plots, *common)
+            shuffled = evaluate(arguments.build, service, shuffled_tasks, ["dense"], os.path.join(arguments.work, "shuffled.json"),
+                                "--scores-only", *common)
+        finally:
+            service.stop()
         controls = check_controls(report, shuffled)
         sections.append(model_text(name, notes.get(name, ""), report, controls, budgets, f"quality/{name}"))
         print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+    # Only what has passed the controls of every model is published.
+    for model in models:
+        name = os.path.basename(os.path.normpath(model))
+        shutil.copytree(os.path.join(arguments.work, "quality", name), os.path.join(arguments.out, "quality", name),
+                        dirs_exist_ok=True)
     write_document(os.path.join(arguments.out, "QUALITY.md"), sections)
 
 
