@@ -1,5 +1,6 @@
 #include "coordinator/forecast.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "base/memory.h"
@@ -66,7 +67,7 @@ avl_status_t avl_forecast_play(avl_forecast_t *forecast, const avl_pace_t *pace,
         avl_forecast_item_t *item = &items[i];
         double tokens = (double)item->tokens;
         if (item->answers > parallel) { /* one after the other, as many as run */
-            tokens *= ((double)item->answers + parallel - 1) / parallel;
+            tokens *= ceil((double)item->answers / parallel);
             item->answers = parallel;
         }
         while (forecast->count > 0 && forecast->answers + item->answers > parallel)

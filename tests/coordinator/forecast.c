@@ -121,6 +121,9 @@ static void test_forecast(void **state) {
     assert_near(many[1].begin_ns, many[0].end_ns, .001);
     assert_near(many[2].begin_ns, many[1].end_ns, .001);
     assert_near(many[2].end_ns - many[2].begin_ns, 30 * true_step_ns(4), .1);
+    avl_forecast_item_t even = item(0, 10, 8); /* two turns, no more */
+    assert_int_equal(avl_forecast_play(&forecast, &pace, 1, 4, &even, 1), AVL_OK);
+    assert_near(even.end_ns, 20 * true_step_ns(4), .1);
     /* Two groups halve it. */
     avl_forecast_item_t apart[] = {item(0, 10, 1), item(0, 10, 1)};
     assert_int_equal(avl_forecast_play(&forecast, &pace, 2, 8, apart, 2), AVL_OK);
