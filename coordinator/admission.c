@@ -209,7 +209,13 @@ static avl_status_t check_own(const avl_admission_t *admission, const avl_ticket
     return AVL_OK;
 }
 
-/* The others' deadlines: whoever would be late without the newcomer is no reason against it. */
+static bool is_in_danger(const avl_admission_t *admission, const avl_ticket_t *ticket,
+                         int64_t now_ns) {
+    return ticket->promised && is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns);
+}
+
+/* The others' promises. Who was promised nothing, or would be late without the newcomer, is no
+ * reason against it. */
 static avl_status_t check_others(avl_admission_t *admission, const avl_groups_view_t *view,
                                  const avl_ticket_t *newcomer, bool door, size_t count,
                                  int64_t now_ns) {
@@ -220,7 +226,7 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
             continue;
         ticket->begin_ns = admission->items[i].begin_ns;
         ticket->end_ns = admission->items[i].end_ns;
-        any = any || is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns);
+        any = any || is_in_danger(admission, ticket, now_ns);
     }
     if (!any)
         return AVL_OK;
@@ -228,8 +234,7 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
     for (size_t i = 0; i < count; i++) {
         const avl_ticket_t *ticket = admission->tickets[i];
         double without_ns = admission->items[i].end_ns;
-        if (ticket != NULL &&
-            is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns) &&
+        if (ticket != NULL && is_in_danger(admission, ticket, now_ns) &&
             without_ns <= left_ns(ticket, now_ns) && ticket->end_ns > without_ns * 1.001)
             return avl_fail(AVL_ERR_EXHAUSTED,
                             "requests that were taken before would miss their deadlines: try "

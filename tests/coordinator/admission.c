@@ -1,0 +1,169 @@
+/* Who is let in, by what is promised to whom. The groups are this file's. */
+#include "coordinator/admission.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+
+#define TICKETS 12
+#define ANSWER_TOKENS 10
+#define S AVL_NS_PER_S
+
+/* ---- what coordinator/groups.c would be: one group ---- */
+
+struct avl_groups {
+    int32_t room, places;
+};
+
+void avl_groups_view(avl_groups_t *groups, avl_groups_view_t *view_p) {
+    memset(view_p, 0, sizeof *view_p);
+    view_p->count = view_p->ready = 1;
+    view_p->sequences_max = view_p->parallel = groups->room;
+    view_p->best.context_rows_max = 4096;
+}
+
+static int32_t places_of(const avl_groups_need_t *need) {
+    return need->answers > 1 ? need->answers : 1;
+}
+
+avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
+                                uint64_t *generation_p) {
+    if (groups->places > 0 && groups->places + places_of(need) > groups->room)
+        return avl_fail(AVL_ERR_EXHAUSTED, "no room");
+    groups->places += places_of(need);
+    *generation_p = 1;
+    return AVL_OK;
+}
+
+void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_groups_need_t *need) {
+    assert_int_equal(generation, 1);
+    groups->places -= places_of(need);
+    assert_true(groups->places >= 0);
+}
+
+/* ---- the stage ---- */
+
+typedef struct stage {
+    avl_admission_t *admission;
+    avl_groups_t groups;
+    avl_ticket_t tickets[TICKETS];
+    int64_t now_ns;
+} stage_t;
+
+/* The group tells of steps of so many milliseconds with one sequence. */
+static void tell_work(stage_t *stage, int64_t step_ms) {
+    const avl_work_t steps = {10, 10 * step_ms * AVL_NS_PER_MS, 10, 0, 0, 0},
+                     reading = {1, (step_ms + 1) * AVL_NS_PER_MS, 1, 10, 0, 0};
+    for (int i = 0; i < 60; i++)
+        avl_admission_work(stage->admission, &steps);
+    avl_admission_work(stage->admission, &reading);
+}
+
+static avl_status_t enter(stage_t *stage, int i, int64_t left_ns) {
+    avl_ticket_t *ticket = &stage->tickets[i];
+    return avl_admission_enter(stage->admission, (uint64_t)i + 1, "", stage->now_ns,
+                               left_ns > 0 ? stage->now_ns + left_ns : AVL_DEADLINE_NONE, ticket);
+}
+
+static avl_status_t queue_up(stage_t *stage, int i, int32_t tokens_max, int32_t answers,
+                             int32_t priority) {
+    avl_ticket_t *ticket = &stage->tickets[i];
+    ticket->demand = (avl_demand_t){.rows = 10, .tokens_max = tokens_max, .answers = answers};
+    ticket->need = (avl_groups_need_t){.rows = 11, .answers = answers};
+    return avl_admission_queue(stage->admission, ticket, priority, stage->now_ns);
+}
+
+/* Whoever has its turn: its number, or -1. */
+static int next(stage_t *stage, avl_status_t *status_p) {
+    uint64_t id = 0, generation;
+    *status_p = avl_admission_next(stage->admission, stage->now_ns, &id, &generation);
+    return (int)id - 1;
+}
+
+static void goes_out(stage_t *stage, int expected) {
+    avl_status_t status;
+    assert_int_equal(next(stage, &status), expected);
+    assert_int_equal(status, AVL_OK);
+}
+
+/* A deadline in `left_ns`, or 0: none. */
+static avl_status_t ask(stage_t *stage, int i, int64_t left_ns) {
+    avl_status_t status = enter(stage, i, left_ns);
+    return status == AVL_OK ? queue_up(stage, i, 4000, 1, 0) : status;
+}
+
+static void answer(stage_t *stage, int i, int32_t tokens) {
+    avl_admission_answer(stage->admission, &stage->tickets[i], 0, tokens);
+    avl_admission_leave(stage->admission, &stage->tickets[i], 10 + tokens);
+}
+
+/* Answers of ANSWER_TOKENS are known, and steps of a second: ten seconds for one. */
+static int setup(void **state) {
+    stage_t *stage = calloc(1, sizeof *stage);
+    const avl_admission_config_t config = {TICKETS, AVL_DEADLINE_NONE, NULL, 0};
+    if (stage == NULL || avl_admission_create(&config, &stage->admission) != AVL_OK)
+        return -1;
+    avl_admission_set_groups(stage->admission, &stage->groups);
+    stage->groups.room = 1;
+    stage->now_ns = avl_clock_now_ns();
+    for (int i = 0; i < AVL_ESTIMATE_ANSWERS; i++) {
+        assert_int_equal(ask(stage, 0, 0), AVL_OK);
+        goes_out(stage, 0);
+        answer(stage, 0, ANSWER_TOKENS);
+    }
+    tell_work(stage, 1000);
+    *state = stage;
+    return 0;
+}
+
+static int teardown(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < TICKETS; i++)
+        avl_admission_leave(stage->admission, &stage->tickets[i], 0);
+    assert_int_equal(stage->groups.places, 0);
+    avl_admission_destroy(stage->admission);
+    free(stage);
+    return 0;
+}
+
+/* ---- tests ---- */
+
+/* One that came alone, and will just be in time, was promised nothing: others may slow it down. */
+static void test_no_promise(void **state) {
+    stage_t *stage = *state;
+    stage->groups.room = 4;
+    assert_int_equal(ask(stage, 0, 11 * S), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 0), AVL_OK);
+    goes_out(stage, 1);
+    assert_int_equal(ask(stage, 2, 500 * S), AVL_OK);
+    goes_out(stage, 2);
+    assert_false(stage->tickets[0].promised);
+    assert_true(stage->tickets[2].promised);
+}
+
+/* One that was promised its answer is a reason to refuse others. */
+static void test_promise(void **state) {
+    stage_t *stage = *state;
+    stage->groups.room = 4;
+    assert_int_equal(ask(stage, 0, 0), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 30 * S), AVL_OK);
+    goes_out(stage, 1);
+    assert_int_equal(ask(stage, 2, 0), AVL_ERR_EXHAUSTED);
+    assert_non_null(strstr(avl_status_detail(), "would miss their deadlines"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_promise, setup, teardown),
+    };
+    return cmocka_run_group_tests_name("coordinator admission", tests, NULL, NULL);
+}
