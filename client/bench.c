@@ -21,6 +21,7 @@
 #include "client/request.h"
 #include "client/rpc.h"
 #include "client/terminal.h"
+#include "proto/texts.h"
 
 #define DEFAULT_REQUESTS 100
 #define DEFAULT_MAX_TOKENS 128
@@ -348,11 +349,13 @@ static avl_status_t count_completed(const asked_t *asked, int64_t now_ns) {
 }
 
 /* What kind of failure it is: refused at once, or taken and late. */
-static void count_refusal(const asked_t *asked, avl_status_t status, int64_t now_ns) {
+static void count_refusal(const asked_t *asked, avl_status_t status, const char *detail,
+                          int64_t now_ns) {
     avl_bench_results_t *results = asked->load->results;
     double deadline_s = asked->load->options->deadline_s;
     double after_s = (double)(now_ns - asked->start_ns) / 1e9;
-    bool early = asked->tokens == 0 && (deadline_s == 0 || after_s < 0.9 * deadline_s);
+    bool given_up = strncmp(detail, AVL_TEXT_GIVEN_UP, strlen(AVL_TEXT_GIVEN_UP)) == 0;
+    bool early = !given_up && asked->tokens == 0 && (deadline_s == 0 || after_s < 0.9 * deadline_s);
     if (status == AVL_ERR_DEADLINE && !early)
         results->late++;
     else if ((status == AVL_ERR_DEADLINE || status == AVL_ERR_EXHAUSTED) &&
@@ -378,7 +381,7 @@ static void on_end(void *context, avl_status_t status, const char *detail) {
     } else if (load->interrupted) {
         load->results->unfinished++;
     } else {
-        count_refusal(asked, status, now_ns);
+        count_refusal(asked, status, detail, now_ns);
         avl_bench_count_error(
             load->results, status != AVL_OK ? status : AVL_ERR_INTERNAL,
             status != AVL_OK ? detail : "the server ended the answer without finishing it");

@@ -384,6 +384,7 @@ avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint
     avl_status_t status = AVL_ERR_NOT_FOUND;
     if (ticket != NULL && hopeless_locked(admission, ticket, now_ns)) {
         avl_queue_remove(admission->queue, entry);
+        ticket->broken = ticket->promised;
         status = AVL_ERR_DEADLINE;
     } else if (ticket != NULL) {
         status = avl_groups_reserve(admission->groups, &ticket->need, &ticket->generation);
@@ -474,7 +475,7 @@ static void account_locked(avl_admission_t *admission, const avl_ticket_t *ticke
     if (!ticket->promised || ticket->entry.resumed)
         return;
     int64_t now_ns = avl_clock_now_ns();
-    bool late = !ticket->answered && now_ns >= ticket->deadline_ns - SLACK_NS;
+    bool late = ticket->broken || (!ticket->answered && now_ns >= ticket->deadline_ns - SLACK_NS);
     if (late && now_ns - admission->margin_grown_ns >= MARGIN_PAUSE_NS) {
         admission->margin += MARGIN_STEP;
         admission->margin_grown_ns = now_ns;
@@ -485,6 +486,13 @@ static void account_locked(avl_admission_t *admission, const avl_ticket_t *ticke
         admission->margin = MARGIN_LEAST;
     if (admission->margin > MARGIN_MOST)
         admission->margin = MARGIN_MOST;
+}
+
+double avl_admission_margin(avl_admission_t *admission) {
+    pthread_mutex_lock(&admission->lock);
+    double margin = admission->margin;
+    pthread_mutex_unlock(&admission->lock);
+    return margin;
 }
 
 void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64_t tokens) {

@@ -15,8 +15,9 @@
  * keep their deadlines, by a forecast of everything that is at work and waits (forecast.h) and with
  * a margin. Else it is refused at once: DEADLINE if its own could not be met on an idle service
  * either, else EXHAUSTED. Whoever will be late anyway is no reason to refuse others. The margin
- * grows with every promise that is broken, and shrinks slowly with those that are kept. Without
- * other requests it is taken all the same: the service may have become faster.
+ * grows with every promise that is broken, be it that the request is given up, and shrinks slowly
+ * with those that are kept. Without other requests it is taken all the same: the service may have
+ * become faster.
  *
  * Threads: any; its lock comes after those of requests, before those of groups. */
 #ifndef AVL_COORDINATOR_ADMISSION_H
@@ -37,8 +38,8 @@ typedef struct avl_ticket {
     avl_demand_t demand;
     avl_groups_need_t need;
     bool in, out, charged, suspect, held;
-    bool promised, answered;
-    uint64_t generation; /* when out */
+    bool promised, broken, answered; /* broken: given up before its deadline */
+    uint64_t generation;             /* when out */
     int64_t queued_ns;
     /* of its group's work, when out */
     int64_t tiles_left, rows_left;
@@ -86,6 +87,8 @@ void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64
 
 /* Whether it has waited for its first turn for longer than the operator allows. */
 bool avl_admission_overdue(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t now_ns);
+/* Share by which forecasts are now taken to fall short. */
+double avl_admission_margin(avl_admission_t *admission);
 /* After how long a refused client should try again. */
 int64_t avl_admission_retry_ns(avl_admission_t *admission, int64_t now_ns);
 

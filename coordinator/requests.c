@@ -11,6 +11,7 @@
 #include "coordinator/attention.h"
 #include "coordinator/live_request.h"
 #include "coordinator/request_messages.h"
+#include "proto/texts.h"
 
 /* Two can be chance, where ranks are killed from outside while replays go on. */
 #define STRIKES_MAX 3
@@ -288,8 +289,7 @@ static void dispatch(avl_requests_t *requests) {
         else if (status == AVL_ERR_TOO_LARGE)
             refuse_rows_locked(live);
         else
-            avl_live_fail_locked(live, status,
-                                 "the wait was longer than estimated: the deadline cannot be met");
+            avl_live_fail_locked(live, status, AVL_TEXT_GIVEN_UP ": the deadline cannot be met");
         pthread_mutex_unlock(&live->lock);
         avl_live_request_unref(live);
     }

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "proto/texts.h"
 #include "tests/client/fake_server.h"
 #include "tests/client/program.h"
 
@@ -146,6 +147,24 @@ static void failures_are_counted_by_status(void **state) {
     report = MEASURE(1, "-c", "2", "-n", "4");
     assert_int_equal(count(json_object_get(report, "errors"), "INTERNAL"), 4);
     json_decref(report);
+}
+
+/* Whoever was taken and then given up is late, long before the deadline as well. */
+static void who_is_given_up_is_late(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        int late, refused;
+    } rows[] = {{"the answer takes about 9 s", 0, 3}, {AVL_TEXT_GIVEN_UP ": no", 3, 0}};
+    for (size_t i = 0; i < 2; i++) {
+        fake_server_behave(server, &(fake_behaviour_t){.ending = FAKE_STATUS,
+                                                       .status = 4, /* DEADLINE_EXCEEDED */
+                                                       .status_text = rows[i].text});
+        json_t *report = MEASURE(1, "-n", "3", "--deadline", "100");
+        assert_int_equal(count(report, "late"), rows[i].late);
+        assert_int_equal(count(report, "refused"), rows[i].refused);
+        json_decref(report);
+    }
 }
 
 static void the_table_says_why_requests_failed(void **state) {
@@ -336,6 +355,7 @@ int main(void) {
         cmocka_unit_test(the_closed_loop_measures_every_request),
         cmocka_unit_test(the_open_loop_does_not_wait_for_answers),
         cmocka_unit_test(failures_are_counted_by_status),
+        cmocka_unit_test(who_is_given_up_is_late),
         cmocka_unit_test(the_table_says_why_requests_failed),
         cmocka_unit_test(cancelled_requests_are_counted_apart),
         cmocka_unit_test(the_deadline_ends_slow_requests),

@@ -160,10 +160,33 @@ static void test_promise(void **state) {
     assert_non_null(strstr(avl_status_detail(), "would miss their deadlines"));
 }
 
+/* It is broken as well when the request is given up before its deadline. */
+static void test_given_up(void **state) {
+    stage_t *stage = *state;
+    assert_int_equal(ask(stage, 0, 0), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 60 * S), AVL_OK);
+    assert_int_equal(ask(stage, 2, 0), AVL_OK);
+    double margin = avl_admission_margin(stage->admission);
+    tell_work(stage, 100000); /* suddenly a hundred times slower */
+    avl_status_t status;
+    assert_int_equal(next(stage, &status), 1);
+    assert_int_equal(status, AVL_ERR_DEADLINE);
+    avl_admission_leave(stage->admission, &stage->tickets[1], 10);
+    assert_true(avl_admission_margin(stage->admission) > margin + 0.01);
+    /* The others were promised nothing. */
+    margin = avl_admission_margin(stage->admission);
+    answer(stage, 0, ANSWER_TOKENS);
+    goes_out(stage, 2);
+    answer(stage, 2, ANSWER_TOKENS);
+    assert_false(avl_admission_margin(stage->admission) < margin);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_promise, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
     };
     return cmocka_run_group_tests_name("coordinator admission", tests, NULL, NULL);
 }
