@@ -293,6 +293,19 @@ void avl_admission_token(avl_admission_t *admission, avl_ticket_t *ticket) {
     pthread_mutex_unlock(&admission->lock);
 }
 
+void avl_admission_choice_over(avl_admission_t *admission, avl_ticket_t *ticket, int64_t tokens) {
+    static const avl_groups_need_t one = {.answers = 1};
+    pthread_mutex_lock(&admission->lock);
+    if (ticket->in && ticket->need.answers > 1) {
+        if (ticket->out)
+            avl_groups_release(admission->groups, ticket->generation, &one);
+        ticket->need.answers--;
+        ticket->demand.answers = ticket->need.answers;
+        ticket->tokens -= tokens < ticket->tokens ? tokens : ticket->tokens;
+    }
+    pthread_mutex_unlock(&admission->lock);
+}
+
 void avl_admission_answer(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_reused,
                           int32_t tokens) {
     pthread_mutex_lock(&admission->lock);

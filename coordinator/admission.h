@@ -43,7 +43,7 @@ typedef struct avl_ticket {
     int64_t queued_ns;
     /* of its group's work, when out */
     int64_t tiles_left, rows_left;
-    int64_t tokens; /* it has got, of all answers */
+    int64_t tokens; /* it has got, of all answers that are not over */
     struct avl_ticket *next_out, *previous_out;
     double begin_ns, end_ns; /* by the last forecast, from then */
     struct avl_ticket *next_held;
@@ -97,6 +97,8 @@ int64_t avl_admission_retry_ns(avl_admission_t *admission, int64_t now_ns);
 void avl_admission_work(avl_admission_t *admission, const avl_work_t *work);
 void avl_admission_read(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_left);
 void avl_admission_token(avl_admission_t *admission, avl_ticket_t *ticket);
+/* One of its answers, which got so many tokens, is over, and others are not: its place is free. */
+void avl_admission_choice_over(avl_admission_t *admission, avl_ticket_t *ticket, int64_t tokens);
 void avl_admission_answer(avl_admission_t *admission, avl_ticket_t *ticket, int64_t rows_reused,
                           int32_t tokens);
 

@@ -165,8 +165,11 @@ static void answer_locked(avl_live_request_t *live, avl_choice_t *choice,
         return;
     choice->over = true;
     add_sums_locked(live, choice, result);
-    if (--live->choices_left > 0)
+    if (--live->choices_left > 0) {
+        avl_admission_choice_over(live->requests->config.admission, &live->ticket,
+                                  (int64_t)choice->sent_count);
         return;
+    }
     avl_request_record_answered(&live->record, live->prepared.name, &live->sums,
                                 live->prepared.row_count, live->prepared.visual_rows);
     avl_live_done_locked(live);

@@ -528,10 +528,11 @@ static bool on_event(avl_requests_t *requests, uint64_t generation,
         return false;
     }
     pthread_mutex_lock(&live->lock);
-    int strikes = live->strikes;
+    int strikes = live->strikes, answers = live->choices_left;
     if (live->state == STATE_RUNNING && live->generation == generation)
         avl_live_event_locked(live, event);
-    bool room = live->state == STATE_DONE || (strikes > 0 && live->strikes == 0);
+    bool room = live->state == STATE_DONE || live->choices_left < answers ||
+                (strikes > 0 && live->strikes == 0);
     pthread_mutex_unlock(&live->lock);
     avl_live_request_unref(live);
     return room;

@@ -182,11 +182,42 @@ static void test_given_up(void **state) {
     assert_false(avl_admission_margin(stage->admission) < margin);
 }
 
+/* Answers that are over make room, and what is left is what the others have left. */
+static void test_answers_end_one_by_one(void **state) {
+    stage_t *stage = *state;
+    stage->groups.room = 4;
+    assert_int_equal(enter(stage, 0, 0), AVL_OK);
+    assert_int_equal(queue_up(stage, 0, 4000, 4, 0), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 0), AVL_OK);
+    avl_status_t status;
+    next(stage, &status);
+    assert_int_equal(status, AVL_ERR_EXHAUSTED);
+    for (int i = 0; i < 4 * 5; i++)
+        avl_admission_token(stage->admission, &stage->tickets[0]);
+    for (int32_t left = 3; left > 0; left--) {
+        avl_admission_choice_over(stage->admission, &stage->tickets[0], 5);
+        assert_int_equal(stage->groups.places, left);
+        assert_int_equal(stage->tickets[0].tokens, 5 * left);
+    }
+    goes_out(stage, 1);
+    /* The last one's place is given back with the request. */
+    avl_admission_choice_over(stage->admission, &stage->tickets[0], 5);
+    assert_int_equal(stage->groups.places, 2);
+    assert_int_equal(avl_admission_return(stage->admission, &stage->tickets[0], false), AVL_OK);
+    assert_int_equal(stage->groups.places, 1);
+    goes_out(stage, 0);
+    assert_int_equal(stage->groups.places, 2);
+    answer(stage, 0, 10);
+    assert_int_equal(stage->groups.places, 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_answers_end_one_by_one, setup, teardown),
     };
     return cmocka_run_group_tests_name("coordinator admission", tests, NULL, NULL);
 }

@@ -155,6 +155,10 @@ void avl_groups_view(avl_groups_t *groups, avl_groups_view_t *view_p) {
     pthread_mutex_unlock(&play_lock);
 }
 
+static int32_t places_of(const avl_groups_need_t *need) {
+    return need->answers > 1 ? need->answers : 1;
+}
+
 avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
                                 uint64_t *generation_p) {
     group_t *group = &groups->group;
@@ -164,10 +168,10 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
         status = AVL_ERR_UNAVAILABLE;
     else if (need->rows > group->view.context_rows_max)
         status = AVL_ERR_TOO_LARGE;
-    else if (group->places >= group->room)
+    else if (group->places > 0 && group->places + places_of(need) > group->room)
         status = AVL_ERR_EXHAUSTED;
     if (status == AVL_OK) {
-        group->places++;
+        group->places += places_of(need);
         *generation_p = group->view.generation;
     }
     pthread_mutex_unlock(&play_lock);
@@ -175,11 +179,10 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
 }
 
 void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_groups_need_t *need) {
-    (void)need;
     pthread_mutex_lock(&play_lock);
     if (generation == groups->group.view.generation) {
-        assert_true(groups->group.places > 0);
-        groups->group.places--;
+        groups->group.places -= places_of(need);
+        assert_true(groups->group.places >= 0);
     }
     pthread_mutex_unlock(&play_lock);
 }
@@ -494,12 +497,15 @@ static void test_several_answers(void **state) {
         assert_int_equal(group->choice_seeds[i], avl_choice_seed(5, i));
         choice_event(stage, 1, 1, i, 300 + i);
     }
+    assert_int_equal(group->places, 3);
     choice_finish(stage, 1, 1, 1, STOP, AVL_OK);
     assert_false(call->ended);
-    choice_event(stage, 1, 1, 1, 300); /* after its end: nothing happens */
+    assert_int_equal(group->places, 2); /* each gives its own back */
+    choice_event(stage, 1, 1, 1, 300);  /* after its end: nothing happens */
     choice_event(stage, 1, 1, 2, 412);
     replace_group(stage); /* the two that are left go on, each from where it was */
     assert_int_equal(group->choice_count, 2);
+    assert_int_equal(group->places, 2);
     assert_int_equal(group->choices[0], 0);
     assert_int_equal(group->choices[1], 2);
     assert_int_equal(group->choice_replays[0], 1);
@@ -522,6 +528,7 @@ static void test_several_answers(void **state) {
         assert_int_equal(call->seeds[i], avl_choice_seed(5, i));
     }
     assert_int_equal(avl_requests_count(stage->requests), 0);
+    assert_int_equal(group->places, 0);
 }
 
 /* One that fails takes the others along; so does one that was never asked for. */
