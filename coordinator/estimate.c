@@ -22,8 +22,11 @@ static double most(const avl_mean_t *mean) {
 
 void avl_estimate_answer(avl_estimate_t *estimate, const avl_demand_t *demand, int64_t rows_reused,
                          int32_t tokens) {
-    if (!demand->all_tokens && tokens < demand->tokens_max)
-        observe(&estimate->answer_tokens, tokens);
+    /* One that was cut would have been longer: it tells only that answers get as long as that. */
+    avl_mean_t *mean = &estimate->answer_tokens;
+    bool cut = tokens >= demand->tokens_max;
+    if (!demand->all_tokens && (!cut || (mean->count > 0 && tokens > mean->value)))
+        observe(mean, tokens);
     observe(&estimate->all_tokens, tokens);
     observe(&estimate->rows, demand->rows);
     observe(&estimate->tiles, demand->tiles);

@@ -21,10 +21,11 @@ typedef struct avl_mean {
 } avl_mean_t;
 
 typedef struct avl_estimate {
-    avl_mean_t answer_tokens; /* of those that end by themselves */
-    avl_mean_t all_tokens;    /* of all */
-    avl_mean_t rows, tiles;   /* of a request */
-    avl_mean_t fresh_rows;    /* share of a prompt's rows that is computed */
+    avl_mean_t
+        answer_tokens;      /* of those that end by themselves, and of longer ones that were cut */
+    avl_mean_t all_tokens;  /* of all */
+    avl_mean_t rows, tiles; /* of a request */
+    avl_mean_t fresh_rows;  /* share of a prompt's rows that is computed */
 } avl_estimate_t;
 
 /* What is known of a request before it runs. */

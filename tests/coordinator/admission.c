@@ -212,12 +212,31 @@ static void test_answers_end_one_by_one(void **state) {
     assert_int_equal(stage->groups.places, 1);
 }
 
+/* Most answers are cut, and a few end early: the others are not taken for short ones. */
+static void test_cut_answers(void **state) {
+    (void)state;
+    const avl_demand_t cut = {.rows = 10, .tokens_max = 256}, open = {.tokens_max = 4000};
+    avl_estimate_t estimate;
+    memset(&estimate, 0, sizeof estimate);
+    for (int i = 0; i < 400; i++)
+        avl_estimate_answer(&estimate, &cut, 0, i % 20 == 0 ? 5 : 256);
+    assert_in_range(avl_estimate_tokens(&estimate, &open), 200, 260);
+    assert_in_range(avl_estimate_tokens_most(&estimate, &open), 256, 400);
+    /* A cut below what answers get as a rule tells nothing. */
+    memset(&estimate, 0, sizeof estimate);
+    const avl_demand_t brief = {.rows = 10, .tokens_max = 3};
+    for (int i = 0; i < 400; i++)
+        avl_estimate_answer(&estimate, i % 2 == 0 ? &brief : &cut, 0, i % 2 == 0 ? 3 : 100);
+    assert_int_equal(avl_estimate_tokens(&estimate, &open), 100);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
         cmocka_unit_test_setup_teardown(test_answers_end_one_by_one, setup, teardown),
+        cmocka_unit_test(test_cut_answers),
     };
     return cmocka_run_group_tests_name("coordinator admission", tests, NULL, NULL);
 }
