@@ -126,6 +126,30 @@ static avl_status_t read_selection(const Avl__V1__AttentionParameters *given, ui
     return AVL_OK;
 }
 
+/* A filter and what it cannot stand beside where rows are selected: of the two the one that is
+ * nobody's but the defaults' gives way. */
+static void settle_filter(const Avl__V1__AttentionParameters *given,
+                          avl_attention_params_t *params) {
+    bool asks = given->_prefill_keep_ratio_case != 0 || given->_prefill_layer_case != 0;
+    bool filters = params->prefill_keep_ratio != 0 && params->prefill_keep_ratio < 1;
+    if (!filters || params->visual_compute_ratio == 1)
+        return;
+    bool ranks_else = params->visual_selection != AVL_VISUAL_LAST_ROW;
+    bool excludes = (given->visual_selection != 0 && ranks_else) ||
+                    (given->_visual_uniform_share_case != 0 && params->visual_uniform_share != 0) ||
+                    given->measure_captured_mass;
+    if (!asks && excludes) {
+        params->prefill_keep_ratio = 0;
+        params->prefill_layer = 0;
+    } else if (asks) {
+        if (given->visual_selection == 0 && given->_selection_seed_case == 0)
+            params->visual_selection = AVL_VISUAL_LAST_ROW;
+        if (given->_visual_uniform_share_case == 0)
+            params->visual_uniform_share = 0;
+        params->measure_captured_mass = given->measure_captured_mass;
+    }
+}
+
 static avl_status_t read_prefill(const Avl__V1__AttentionParameters *given,
                                  avl_attention_params_t *params) {
     bool filters = given->_prefill_keep_ratio_case != 0 || params->prefill_keep_ratio != 0;
@@ -200,6 +224,7 @@ static avl_status_t read_fields(const Avl__V1__AttentionParameters *given, uint6
     AVL_TRY(read_selection(given, seed, params));
     AVL_TRY(read_prefill(given, params));
     params->measure_captured_mass |= given->measure_captured_mass;
+    settle_filter(given, params);
     return read_text(given, params);
 }
 

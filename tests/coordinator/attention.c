@@ -94,6 +94,8 @@ static void give(Avl__V1__AttentionParameters *given, const char *text) {
             given->preset = value;
         else if (strcmp(word, "selection") == 0)
             given->visual_selection = (Avl__V1__VisualSelection)number;
+        else if (strcmp(word, "measure") == 0)
+            given->measure_captured_mass = number != 0;
         else if (strcmp(word, "policy") == 0)
             given->text_policy = (Avl__V1__TextPolicy)number;
 #define GIVE(name, field, CASE_NAME)                                                               \
@@ -226,6 +228,32 @@ static void test_defaults_give_way(void **state) {
     give(&given, "preset=a-vl");
     assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_OK);
     assert_true(params.visual_store_ratio == 0.5 && params.prefill_keep_ratio == 0);
+    /* The filter, and what it excludes. */
+    static const char *const excluding[] = {"selection=2", "selection=3", "selection=4",
+                                            "uniform=0.5", "measure=1"};
+    for (size_t i = 0; i < sizeof excluding / sizeof *excluding; i++) {
+        give(&given, excluding[i]);
+        if (avl_attention_read(&given, &operators, 9, &params) != AVL_OK)
+            fail_msg("%s: %s", excluding[i], avl_status_detail());
+        assert_true(params.prefill_keep_ratio == 0 && params.prefill_layer == 0 &&
+                    params.visual_store_ratio == 0.4 && params.text_keep_ratio == 0.6);
+    }
+    static const char *const suiting[] = {"selection=1", "uniform=0", "interval=5"};
+    for (size_t i = 0; i < sizeof suiting / sizeof *suiting; i++) {
+        give(&given, suiting[i]);
+        assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_OK);
+        assert_true(params.prefill_keep_ratio == 0.5 && params.prefill_layer == 3);
+    }
+    give(&given, "layer=2 selection=2"); /* who names its layer wants the filter */
+    assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_ERR_INVALID);
+    avl_attention_params_t others = defaults;
+    others.visual_selection = AVL_VISUAL_QUESTION;
+    others.visual_uniform_share = 0.2;
+    others.measure_captured_mass = true;
+    give(&given, "keep=0.7");
+    assert_int_equal(avl_attention_read(&given, &others, 9, &params), AVL_OK);
+    assert_true(params.prefill_keep_ratio == 0.7 && params.visual_uniform_share == 0 &&
+                params.visual_selection == AVL_VISUAL_LAST_ROW && !params.measure_captured_mass);
     give(&given, "keep=1 text=1");
     assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_OK);
     assert_true(params.visual_store_ratio == 0.4 && params.prefill_layer == 0 &&
