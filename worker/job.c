@@ -163,7 +163,8 @@ avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_
         report.visual_mass =
             mass->all / ((double)report.decode_steps * (double)layers * (double)heads);
     }
-    report.kv_bytes_held = job->pages_reserved * avl_engine_page_bytes(engine);
+    int64_t pages = job->pages_reserved + (job->shares ? job->pages_shared : 0);
+    report.kv_bytes_held = pages * avl_engine_page_bytes(engine);
     if (job->shape.evicts_text && sequence->rows_done >= job->shape.prompt_rows) {
         report.text_rows_seen =
             sequence->rows_done - job->shape.visual_rows - job->shape.exempt_rows;

@@ -165,6 +165,11 @@ static void test_pages_are_held_once(void **state) {
     assert_int_equal(avl_scheduler_counts(rig_scheduler(rig)).pages_reserved, shared + own);
     assert_int_equal(avl_scheduler_counts(rig_scheduler(rig)).active, ANSWERS);
     rig_run(rig);
+    /* Each tells of all that it held, as one that is alone does. */
+    int64_t held = rig_answer(rig, ask(&data, 2, 1))->end.attention.kv_bytes_held;
+    assert_true(held > shared * avl_engine_page_bytes(rig_engine(rig, 0)));
+    for (int32_t j = 0; j < ANSWERS; j++)
+        assert_int_equal(rig_result(rig, rig_answer_id(1, j))->end.attention.kv_bytes_held, held);
     rig_case_release(&data);
     rig_close(rig);
 }
