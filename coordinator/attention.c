@@ -127,16 +127,17 @@ static avl_status_t read_selection(const Avl__V1__AttentionParameters *given, ui
 }
 
 /* A filter and what it cannot stand beside where rows are selected: of the two the one that is
- * nobody's but the defaults' gives way. */
+ * nobody's but the operator's gives way. Who names a preset has named what is in it. */
 static void settle_filter(const Avl__V1__AttentionParameters *given,
                           avl_attention_params_t *params) {
     bool asks = given->_prefill_keep_ratio_case != 0 || given->_prefill_layer_case != 0;
     bool filters = params->prefill_keep_ratio != 0 && params->prefill_keep_ratio < 1;
-    if (!filters || params->visual_compute_ratio == 1)
+    if (!filters || params->visual_compute_ratio == 1 || given->preset[0] != '\0')
         return;
     bool ranks_else = params->visual_selection != AVL_VISUAL_LAST_ROW;
     bool excludes = (given->visual_selection != 0 && ranks_else) ||
                     (given->_visual_uniform_share_case != 0 && params->visual_uniform_share != 0) ||
+                    (given->_visual_standout_case != 0 && params->visual_standout != 0) ||
                     given->measure_captured_mass;
     if (!asks && excludes) {
         params->prefill_keep_ratio = 0;
@@ -146,6 +147,8 @@ static void settle_filter(const Avl__V1__AttentionParameters *given,
             params->visual_selection = AVL_VISUAL_LAST_ROW;
         if (given->_visual_uniform_share_case == 0)
             params->visual_uniform_share = 0;
+        if (given->_visual_standout_case == 0)
+            params->visual_standout = 0;
         params->measure_captured_mass = given->measure_captured_mass;
     }
 }

@@ -230,7 +230,7 @@ static void test_defaults_give_way(void **state) {
     assert_true(params.visual_store_ratio == 0.5 && params.prefill_keep_ratio == 0);
     /* The filter, and what it excludes. */
     static const char *const excluding[] = {"selection=2", "selection=3", "selection=4",
-                                            "uniform=0.5", "measure=1"};
+                                            "uniform=0.5", "standout=4",  "measure=1"};
     for (size_t i = 0; i < sizeof excluding / sizeof *excluding; i++) {
         give(&given, excluding[i]);
         if (avl_attention_read(&given, &operators, 9, &params) != AVL_OK)
@@ -250,6 +250,8 @@ static void test_defaults_give_way(void **state) {
     others.visual_selection = AVL_VISUAL_QUESTION;
     others.visual_uniform_share = 0.2;
     others.measure_captured_mass = true;
+    give(&given, "keep=0.7 preset=lean"); /* who names a preset names its selection */
+    assert_int_equal(avl_attention_read(&given, &others, 9, &params), AVL_ERR_INVALID);
     give(&given, "keep=0.7");
     assert_int_equal(avl_attention_read(&given, &others, 9, &params), AVL_OK);
     assert_true(params.prefill_keep_ratio == 0.7 && params.visual_uniform_share == 0 &&
