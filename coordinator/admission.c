@@ -27,6 +27,10 @@
 #define RETRY_MIN_NS (AVL_NS_PER_S / 20)
 #define RETRY_MAX_NS (60 * AVL_NS_PER_S)
 
+typedef struct tickets {
+    avl_ticket_t *first, *last;
+} tickets_t;
+
 struct avl_admission {
     avl_admission_config_t config;
     avl_groups_t *groups;
@@ -38,11 +42,12 @@ struct avl_admission {
     int64_t margin_grown_ns;
     size_t in; /* tickets */
     size_t out;
-    avl_ticket_t *first_out, *last_out; /* in the order of going out */
+    tickets_t preparing;
+    tickets_t going; /* those that are out, in the order of going out */
     /* The last forecast: */
     avl_forecast_t forecast;
     avl_forecast_item_t *items;
-    avl_ticket_t **tickets; /* whose they are; NULL: one in preparation */
+    avl_ticket_t **tickets; /* whose they are */
     size_t item_capacity, ticket_capacity;
     int64_t horizon_ns;          /* when all of it will be done */
     const avl_ticket_t *suspect; /* the one that is queued or out */
@@ -124,8 +129,17 @@ static void add_item(avl_admission_t *admission, size_t *count_p, avl_ticket_t *
     admission->items[(*count_p)++] = item;
 }
 
+/* Those in preparation whose priority is at least `least` and below `below`. */
+static void add_preparing(avl_admission_t *admission, int64_t least, int64_t below,
+                          size_t *count_p) {
+    for (avl_ticket_t *one = admission->preparing.first; one != NULL; one = one->next)
+        if (one->entry.priority >= least && one->entry.priority < below)
+            add_item(admission, count_p, one, whole_item(admission, &one->expected));
+}
+
 /* All that is to be done, in order; `newcomer` (or NULL) has its place in it; its demand, which
- * need not be known yet, is `demand`. `door`: requests in preparation come before it, too. */
+ * need not be known yet, is `demand`. `door`: requests in preparation have theirs, too, before
+ * those of the same priority. */
 static avl_status_t list_items(avl_admission_t *admission, avl_ticket_t *newcomer,
                                const avl_demand_t *demand, bool door, size_t *count_p) {
     avl_queue_entry_t *const *order = NULL;
@@ -138,20 +152,23 @@ static avl_status_t list_items(avl_admission_t *admission, avl_ticket_t *newcome
     AVL_TRY(avl_grow(most, sizeof *admission->tickets, "a forecast", &admission->tickets,
                      &admission->ticket_capacity));
     for (int began = 1; began >= 0; began--)
-        for (avl_ticket_t *out = admission->first_out; out != NULL; out = out->next_out)
+        for (avl_ticket_t *out = admission->going.first; out != NULL; out = out->next)
             if ((out->tokens > 0) == began)
                 add_item(admission, &count, out, rest_item(admission, out));
     for (avl_ticket_t *held = admission->first_held; held != NULL; held = held->next_held)
         add_item(admission, &count, held, whole_item(admission, &held->demand));
-    size_t known = count + waiting - (newcomer != NULL);
-    const avl_demand_t mean = avl_estimate_demand(&admission->estimate);
-    for (size_t i = known; door && i < admission->in; i++)
-        add_item(admission, &count, NULL, whole_item(admission, &mean));
+    int64_t below = INT64_MAX;
     for (size_t i = 0; i < waiting; i++) {
         avl_ticket_t *ticket = order[i]->owner;
+        if (door && !order[i]->resumed && order[i]->priority < below) {
+            add_preparing(admission, order[i]->priority, below, &count);
+            below = order[i]->priority;
+        }
         const avl_demand_t *its = ticket == newcomer ? demand : &ticket->demand;
         add_item(admission, &count, ticket, whole_item(admission, its));
     }
+    if (door)
+        add_preparing(admission, INT64_MIN, below, &count);
     *count_p = count;
     return AVL_OK;
 }
@@ -222,7 +239,7 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
     bool any = false;
     for (size_t i = 0; i < count; i++) {
         avl_ticket_t *ticket = admission->tickets[i];
-        if (ticket == NULL || ticket == newcomer)
+        if (ticket == newcomer)
             continue;
         ticket->begin_ns = admission->items[i].begin_ns;
         ticket->end_ns = admission->items[i].end_ns;
@@ -234,8 +251,8 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
     for (size_t i = 0; i < count; i++) {
         const avl_ticket_t *ticket = admission->tickets[i];
         double without_ns = admission->items[i].end_ns;
-        if (ticket != NULL && is_in_danger(admission, ticket, now_ns) &&
-            without_ns <= left_ns(ticket, now_ns) && ticket->end_ns > without_ns * 1.001)
+        if (is_in_danger(admission, ticket, now_ns) && without_ns <= left_ns(ticket, now_ns) &&
+            ticket->end_ns > without_ns * 1.001)
             return avl_fail(AVL_ERR_EXHAUSTED,
                             "requests that were taken before would miss their deadlines: try "
                             "later");
@@ -316,8 +333,41 @@ void avl_admission_answer(avl_admission_t *admission, avl_ticket_t *ticket, int6
 
 /* ---- the ways of a ticket ---- */
 
+static void append(tickets_t *list, avl_ticket_t *ticket) {
+    ticket->next = NULL;
+    ticket->previous = list->last;
+    *(list->last != NULL ? &list->last->next : &list->first) = ticket;
+    list->last = ticket;
+}
+
+static void take_out(tickets_t *list, avl_ticket_t *ticket) {
+    *(ticket->previous != NULL ? &ticket->previous->next : &list->first) = ticket->next;
+    *(ticket->next != NULL ? &ticket->next->previous : &list->last) = ticket->previous;
+    ticket->next = ticket->previous = NULL;
+}
+
+static void end_preparation_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
+    if (ticket->preparing)
+        take_out(&admission->preparing, ticket);
+    ticket->preparing = false;
+}
+
+/* As far as the call says it, and otherwise like the others. A long answer is not sure to be as
+ * long as that: the context may end it. */
+static avl_demand_t demand_at_door(const avl_admission_t *admission, const avl_asked_t *asked) {
+    avl_groups_view_t view;
+    avl_groups_view(admission->groups, &view);
+    avl_demand_t demand = avl_estimate_demand(&admission->estimate);
+    if (asked->tokens_max > 0)
+        demand.tokens_max = asked->tokens_max;
+    demand.all_tokens = asked->all_tokens && asked->tokens_max <= view.best.context_rows_max / 2;
+    demand.answers = asked->answers;
+    return demand;
+}
+
 avl_status_t avl_admission_enter(avl_admission_t *admission, uint64_t id, const char *tenant,
-                                 int64_t arrival_ns, int64_t deadline_ns, avl_ticket_t *ticket) {
+                                 int64_t arrival_ns, int64_t deadline_ns, const avl_asked_t *asked,
+                                 avl_ticket_t *ticket) {
     memset(ticket, 0, sizeof *ticket);
     ticket->id = id;
     ticket->arrival_ns = arrival_ns;
@@ -329,17 +379,20 @@ avl_status_t avl_admission_enter(avl_admission_t *admission, uint64_t id, const 
         entry->owner = ticket;
         entry->arrival = id;
         entry->due_ns = deadline_ns < arrival_ns + DUE_NS ? deadline_ns : arrival_ns + DUE_NS;
-        /* Its priority and size are not known yet: it is taken for one like the others. */
-        const avl_demand_t mean = avl_estimate_demand(&admission->estimate);
+        entry->priority = asked->priority;
+        ticket->expected = demand_at_door(admission, asked);
+        avl_demand_t least = ticket->expected;
+        least.rows = least.tiles = 0; /* it need not be like the others */
         if (admission->in > 0)
-            status = check_promises(admission, ticket, &mean, true, arrival_ns);
+            status = check_promises(admission, ticket, &least, true, arrival_ns);
         ticket->promised = false;
         if (status != AVL_OK)
             avl_queue_leave(admission->queue, entry->tenant);
     }
     if (status == AVL_OK) {
         admission->in++;
-        ticket->in = true;
+        ticket->in = ticket->preparing = true;
+        append(&admission->preparing, ticket);
     }
     pthread_mutex_unlock(&admission->lock);
     return status;
@@ -350,6 +403,7 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
     pthread_mutex_lock(&admission->lock);
     const avl_demand_t *demand = &ticket->demand;
     avl_queue_entry_t *entry = &ticket->entry;
+    end_preparation_locked(admission, ticket);
     entry->priority = priority;
     entry->cost = (int64_t)demand->rows +
                   (int64_t)answers_of(demand) * avl_estimate_tokens(&admission->estimate, demand);
@@ -381,11 +435,7 @@ static void go_out_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
     ticket->tiles_left = ticket->demand.tiles;
     ticket->rows_left = avl_estimate_rows_most(&admission->estimate, &ticket->demand);
     ticket->tokens = 0;
-    ticket->next_out = NULL;
-    ticket->previous_out = admission->last_out;
-    *(admission->last_out != NULL ? &admission->last_out->next_out : &admission->first_out) =
-        ticket;
-    admission->last_out = ticket;
+    append(&admission->going, ticket);
     admission->out++;
 }
 
@@ -420,10 +470,7 @@ static void come_back_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
         return;
     ticket->out = false;
     admission->out--;
-    *(ticket->previous_out != NULL ? &ticket->previous_out->next_out : &admission->first_out) =
-        ticket->next_out;
-    *(ticket->next_out != NULL ? &ticket->next_out->previous_out : &admission->last_out) =
-        ticket->previous_out;
+    take_out(&admission->going, ticket);
     avl_groups_release(admission->groups, ticket->generation, &ticket->need);
 }
 
@@ -514,6 +561,7 @@ void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64
         account_locked(admission, ticket);
         ticket->in = false;
         admission->in--;
+        end_preparation_locked(admission, ticket);
         come_back_locked(admission, ticket);
         avl_queue_remove(admission->queue, &ticket->entry);
         if (ticket->held) {

@@ -23,6 +23,7 @@
 #ifndef AVL_COORDINATOR_ADMISSION_H
 #define AVL_COORDINATOR_ADMISSION_H
 
+#include "coordinator/door.h"
 #include "coordinator/estimate.h"
 #include "coordinator/forecast.h"
 #include "coordinator/groups.h"
@@ -37,14 +38,16 @@ typedef struct avl_ticket {
     int64_t arrival_ns, deadline_ns;
     avl_demand_t demand;
     avl_groups_need_t need;
-    bool in, out, charged, suspect, held;
+    bool in, preparing, out, charged, suspect, held;
     bool promised, broken, answered; /* broken: given up before its deadline */
     uint64_t generation;             /* when out */
     int64_t queued_ns;
     /* of its group's work, when out */
     int64_t tiles_left, rows_left;
     int64_t tokens; /* it has got, of all answers that are not over */
-    struct avl_ticket *next_out, *previous_out;
+    /* Of those in preparation, or of those that are out. */
+    struct avl_ticket *next, *previous;
+    avl_demand_t expected;   /* while it is in preparation */
     double begin_ns, end_ns; /* by the last forecast, from then */
     struct avl_ticket *next_held;
 } avl_ticket_t;
@@ -62,11 +65,13 @@ AVL_MUST_CHECK avl_status_t avl_admission_create(const avl_admission_config_t *c
 void avl_admission_set_groups(avl_admission_t *admission, avl_groups_t *groups);
 void avl_admission_destroy(avl_admission_t *admission);
 
-/* At the door, before anything is known of the request but its tenant and deadline. Errors:
- * AVL_ERR_EXHAUSTED, AVL_ERR_MEMORY. */
+/* At the door, before anything is known of the request but its tenant and deadline and what it says
+ * of itself. Its prompt may be as short as any: it is refused only when it would be with the
+ * shortest one. Errors: AVL_ERR_EXHAUSTED, AVL_ERR_DEADLINE, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_admission_enter(avl_admission_t *admission, uint64_t id,
                                                 const char *tenant, int64_t arrival_ns,
-                                                int64_t deadline_ns, avl_ticket_t *ticket);
+                                                int64_t deadline_ns, const avl_asked_t *asked,
+                                                avl_ticket_t *ticket);
 /* Prepared: `ticket`'s demand, need and priority are set. Errors: AVL_ERR_EXHAUSTED,
  * AVL_ERR_DEADLINE, AVL_ERR_MEMORY. */
 AVL_MUST_CHECK avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticket,

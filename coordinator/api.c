@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "checkpoint/image_layout.h"
 #include "coordinator/attention.h"
+#include "coordinator/door.h"
 #include "coordinator/wire.h"
 #include "inputs/image.h"
 #include "inputs/preprocess.h"
@@ -222,14 +223,28 @@ static void generate(void *argument, avl_job_end_t end) {
     job_free(job);
 }
 
+static void look_at_portion(void *context, const uint8_t *bytes, size_t byte_count) {
+    avl_door_read(context, bytes, byte_count);
+}
+
+/* What the call says of itself, before it may cost anything. */
+static avl_asked_t look_at(const avl_api_t *api, avl_payload_t *payload) {
+    avl_door_t door;
+    memset(&door, 0, sizeof door);
+    if (payload != NULL)
+        avl_payload_peek(payload, look_at_portion, &door);
+    return avl_door_asked(&door, api->policy.choices_max, api->policy.answer_tokens_max);
+}
+
 static void on_generate(void *context, avl_call_t *call, avl_payload_t *payload) {
     avl_api_t *api = context;
     job_t *job = NULL;
     avl_live_request_t *live = NULL;
     char tenant[AVL_TENANT_BYTES_MAX + 1];
     avl_status_t status = avl_call_metadata(call, AVL_TENANT_METADATA, tenant, sizeof tenant);
+    const avl_asked_t asked = look_at(api, payload);
     if (status == AVL_OK)
-        status = avl_requests_admit(api->requests, call, tenant, &live);
+        status = avl_requests_admit(api->requests, call, tenant, &asked, &live);
     if (status != AVL_OK) {
         if (status == AVL_ERR_EXHAUSTED)
             avl_call_set_retry(call, avl_requests_retry_ns(api->requests));

@@ -47,7 +47,7 @@ int32_t avl_estimate_tokens(const avl_estimate_t *estimate, const avl_demand_t *
 int32_t avl_estimate_tokens_most(const avl_estimate_t *estimate, const avl_demand_t *demand);
 /* Rows of its prompt that will hardly be exceeded by those that are computed. */
 int32_t avl_estimate_rows_most(const avl_estimate_t *estimate, const avl_demand_t *demand);
-/* What a request is like that nothing is known of. */
+/* What a request is like of which nothing is known: as the others, with any answer. */
 avl_demand_t avl_estimate_demand(const avl_estimate_t *estimate);
 
 #endif

@@ -127,6 +127,22 @@ static avl_payload_t *payload_create(grpc_byte_buffer *buffer) {
     return payload;
 }
 
+void avl_payload_peek(avl_payload_t *payload,
+                      void (*portion)(void *context, const uint8_t *bytes, size_t byte_count),
+                      void *context) {
+    grpc_byte_buffer_reader reader;
+    grpc_slice slice;
+    if (payload->read || payload->buffer->type != GRPC_BB_RAW ||
+        payload->buffer->data.raw.compression != GRPC_COMPRESS_NONE ||
+        !grpc_byte_buffer_reader_init(&reader, payload->buffer))
+        return;
+    while (grpc_byte_buffer_reader_next(&reader, &slice) != 0) {
+        portion(context, GRPC_SLICE_START_PTR(slice), GRPC_SLICE_LENGTH(slice));
+        grpc_slice_unref(slice);
+    }
+    grpc_byte_buffer_reader_destroy(&reader);
+}
+
 avl_status_t avl_payload_read(avl_payload_t *payload, const uint8_t **bytes_p,
                               size_t *byte_count_p) {
     if (!payload->read) {

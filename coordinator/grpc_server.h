@@ -124,6 +124,11 @@ void avl_call_finish(avl_call_t *call, avl_rpc_code_t code, const char *text);
 /* Ends the call now: what is queued is dropped. */
 void avl_call_abort(avl_call_t *call, avl_rpc_code_t code, const char *text);
 
+/* Shows the message's bytes as they came, in portions, without touching them; nothing when it is
+ * compressed or has been read. */
+void avl_payload_peek(avl_payload_t *payload,
+                      void (*portion)(void *context, const uint8_t *bytes, size_t byte_count),
+                      void *context);
 /* The message's bytes in one piece; they live as long as the payload. */
 AVL_MUST_CHECK avl_status_t avl_payload_read(avl_payload_t *payload, const uint8_t **bytes_p,
                                              size_t *byte_count_p);

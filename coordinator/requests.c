@@ -345,13 +345,14 @@ static avl_status_t table_add(avl_requests_t *requests, avl_live_request_t *live
     return status;
 }
 
-static avl_status_t let_in(avl_requests_t *requests, avl_live_request_t *live) {
+static avl_status_t let_in(avl_requests_t *requests, const avl_asked_t *asked,
+                           avl_live_request_t *live) {
     avl_admission_t *admission = requests->config.admission;
     pthread_mutex_lock(&requests->lock);
     live->id = ++requests->next_id;
     pthread_mutex_unlock(&requests->lock);
     AVL_TRY(avl_admission_enter(admission, live->id, live->tenant, live->arrival_ns,
-                                live->deadline_ns, &live->ticket));
+                                live->deadline_ns, asked, &live->ticket));
     avl_status_t status = table_add(requests, live);
     if (status != AVL_OK)
         avl_admission_leave(admission, &live->ticket, 0);
@@ -359,7 +360,7 @@ static avl_status_t let_in(avl_requests_t *requests, avl_live_request_t *live) {
 }
 
 avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call, const char *tenant,
-                                avl_live_request_t **request_p) {
+                                const avl_asked_t *asked, avl_live_request_t **request_p) {
     avl_groups_view_t view;
     avl_groups_view(requests->groups, &view);
     if (view.hopeless)
@@ -378,7 +379,7 @@ avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call, cons
     pthread_mutex_init(&live->lock, NULL);
     atomic_init(&live->references, 3); /* the table's, the call's, the caller's */
     avl_call_ref(call);
-    avl_status_t status = let_in(requests, live);
+    avl_status_t status = let_in(requests, asked, live);
     if (status != AVL_OK) {
         char detail[AVL_STATUS_DETAIL_BYTES];
         snprintf(detail, sizeof detail, "%s", avl_status_detail());

@@ -84,11 +84,12 @@ void avl_requests_stop(avl_requests_t *requests);
 /* All calls must be over. */
 void avl_requests_destroy(avl_requests_t *requests);
 
-/* Takes a call in: it becomes a PREPARING request, and the call's user pointer. Errors:
- * AVL_ERR_EXHAUSTED (too many), AVL_ERR_UNAVAILABLE (draining, or the group is hopeless),
- * AVL_ERR_MEMORY. The caller holds a reference. */
+/* Takes a call in, which says `asked` of itself: it becomes a PREPARING request, and the call's
+ * user pointer. Errors: AVL_ERR_EXHAUSTED (too many), AVL_ERR_DEADLINE, AVL_ERR_UNAVAILABLE
+ * (draining, or the group is hopeless), AVL_ERR_MEMORY. The caller holds a reference. */
 AVL_MUST_CHECK avl_status_t avl_requests_admit(avl_requests_t *requests, avl_call_t *call,
-                                               const char *tenant, avl_live_request_t **request_p);
+                                               const char *tenant, const avl_asked_t *asked,
+                                               avl_live_request_t **request_p);
 /* After how long a client that was refused for lack of room should try again. */
 int64_t avl_requests_retry_ns(avl_requests_t *requests);
 const char *avl_live_request_tenant(const avl_live_request_t *request);

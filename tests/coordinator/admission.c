@@ -65,10 +65,14 @@ static void tell_work(stage_t *stage, int64_t step_ms) {
     avl_admission_work(stage->admission, &reading);
 }
 
-static avl_status_t enter(stage_t *stage, int i, int64_t left_ns) {
-    avl_ticket_t *ticket = &stage->tickets[i];
+static avl_status_t enter_saying(stage_t *stage, int i, int64_t left_ns, avl_asked_t asked) {
     return avl_admission_enter(stage->admission, (uint64_t)i + 1, "", stage->now_ns,
-                               left_ns > 0 ? stage->now_ns + left_ns : AVL_DEADLINE_NONE, ticket);
+                               left_ns > 0 ? stage->now_ns + left_ns : AVL_DEADLINE_NONE, &asked,
+                               &stage->tickets[i]);
+}
+
+static avl_status_t enter(stage_t *stage, int i, int64_t left_ns) {
+    return enter_saying(stage, i, left_ns, (avl_asked_t){0});
 }
 
 static avl_status_t queue_up(stage_t *stage, int i, int32_t tokens_max, int32_t answers,
@@ -230,6 +234,40 @@ static void test_cut_answers(void **state) {
     assert_int_equal(avl_estimate_tokens(&estimate, &open), 100);
 }
 
+/* The door judges a call by what it says of itself, not by the others. */
+static void test_door(void **state) {
+    stage_t *stage = *state;
+    stage->groups.room = 4;
+    assert_int_equal(ask(stage, 0, 0), AVL_OK);
+    goes_out(stage, 0);
+    const avl_asked_t brief = {.tokens_max = 2}, all = {.tokens_max = 100, .all_tokens = true};
+    assert_int_equal(enter(stage, 1, 8 * S), AVL_ERR_DEADLINE); /* ten seconds alone */
+    assert_int_equal(enter_saying(stage, 1, 8 * S, brief), AVL_OK);
+    assert_int_equal(queue_up(stage, 1, 2, 1, 0), AVL_OK);
+    avl_admission_leave(stage->admission, &stage->tickets[1], 0);
+    assert_int_equal(enter_saying(stage, 2, 90 * S, all), AVL_ERR_DEADLINE);
+    assert_int_equal(enter_saying(stage, 2, 90 * S, (avl_asked_t){.tokens_max = 100}), AVL_OK);
+}
+
+/* Whoever goes before those that wait, or are prepared, need not wait for them. */
+static void test_door_priorities(void **state) {
+    stage_t *stage = *state;
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(ask(stage, i, 0), AVL_OK);
+    goes_out(stage, 0);
+    for (int i = 5; i < 8; i++)
+        assert_int_equal(enter_saying(stage, i, 0, (avl_asked_t){.priority = i - 6}), AVL_OK);
+    /* Ten seconds for the one at work, and ten for each that goes before. */
+    assert_int_equal(enter(stage, 8, 60 * S), AVL_ERR_EXHAUSTED);
+    assert_int_equal(enter_saying(stage, 8, 60 * S, (avl_asked_t){.priority = 100}), AVL_OK);
+    assert_int_equal(queue_up(stage, 8, 4000, 1, 100), AVL_OK);
+    assert_int_equal(enter_saying(stage, 9, 60 * S, (avl_asked_t){.priority = 1}),
+                     AVL_ERR_EXHAUSTED);
+    avl_admission_leave(stage->admission, &stage->tickets[8], 0);
+    avl_admission_leave(stage->admission, &stage->tickets[7], 0);
+    assert_int_equal(enter_saying(stage, 9, 60 * S, (avl_asked_t){.priority = 1}), AVL_OK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
@@ -237,6 +275,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
         cmocka_unit_test_setup_teardown(test_answers_end_one_by_one, setup, teardown),
         cmocka_unit_test(test_cut_answers),
+        cmocka_unit_test_setup_teardown(test_door, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_door_priorities, setup, teardown),
     };
     return cmocka_run_group_tests_name("coordinator admission", tests, NULL, NULL);
 }

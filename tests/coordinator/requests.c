@@ -277,7 +277,8 @@ static int teardown(void **state) {
 }
 
 static avl_status_t admit(stage_t *stage, int i) {
-    AVL_TRY(avl_requests_admit(stage->requests, &stage->calls[i], "", &stage->live[i]));
+    static const avl_asked_t nothing;
+    AVL_TRY(avl_requests_admit(stage->requests, &stage->calls[i], "", &nothing, &stage->live[i]));
     avl_live_request_unref(stage->live[i]); /* the call's reference is enough here */
     return AVL_OK;
 }
