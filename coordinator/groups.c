@@ -15,8 +15,9 @@ typedef struct slot {
     bool joined;
     char dtype[8];       /* joined: that it must compute in */
     bool dead;           /* started here, and never to be */
-    uint64_t generation; /* that `places` counts for */
+    uint64_t generation; /* that `places` and `picture_bytes` count for */
     int32_t places;
+    int64_t picture_bytes;
 } slot_t;
 
 struct avl_groups {
@@ -99,6 +100,7 @@ static avl_status_t add_group(avl_groups_t *groups, bool joined, slot_t **slot_p
     slot->joined = joined;
     slot->dead = false;
     slot->places = 0;
+    slot->picture_bytes = 0;
     slot->group = group;
     *slot_p = slot;
     return AVL_OK;
@@ -240,6 +242,19 @@ static int32_t places_of(const avl_groups_need_t *need) {
     return need->answers > 1 ? need->answers : 1;
 }
 
+/* Whether the group can ever take it. */
+static bool fits(const avl_worker_group_view_t *view, const avl_groups_need_t *need) {
+    return view->context_rows_max >= need->rows && view->picture_bytes_max >= need->picture_bytes;
+}
+
+/* Whether it can take it now. */
+static bool has_room(const slot_t *slot, const avl_worker_group_view_t *view,
+                     const avl_groups_need_t *need) {
+    if (slot->places > 0 && slot->places + places_of(need) > room_of(view))
+        return false;
+    return slot->picture_bytes + need->picture_bytes <= view->picture_bytes_max;
+}
+
 avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
                                 uint64_t *generation_p) {
     candidate_t candidates[AVL_GROUPS_MAX];
@@ -257,11 +272,11 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
         if (slot->generation != view.generation) {
             slot->generation = view.generation;
             slot->places = 0;
+            slot->picture_bytes = 0;
         }
         ready++;
-        fitting += view.context_rows_max >= need->rows;
-        if (view.context_rows_max < need->rows ||
-            (slot->places > 0 && slot->places + places_of(need) > room_of(&view)))
+        fitting += fits(&view, need);
+        if (!fits(&view, need) || !has_room(slot, &view, need))
             continue;
         candidates[count] = (candidate_t){slot, load_of(slot, &view), view.generation};
         if (best == NULL || candidates[count].load < best->load)
@@ -276,6 +291,7 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
             chosen = &candidates[i];
     if (chosen != NULL) {
         chosen->slot->places += places_of(need);
+        chosen->slot->picture_bytes += need->picture_bytes;
         *generation_p = chosen->generation;
     }
     pthread_mutex_unlock(&groups->lock);
@@ -284,7 +300,10 @@ avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *n
     if (ready == 0)
         return avl_fail(AVL_ERR_UNAVAILABLE, "no worker group is ready");
     if (fitting == 0)
-        return avl_fail(AVL_ERR_TOO_LARGE, "no worker group has a context of %d rows", need->rows);
+        return avl_fail(AVL_ERR_TOO_LARGE,
+                        "no worker group has a context of %d rows and room for pictures of %lld "
+                        "bytes",
+                        need->rows, (long long)need->picture_bytes);
     return avl_fail(AVL_ERR_EXHAUSTED, "no worker group has room now");
 }
 
@@ -294,6 +313,7 @@ void avl_groups_release(avl_groups_t *groups, uint64_t generation, const avl_gro
         slot_t *slot = &groups->slots[i];
         if (slot->group != NULL && slot->generation == generation && slot->places > 0) {
             slot->places -= places_of(need);
+            slot->picture_bytes -= need->picture_bytes;
             break;
         }
     }

@@ -6,9 +6,10 @@
  *
  * Which group a request goes to: one that is ready and has room, that is, fewer requests than it
  * decodes side by side and a few more, so that its next step need not wait for the line; a group
- * whose pages are taken gets none beyond those. Of these, the one with the least load; if it has
- * pictures, the one that the first picture's identity points to (rendezvous hashing: it very
- * likely has the features) unless its load is more than AVL_GROUPS_SLACK above the least.
+ * whose pages are taken gets none beyond those, nor more pictures than it has memory for. Of these,
+ * the one with the least load; if it has pictures, the one that the first picture's identity points
+ * to (rendezvous hashing: it very likely has the features) unless its load is more than
+ * AVL_GROUPS_SLACK above the least.
  *
  * Threads: any. The observer's functions come without a lock held, those of one generation one at a
  * time and in order. */
@@ -41,9 +42,10 @@ typedef struct avl_groups_view {
 
 /* What a request needs. */
 typedef struct avl_groups_need {
-    int32_t rows;     /* of context */
-    int32_t answers;  /* side by side; 0 is 1 */
-    uint64_t picture; /* of the identity of its first picture; 0: none */
+    int32_t rows;          /* of context */
+    int32_t answers;       /* side by side; 0 is 1 */
+    uint64_t picture;      /* of the identity of its first picture; 0: none */
+    int64_t picture_bytes; /* of all its pictures, prepared */
 } avl_groups_need_t;
 
 /* `fatal` comes when no group can ever serve. Keeps the configuration's strings. Errors: those of
@@ -59,9 +61,10 @@ void avl_groups_each(avl_groups_t *groups,
                      void (*each)(void *context, int number, avl_worker_group_t *group),
                      void *context);
 
-/* Chooses a group and takes a place in it for every answer; an idle group takes more answers than
- * it has room for. Errors: AVL_ERR_UNAVAILABLE (none is ready), AVL_ERR_EXHAUSTED (none has room
- * now), AVL_ERR_TOO_LARGE (none has a context of so many rows). */
+/* Chooses a group and takes a place in it for every answer, and the room of the pictures; an idle
+ * group takes more answers than it has room for. Errors: AVL_ERR_UNAVAILABLE (none is ready),
+ * AVL_ERR_EXHAUSTED (none has room now), AVL_ERR_TOO_LARGE (none has a context of so many rows, or
+ * room for such pictures). */
 AVL_MUST_CHECK avl_status_t avl_groups_reserve(avl_groups_t *groups, const avl_groups_need_t *need,
                                                uint64_t *generation_p);
 /* Gives the places back; after the group's end nothing happens. */

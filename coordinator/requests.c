@@ -260,12 +260,19 @@ static bool submit_locked(avl_live_request_t *live, uint64_t generation) {
     return true;
 }
 
-/* No group's context holds it. */
+/* No group's context holds it, or none has room for its pictures. */
 static void refuse_rows_locked(avl_live_request_t *live) {
     avl_groups_view_t view;
     avl_groups_view(live->requests->groups, &view);
-    if (live->max_tokens > 0 ||
-        resolve_max_tokens_locked(live, view.best.context_rows_max) == AVL_OK)
+    if (view.ready > 0 && live->ticket.need.picture_bytes > view.best.picture_bytes_max) {
+        avl_status_t status = avl_fail(
+            AVL_ERR_TOO_LARGE,
+            "the pictures have %lld bytes when they are prepared; a worker group has room "
+            "for %lld",
+            (long long)live->ticket.need.picture_bytes, (long long)view.best.picture_bytes_max);
+        avl_live_fail_locked(live, status, avl_status_detail());
+    } else if (live->max_tokens > 0 ||
+               resolve_max_tokens_locked(live, view.best.context_rows_max) == AVL_OK)
         avl_live_fail_locked(live, AVL_ERR_UNAVAILABLE,
                              "no worker group has a context for this request");
     else
@@ -437,8 +444,11 @@ static void fill_ticket_locked(avl_live_request_t *live, const avl_groups_view_t
         prepared->max_tokens > 0 && prepared->max_tokens < room ? prepared->max_tokens : room;
     demand->all_tokens = prepared->ignore_eos || prepared->forced_count > 0;
     demand->answers = live->ticket.need.answers = prepared->choice_count;
-    for (size_t i = 0; i < prepared->image_count; i++)
+    live->ticket.need.picture_bytes = 0;
+    for (size_t i = 0; i < prepared->image_count; i++) {
         demand->tiles += prepared->images[i].layout.tile_count;
+        live->ticket.need.picture_bytes += (int64_t)prepared->images[i].pixel_bytes;
+    }
     live->ticket.need.rows = prepared->row_count + 1;
     if (prepared->image_count > 0)
         memcpy(&live->ticket.need.picture, prepared->images[0].digest,

@@ -170,6 +170,7 @@ static void on_ready(avl_worker_group_t *group, const Avl__Worker__V1__Ready *re
         snprintf(view->dtype, sizeof view->dtype, "%s", ready->dtype);
         view->context_rows_max = ready->context_rows_max;
         view->sequences_max = ready->sequences_max;
+        view->picture_bytes_max = ready->picture_bytes_max;
         view->load_ns = ready->load_ns;
         group->failed_starts = 0;
         group->ready_ns = group->progress_ns = avl_clock_now_ns();

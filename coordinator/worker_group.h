@@ -55,6 +55,7 @@ typedef struct avl_worker_group_view {
     char dtype[8];
     int32_t context_rows_max;
     int32_t sequences_max;
+    int64_t picture_bytes_max; /* of the prepared pictures it has at hand */
     int64_t load_ns;
     /* of the last Stats; 0 before */
     int64_t pages_total, pages_reserved;

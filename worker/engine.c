@@ -13,6 +13,8 @@
 /* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
  * or of one picture, travel. */
 #define PICTURES_STEP_MAX 32
+/* Prepared pictures for which there is room, however few sequences. */
+#define PICTURES_LEAST 16
 #define TILES_STEP_MAX 8
 /* Unless the operator says otherwise, the encoder cache gets this share of what weights and buffers
  * leave: beyond some hundred pictures a larger one hits hardly more often. */
@@ -77,6 +79,13 @@ int avl_engine_picture_tiles(const avl_config_t *config) {
         most = tiles > most ? tiles : most;
     }
     return most;
+}
+
+int64_t avl_engine_picture_bytes(const avl_config_t *config, const avl_engine_limits_t *limits) {
+    int64_t side = config->model.vision.image_side;
+    int64_t pictures =
+        limits->sequences_max > PICTURES_LEAST ? limits->sequences_max : PICTURES_LEAST;
+    return pictures * avl_engine_picture_tiles(config) * 3 * side * side;
 }
 
 avl_model_options_t avl_engine_model_options(const avl_config_t *config,
@@ -193,6 +202,9 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
                                                      limits->context_rows)
                             : 0) +
                        pixels);
+    avl_ledger_add(
+        ledger, "pictures at hand",
+        leads && options->device->is_host ? avl_engine_picture_bytes(options->config, limits) : 0);
 }
 
 int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine) {

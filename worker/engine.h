@@ -52,6 +52,10 @@ typedef struct avl_step_result {
 int32_t avl_engine_context_most(const avl_model_config_t *config);
 /* Tiles of the largest picture. */
 int avl_engine_picture_tiles(const avl_config_t *config);
+/* Prepared pictures of all requests that the leader has at hand, at most: it keeps them until the
+ * answers have ended, and the coordinator gives it no more. One of the largest for every sequence.
+ */
+int64_t avl_engine_picture_bytes(const avl_config_t *config, const avl_engine_limits_t *limits);
 avl_model_options_t avl_engine_model_options(const avl_config_t *config,
                                              const avl_engine_limits_t *limits, avl_dtype_t dtype);
 /* Errors: AVL_ERR_INVALID naming the limit. */

@@ -392,6 +392,7 @@ void avl_link_ready(avl_link_t *link, const avl_capacity_t *capacity) {
     ready.sequences_max = copy.sequences_max;
     ready.kv_rows = copy.kv_rows;
     ready.load_ns = copy.load_ns;
+    ready.picture_bytes_max = copy.picture_bytes_max;
     copy.fingerprint[sizeof copy.fingerprint - 1] = '\0';
     ready.fingerprint = copy.fingerprint;
     Avl__Worker__V1__WorkerMessage message;

@@ -40,7 +40,8 @@ typedef struct avl_capacity {
     int32_t sequences_max;    /* decoded together at most */
     int64_t kv_rows;          /* dense rows that the page pool holds, over all layers */
     int64_t load_ns;
-    char fingerprint[32]; /* of the model */
+    int64_t picture_bytes_max; /* of all requests at hand, together */
+    char fingerprint[32];      /* of the model */
 } avl_capacity_t;
 
 /* Dials `address` ("unix:PATH" or "HOST:PORT"), introduces the group by `group_token` (a secret

@@ -188,6 +188,7 @@ static void report_ready(worker_t *worker) {
         .sequences_max = worker->limits.sequences_max,
         .kv_rows = pages.total * AVL_PAGE_ROWS / text->layer_count,
         .load_ns = avl_clock_now_ns() - worker->start_ns,
+        .picture_bytes_max = avl_engine_picture_bytes(&worker->config, &worker->limits),
     };
     snprintf(capacity.fingerprint, sizeof capacity.fingerprint, "%s", worker->fingerprint);
     snprintf(capacity.device, sizeof capacity.device, "%s", worker->device->info.name);

@@ -281,7 +281,7 @@ static void test_events(void **state) {
     avl_link_t *link = NULL;
     assert_int_equal(avl_link_open(peer->address, "secret", 5 * AVL_NS_PER_S, &link), AVL_OK);
     avl_link_loading(link, 0.5);
-    avl_capacity_t capacity = {1, "test", "f32", 512, 4, 100, 1, ""};
+    avl_capacity_t capacity = {1, "test", "f32", 512, 4, 100, 1, 1 << 20, ""};
     avl_link_ready(link, &capacity);
     avl_event_t event;
     memset(&event, 0, sizeof event);

@@ -9,7 +9,8 @@
  *   slow-load=MS  takes so long to load
  * AVL_FAKE_TOKENS: tokens of an answer (default 20); AVL_FAKE_STEP_MS: between steps (default 2);
  * AVL_FAKE_FINGERPRINT, AVL_FAKE_DTYPE: of the model that it claims to serve;
- * AVL_FAKE_SEQUENCES: requests that it claims to decode side by side (default 16).
+ * AVL_FAKE_SEQUENCES: requests that it claims to decode side by side (default 16);
+ * AVL_FAKE_PICTURE_BYTES: of prepared pictures that it claims to have room for (default 2^30).
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -195,7 +196,10 @@ static int run(avl_link_t *link) {
         return 4;
     }
     int32_t sequences = (int32_t)number("AVL_FAKE_SEQUENCES", 16);
-    avl_capacity_t capacity = {1, "fake", "f32", 2048, sequences, 100000, 1000000, ""};
+    avl_capacity_t capacity = {
+        1,         "fake", "f32",   2048,
+        sequences, 100000, 1000000, number("AVL_FAKE_PICTURE_BYTES", 1 << 30),
+        ""};
     const char *fingerprint = getenv("AVL_FAKE_FINGERPRINT"), *dtype = getenv("AVL_FAKE_DTYPE");
     if (fingerprint != NULL)
         snprintf(capacity.fingerprint, sizeof capacity.fingerprint, "%s", fingerprint);

@@ -97,6 +97,21 @@ class Doors(unittest.TestCase):
             self.assertEqual(sorted(one.code for one in asked), ["OK"] * 2 + ["RESOURCE_EXHAUSTED"] * 3)
             self.assertTrue(all("retry-after-ms" in one.trailing for one in asked if one.code != "OK"))
 
+    def test_pictures_at_hand(self):
+        """A group is given no more prepared pictures than it has room for."""
+        room = str(3 * 168 * 168 * 3 // 2)  # one and a half
+        with Service(fake="", environment={**pace(20, sequences=8), "AVL_FAKE_PICTURE_BYTES": room}) as service:
+            running, asked = [], [Asked(service, talk(PICTURE, "?", sampling=pb.SamplingParameters(seed=i))) for i in range(3)]
+            while any(one.is_alive() for one in asked):
+                running.append(service.inference.GetStats(pb.GetStatsRequest(), timeout=10).requests_running)
+                time.sleep(0.01)
+            self.assertEqual([one.code for one in asked], ["OK"] * 3)
+            self.assertEqual(max(running), 1)
+            two = Asked(service, talk(PICTURE, PICTURE, "?"))
+            two.join()
+            self.assertEqual(two.code, "INVALID_ARGUMENT")
+            self.assertIn(f"has room for {room}", two.details)
+
     def test_tenants_share(self):
         with Service(fake="", environment=pace(5, sequences=1)) as service:
             order = []
