@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "coordinator/attention.h"
+#include "coordinator/door.h"
 #include "coordinator/validate.h"
 #include "coordinator/wire.h"
 #include "proto/reflection.pb-c.h"
@@ -31,6 +32,17 @@ static void validate(const Avl__V1__GenerateRequest *request) {
         abort();
 }
 
+/* In one portion and in two: the same. */
+static void look(const uint8_t *bytes, size_t byte_count) {
+    avl_door_t whole = {0}, parts = {0};
+    avl_door_read(&whole, bytes, byte_count);
+    avl_door_read(&parts, bytes, byte_count / 2);
+    avl_door_read(&parts, bytes + byte_count / 2, byte_count - byte_count / 2);
+    avl_asked_t a = avl_door_asked(&whole, 8, 0), b = avl_door_asked(&parts, 8, 0);
+    if (a.tokens_max != b.tokens_max || a.priority != b.priority || a.answers != b.answers)
+        abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const ProtobufCMessageDescriptor *const types[] = {
         &avl__v1__generate_request__descriptor,
@@ -41,6 +53,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     };
     if (size == 0)
         return 0;
+    look(data + 1, size - 1);
     const ProtobufCMessageDescriptor *type = types[data[0] % (sizeof types / sizeof types[0])];
     ProtobufCMessage *message = NULL;
     if (avl_wire_unpack(type, data + 1, size - 1, &message) != AVL_OK)

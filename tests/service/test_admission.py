@@ -77,8 +77,9 @@ class Doors(unittest.TestCase):
             late.join()
             self.assertEqual((late.code, "the answer takes about" in late.details), ("DEADLINE_EXCEEDED", True),
                              late.details)
+            brief = Asked(service, seeded(4, max_tokens=2), timeout=1.5)  # others take two seconds: that is not held against it
             short = Asked(service, seeded(3, max_tokens=20), timeout=30)
-            for one in (busy, short):
+            for one in (busy, brief, short):
                 one.join()
                 self.assertEqual(one.code, "OK", one.details)
 
