@@ -23,6 +23,8 @@
 #define MARGIN_PAUSE_NS (AVL_NS_PER_S / 10)
 /* What a forecast does not know: the way to the client and back. */
 #define SLACK_NS (20 * AVL_NS_PER_MS)
+/* For so long at most one that can wait is held back for the sake of others. */
+#define HOLD_NS (30 * AVL_NS_PER_S)
 #define RETRY_NS (AVL_NS_PER_S) /* when nothing is known */
 #define RETRY_MIN_NS (AVL_NS_PER_S / 20)
 #define RETRY_MAX_NS (60 * AVL_NS_PER_S)
@@ -42,6 +44,7 @@ struct avl_admission {
     int64_t margin_grown_ns;
     size_t in; /* tickets */
     size_t out;
+    size_t urgent, urgent_out; /* promised, and unable to wait */
     tickets_t preparing;
     tickets_t going; /* those that are out, in the order of going out */
     /* The last forecast: */
@@ -137,11 +140,23 @@ static void add_preparing(avl_admission_t *admission, int64_t least, int64_t bel
             add_item(admission, count_p, one, whole_item(admission, &one->expected));
 }
 
-/* All that is to be done, in order; `newcomer` (or NULL) has its place in it; its demand, which
- * need not be known yet, is `demand`. `door`: requests in preparation have theirs, too, before
- * those of the same priority. */
-static avl_status_t list_items(avl_admission_t *admission, avl_ticket_t *newcomer,
-                               const avl_demand_t *demand, bool door, size_t *count_p) {
+/* Who has a part in a forecast, besides all that are at work or wait. */
+typedef struct cast {
+    avl_ticket_t *newcomer;     /* has its place among those that wait; or NULL */
+    const avl_demand_t *demand; /* the newcomer's, whose own need not be known yet */
+    bool door;                  /* those in preparation, too, before the others of their priority */
+    const avl_ticket_t *without; /* waits, and is left out; or NULL */
+    const avl_ticket_t *only; /* of those that can wait this one alone has a part; or NULL: all */
+} cast_t;
+
+static bool plays(const cast_t *cast, const avl_ticket_t *ticket) {
+    bool idle = cast->only != NULL && ticket != cast->only && ticket->patient;
+    return ticket != cast->without && (!idle || ticket->entry.resumed);
+}
+
+/* All that is to be done, in order. */
+static avl_status_t list_items(avl_admission_t *admission, const cast_t *cast, size_t *count_p) {
+    avl_ticket_t *newcomer = cast->newcomer;
     avl_queue_entry_t *const *order = NULL;
     size_t waiting = 0, count = 0;
     AVL_TRY(avl_queue_order(admission->queue, newcomer != NULL ? &newcomer->entry : NULL, &order,
@@ -160,25 +175,26 @@ static avl_status_t list_items(avl_admission_t *admission, avl_ticket_t *newcome
     int64_t below = INT64_MAX;
     for (size_t i = 0; i < waiting; i++) {
         avl_ticket_t *ticket = order[i]->owner;
-        if (door && !order[i]->resumed && order[i]->priority < below) {
+        if (!plays(cast, ticket))
+            continue;
+        if (cast->door && !order[i]->resumed && order[i]->priority < below) {
             add_preparing(admission, order[i]->priority, below, &count);
             below = order[i]->priority;
         }
-        const avl_demand_t *its = ticket == newcomer ? demand : &ticket->demand;
+        const avl_demand_t *its = ticket == newcomer ? cast->demand : &ticket->demand;
         add_item(admission, &count, ticket, whole_item(admission, its));
     }
-    if (door)
+    if (cast->door)
         add_preparing(admission, INT64_MIN, below, &count);
     *count_p = count;
     return AVL_OK;
 }
 
 static avl_status_t play(avl_admission_t *admission, const avl_groups_view_t *view,
-                         avl_ticket_t *newcomer, const avl_demand_t *demand, bool door,
-                         int64_t now_ns, size_t *count_p) {
+                         const cast_t *cast, int64_t now_ns, size_t *count_p) {
     size_t count = 0;
     double last_ns = 0;
-    AVL_TRY(list_items(admission, newcomer, demand, door, &count));
+    AVL_TRY(list_items(admission, cast, &count));
     AVL_TRY(avl_forecast_play(&admission->forecast, &admission->pace, view->ready, view->parallel,
                               admission->items, count));
     for (size_t i = 0; i < count; i++)
@@ -231,10 +247,11 @@ static bool is_in_danger(const avl_admission_t *admission, const avl_ticket_t *t
     return ticket->promised && is_late(admission, ticket, ticket->begin_ns, ticket->end_ns, now_ns);
 }
 
-/* The others' promises. Who was promised nothing, or would be late without the newcomer, is no
- * reason against it. */
+/* The others' promises, after a forecast of `count` items with the newcomer; `without`: the same
+ * without it. Who was promised nothing, or would be late without the newcomer, is no reason against
+ * it. */
 static avl_status_t check_others(avl_admission_t *admission, const avl_groups_view_t *view,
-                                 const avl_ticket_t *newcomer, bool door, size_t count,
+                                 const avl_ticket_t *newcomer, const cast_t *without, size_t count,
                                  int64_t now_ns) {
     bool any = false;
     for (size_t i = 0; i < count; i++) {
@@ -247,7 +264,7 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
     }
     if (!any)
         return AVL_OK;
-    AVL_TRY(play(admission, view, NULL, NULL, door, now_ns, &count));
+    AVL_TRY(play(admission, view, without, now_ns, &count));
     for (size_t i = 0; i < count; i++) {
         const avl_ticket_t *ticket = admission->tickets[i];
         double without_ns = admission->items[i].end_ns;
@@ -260,6 +277,27 @@ static avl_status_t check_others(avl_admission_t *admission, const avl_groups_vi
     return AVL_OK;
 }
 
+/* Whether its own deadline leaves it the time to be held back. */
+static bool can_wait(const avl_admission_t *admission, const avl_ticket_t *ticket,
+                     const avl_forecast_item_t *item, int64_t now_ns) {
+    return !is_late(admission, ticket, item->begin_ns + HOLD_NS, item->end_ns + HOLD_NS, now_ns);
+}
+
+/* Whether the first in the queue should wait: its going out would make others late. Only while all
+ * that cannot wait are at work; who waits behind it must not wait for it. */
+static bool holds_back(avl_admission_t *admission, const avl_ticket_t *ticket, int64_t now_ns) {
+    avl_groups_view_t view;
+    size_t count = 0;
+    if (!ticket->patient || ticket->entry.resumed || now_ns - ticket->queued_ns >= HOLD_NS ||
+        admission->urgent_out == 0 || admission->urgent > admission->urgent_out ||
+        !foretells(admission))
+        return false;
+    avl_groups_view(admission->groups, &view);
+    const cast_t with = {.only = ticket}, without = {.only = ticket, .without = ticket};
+    return view.ready > 0 && play(admission, &view, &with, now_ns, &count) == AVL_OK &&
+           check_others(admission, &view, ticket, &without, count, now_ns) == AVL_ERR_EXHAUSTED;
+}
+
 /* Whether the newcomer may be let in. */
 static avl_status_t check_promises(avl_admission_t *admission, avl_ticket_t *newcomer,
                                    const avl_demand_t *demand, bool door, int64_t now_ns) {
@@ -268,11 +306,15 @@ static avl_status_t check_promises(avl_admission_t *admission, avl_ticket_t *new
     avl_groups_view(admission->groups, &view);
     if (view.ready == 0 || !foretells(admission))
         return AVL_OK;
-    AVL_TRY(play(admission, &view, newcomer, demand, door, now_ns, &count));
+    const cast_t with = {.newcomer = newcomer, .demand = demand, .door = door},
+                 without = {.door = door};
+    AVL_TRY(play(admission, &view, &with, now_ns, &count));
     while (admission->tickets[place] != newcomer)
         place++;
     AVL_TRY(check_own(admission, newcomer, demand, &admission->items[place], now_ns));
-    AVL_TRY(check_others(admission, &view, newcomer, door, count, now_ns));
+    newcomer->patient = can_wait(admission, newcomer, &admission->items[place], now_ns);
+    if (!newcomer->patient)
+        AVL_TRY(check_others(admission, &view, newcomer, &without, count, now_ns));
     newcomer->promised = newcomer->deadline_ns != AVL_DEADLINE_NONE;
     return AVL_OK;
 }
@@ -412,6 +454,10 @@ avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticke
         status = check_promises(admission, ticket, demand, false, now_ns);
     if (status == AVL_OK)
         status = avl_queue_add(admission->queue, entry);
+    if (status == AVL_OK && ticket->promised && !ticket->patient) {
+        ticket->urgent = true;
+        admission->urgent++;
+    }
     ticket->queued_ns = now_ns;
     pthread_mutex_unlock(&admission->lock);
     return status;
@@ -437,6 +483,7 @@ static void go_out_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
     ticket->tokens = 0;
     append(&admission->going, ticket);
     admission->out++;
+    admission->urgent_out += ticket->urgent;
 }
 
 avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint64_t *id_p,
@@ -449,6 +496,8 @@ avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns, uint
         avl_queue_remove(admission->queue, entry);
         ticket->broken = ticket->promised;
         status = AVL_ERR_DEADLINE;
+    } else if (ticket != NULL && holds_back(admission, ticket, now_ns)) {
+        status = AVL_ERR_EXHAUSTED;
     } else if (ticket != NULL) {
         status = avl_groups_reserve(admission->groups, &ticket->need, &ticket->generation);
     }
@@ -470,6 +519,7 @@ static void come_back_locked(avl_admission_t *admission, avl_ticket_t *ticket) {
         return;
     ticket->out = false;
     admission->out--;
+    admission->urgent_out -= ticket->urgent;
     take_out(&admission->going, ticket);
     avl_groups_release(admission->groups, ticket->generation, &ticket->need);
 }
@@ -572,6 +622,7 @@ void avl_admission_leave(avl_admission_t *admission, avl_ticket_t *ticket, int64
             ticket->held = false;
         }
         no_suspect_locked(admission, ticket);
+        admission->urgent -= ticket->urgent;
         if (ticket->charged)
             avl_queue_charge(admission->queue, ticket->entry.tenant, tokens - ticket->entry.cost);
         avl_queue_leave(admission->queue, ticket->entry.tenant);

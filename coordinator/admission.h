@@ -14,10 +14,11 @@
  * A request that is let in is a promise: it is let in when it and all others that were will still
  * keep their deadlines, by a forecast of everything that is at work and waits (forecast.h) and with
  * a margin. Else it is refused at once: DEADLINE if its own could not be met on an idle service
- * either, else EXHAUSTED. Whoever will be late anyway is no reason to refuse others. The margin
- * grows with every promise that is broken, be it that the request is given up, and shrinks slowly
- * with those that are kept. Without other requests it is taken all the same: the service may have
- * become faster.
+ * either, else EXHAUSTED. Whoever will be late anyway is no reason to refuse others. A request
+ * whose own deadline leaves the time is let in even so, and held back, half a minute at most, while
+ * its going out would make others late. The margin grows with every promise that is broken, be it
+ * that the request is given up, and shrinks slowly with those that are kept. Without other requests
+ * it is taken all the same: the service may have become faster.
  *
  * Threads: any; its lock comes after those of requests, before those of groups. */
 #ifndef AVL_COORDINATOR_ADMISSION_H
@@ -40,6 +41,7 @@ typedef struct avl_ticket {
     avl_groups_need_t need;
     bool in, preparing, out, charged, suspect, held;
     bool promised, broken, answered; /* broken: given up before its deadline */
+    bool patient, urgent;            /* it could be held back; it is promised and could not */
     uint64_t generation;             /* when out */
     int64_t queued_ns;
     /* of its group's work, when out */
@@ -77,9 +79,9 @@ AVL_MUST_CHECK avl_status_t avl_admission_enter(avl_admission_t *admission, uint
 AVL_MUST_CHECK avl_status_t avl_admission_queue(avl_admission_t *admission, avl_ticket_t *ticket,
                                                 int32_t priority, int64_t now_ns);
 /* Whose turn it is, and the group that has a place for it: the ticket is out. Errors:
- * AVL_ERR_UNAVAILABLE (no group is ready), AVL_ERR_EXHAUSTED (none has room), AVL_ERR_NOT_FOUND
- * (nobody waits); AVL_ERR_TOO_LARGE, AVL_ERR_DEADLINE: the request of *id_p fits no group, or would
- * be too late, and is not queued now. */
+ * AVL_ERR_UNAVAILABLE (no group is ready), AVL_ERR_EXHAUSTED (none has room, or the first is held
+ * back), AVL_ERR_NOT_FOUND (nobody waits); AVL_ERR_TOO_LARGE, AVL_ERR_DEADLINE: the request of
+ * *id_p fits no group, or would be too late, and is not queued now. */
 AVL_MUST_CHECK avl_status_t avl_admission_next(avl_admission_t *admission, int64_t now_ns,
                                                uint64_t *id_p, uint64_t *generation_p);
 /* Its group is lost: it goes to another one before all others; `suspect`: alone of its kind. */

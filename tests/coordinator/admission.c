@@ -160,8 +160,47 @@ static void test_promise(void **state) {
     goes_out(stage, 0);
     assert_int_equal(ask(stage, 1, 30 * S), AVL_OK);
     goes_out(stage, 1);
-    assert_int_equal(ask(stage, 2, 0), AVL_ERR_EXHAUSTED);
+    assert_int_equal(ask(stage, 2, 40 * S), AVL_ERR_EXHAUSTED);
     assert_non_null(strstr(avl_status_detail(), "would miss their deadlines"));
+}
+
+/* Who can wait is let in, and held back as long as somebody would be late for it. */
+static void test_held_back(void **state) {
+    stage_t *stage = *state;
+    avl_status_t status;
+    stage->groups.room = 4;
+    assert_int_equal(ask(stage, 0, 0), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 30 * S), AVL_OK);
+    goes_out(stage, 1);
+    for (int i = 2; i < 4; i++) {
+        assert_int_equal(ask(stage, i, i == 2 ? 0 : 600 * S), AVL_OK);
+        next(stage, &status);
+        assert_int_equal(status, AVL_ERR_EXHAUSTED);
+    }
+    assert_int_equal(stage->groups.places, 2);
+    answer(stage, 1, ANSWER_TOKENS);
+    avl_status_t first, second;
+    assert_int_equal(next(stage, &first) + next(stage, &second), 2 + 3);
+    assert_int_equal(first, AVL_OK);
+    assert_int_equal(second, AVL_OK);
+}
+
+/* But not for ever. */
+static void test_held_back_at_most(void **state) {
+    stage_t *stage = *state;
+    avl_status_t status;
+    stage->groups.room = 4;
+    assert_int_equal(ask(stage, 0, 0), AVL_OK);
+    goes_out(stage, 0);
+    assert_int_equal(ask(stage, 1, 30 * S), AVL_OK);
+    goes_out(stage, 1);
+    assert_int_equal(ask(stage, 2, 0), AVL_OK);
+    next(stage, &status);
+    assert_int_equal(status, AVL_ERR_EXHAUSTED);
+    stage->tickets[1].deadline_ns += 60 * S; /* still in danger then */
+    stage->now_ns += 31 * S;
+    goes_out(stage, 2);
 }
 
 /* It is broken as well when the request is given up before its deadline. */
@@ -272,6 +311,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_no_promise, setup, teardown),
         cmocka_unit_test_setup_teardown(test_promise, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_held_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_held_back_at_most, setup, teardown),
         cmocka_unit_test_setup_teardown(test_given_up, setup, teardown),
         cmocka_unit_test_setup_teardown(test_answers_end_one_by_one, setup, teardown),
         cmocka_unit_test(test_cut_answers),

@@ -14,10 +14,8 @@ stopped (stop), the link between the group and the coordinator cut or gone silen
 (memory), the coordinator killed (coordinator: its calls end with UNAVAILABLE and are made again). The link passes through a
 proxy of this program's.
 
-A call that is refused at the door for the sake of promised deadlines comes back when it was told to.
-
 Fails when an answer differs from the catalog's (a cancelled one must be a beginning of it), when a call that was neither
-cancelled nor late nor so refused ends with an error, when more are refused than answered, when recovery takes longer than its bound, when memory or files grow, when a page is
+cancelled nor late ends with an error, when recovery takes longer than its bound, when memory or files grow, when a page is
 not given back, when ranks take more memory than their ledgers say, or when processes stay behind. Environment as for the
 other tests of this folder."""
 import argparse
@@ -296,7 +294,7 @@ class Soak:
                 self.count("cancelled")
             elif deadline is not None and code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 self.count("late")
-            elif code == grpc.StatusCode.RESOURCE_EXHAUSTED and self.was_refused(answer, error):
+            elif deadline is not None and code == grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self.count("refused")
             elif code == grpc.StatusCode.UNAVAILABLE and self.was_out(begin):
                 self.count("to be made again")
@@ -315,14 +313,6 @@ class Soak:
             self.times.append(time.monotonic() - begin)
             self.gaps.append(longest)
             self.first_tokens.append(first)
-
-    def was_refused(self, answer, error):
-        """At the door, for the sake of those that were promised their deadlines; whoever is told when to come back waits."""
-        pause = dict(error.trailing_metadata() or ()).get("retry-after-ms")
-        if pause is None or answer.ids:
-            return False
-        self.ending.wait(min(int(pause) / 1000, self.options.patience))
-        return True
 
     def was_out(self, begin):
         """Whether the coordinator was killed or away since then; a client looks up again within the pause of its channel."""
@@ -541,8 +531,6 @@ class Soak:
                 ids = Answer(self.service.inference.Generate(request, timeout=300)).ids
                 if ids != self.expected[number]:
                     self.problem(f"request {number} at the end: {ids}; undisturbed {self.expected[number]}")
-            if self.counts["refused"] > self.counts["finished"]:
-                self.problem(f"{self.counts['refused']} refused, {self.counts['finished']} finished")
             self.check_pages()
             self.check_ledger()
             for channel, _ in pairs:
