@@ -206,7 +206,8 @@ static grpc_byte_buffer *finished_message(const fake_behaviour_t *behaviour) {
     attention.captured_mass = behaviour->measure_mass ? .75 : 0;
     attention.stored_mass = behaviour->measure_mass ? .875 : 0;
     attention.visual_mass = behaviour->measure_mass ? .5 : 0;
-    Avl__V1__AttentionParameters parameters = AVL__V1__ATTENTION_PARAMETERS__INIT;
+    Avl__V1__AttentionParameters parameters;
+    avl__v1__attention_parameters__init(&parameters);
     parameters.prefill_keep_ratio = .5;
     parameters._prefill_keep_ratio_case =
         AVL__V1__ATTENTION_PARAMETERS___PREFILL_KEEP_RATIO_PREFILL_KEEP_RATIO;
@@ -297,7 +298,8 @@ static void answer_info(fake_server_t *server, fake_call_t *call) {
     pthread_mutex_lock(&server->lock);
     bool bare = server->behaviour.bare_info;
     pthread_mutex_unlock(&server->lock);
-    Avl__V1__AttentionParameters attention = AVL__V1__ATTENTION_PARAMETERS__INIT;
+    Avl__V1__AttentionParameters attention;
+    avl__v1__attention_parameters__init(&attention);
     attention.visual_store_ratio = 0.5;
     attention._visual_store_ratio_case =
         AVL__V1__ATTENTION_PARAMETERS___VISUAL_STORE_RATIO_VISUAL_STORE_RATIO;

@@ -118,7 +118,7 @@ static void add_admission(bench_t *bench, int32_t sequence, int32_t rows, uint32
                                .sequence = sequence,
                                .prompt_rows = rows,
                                .rows_max = rows + STEPS,
-                               .attention = {1, 1, 1},
+                               .attention = AVL_ATTENTION(1, 1, 1),
                                .token_ids = ids};
 }
 
@@ -299,7 +299,7 @@ static void plan_step(bench_t *bench, int step, int32_t *ids, const uint8_t *pix
                                .place_count = 1,
                                .places = &place,
                                .source = -1,
-                               .attention = {.5, .3, 2},
+                               .attention = AVL_ATTENTION(.5, .3, 2),
                                .token_ids = ids};
     avl_plan_picture_t *picture = &bench->plan.pictures[bench->plan.picture_count++];
     *picture = (avl_plan_picture_t){.pixels = pixels, .pixel_bytes = 3 * side * side};
