@@ -9,7 +9,7 @@
 /* What libavl_cuda.so exports as avl_device_open_cuda. It has no avl_fail of this program's, so it
  * is handed ours to report with. */
 typedef avl_status_t report_t(avl_status_t status, const char *format, ...);
-typedef avl_status_t open_cuda_t(int threads, report_t *report, avl_device_t **device_p);
+typedef avl_status_t open_cuda_t(int threads, int place, report_t *report, avl_device_t **device_p);
 
 static const char cuda_library[] = "libavl_cuda.so";
 /* What NVIDIA's driver brings, and nothing else. */
@@ -47,7 +47,7 @@ static void *load_cuda(char *reason, size_t reason_bytes) {
 }
 
 /* The library stays loaded for the life of the process: its device's functions live in it. */
-static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
+static avl_status_t open_cuda(int threads, int place, avl_device_t **device_p) {
     char reason[AVL_STATUS_DETAIL_BYTES / 2] = "";
     AVL_TRY(find_driver());
     void *library = load_cuda(reason, sizeof reason);
@@ -61,11 +61,11 @@ static avl_status_t open_cuda(int threads, avl_device_t **device_p) {
     }
     open_cuda_t *open = NULL;
     memcpy(&open, &symbol, sizeof open); /* ISO C has no cast from data to function pointers */
-    return open(threads, avl_fail, device_p);
+    return open(threads, place, avl_fail, device_p);
 }
 
-static avl_status_t open_auto(int threads, avl_device_t **device_p) {
-    if (open_cuda(threads, device_p) == AVL_OK) {
+static avl_status_t open_auto(int threads, int place, avl_device_t **device_p) {
+    if (open_cuda(threads, place, device_p) == AVL_OK) {
         snprintf((*device_p)->choice, sizeof(*device_p)->choice,
                  "a GPU, an NVIDIA driver and %s are here", cuda_library);
         return AVL_OK;
@@ -77,16 +77,16 @@ static avl_status_t open_auto(int threads, avl_device_t **device_p) {
     return AVL_OK;
 }
 
-avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p) {
+avl_status_t avl_device_open(const char *name, int threads, int place, avl_device_t **device_p) {
     if (name == NULL)
         return avl_fail(AVL_ERR_INVALID,
                         "no device named; there are \"cpu\", \"cuda\" and \"auto\"");
     if (strcmp(name, "cpu") == 0)
         return avl_device_open_cpu(threads, NULL, device_p);
     if (strcmp(name, "cuda") == 0)
-        return open_cuda(threads, device_p);
+        return open_cuda(threads, place, device_p);
     if (strcmp(name, "auto") == 0)
-        return open_auto(threads, device_p);
+        return open_auto(threads, place, device_p);
     return avl_fail(AVL_ERR_INVALID,
                     "no device is named \"%s\"; there are \"cpu\", \"cuda\" and \"auto\"", name);
 }

@@ -28,6 +28,7 @@ typedef struct avl_device_info {
     int threads;            /* CPU: worker threads */
     avl_dtype_t fast_dtype; /* what --dtype auto takes for 16-bit checkpoints */
     int has_f16;            /* computes in f16 as well as in f32 and bf16 */
+    int gpu_count;          /* GPUs that this process sees; 0 on the CPU */
 } avl_device_info_t;
 
 struct avl_linear_args;
@@ -108,10 +109,12 @@ AVL_MUST_CHECK avl_status_t avl_device_open_cpu(int threads, const char *isa,
                                                 avl_device_t **device_p);
 
 /* "cpu", "cuda" or "auto": cuda when there are an NVIDIA driver, our library and a GPU, else cpu;
- * `choice` says why.
+ * `choice` says why. `place`: of this process among those of this host that deal out its GPUs (a
+ * rank's place among the ranks here), which get one each in turn, and again from the first on.
  * Errors: AVL_ERR_INVALID (unknown name), AVL_ERR_UNSUPPORTED (no CUDA here: why), AVL_ERR_DEVICE.
  */
-AVL_MUST_CHECK avl_status_t avl_device_open(const char *name, int threads, avl_device_t **device_p);
+AVL_MUST_CHECK avl_status_t avl_device_open(const char *name, int threads, int place,
+                                            avl_device_t **device_p);
 void avl_device_close(avl_device_t *device);
 
 #endif

@@ -104,14 +104,16 @@ static avl_status_t open_link(worker_t *worker) {
 
 static avl_status_t open_device(worker_t *worker) {
     int local_ranks = avl_group_local_ranks(worker->group);
-    AVL_TRY(avl_device_open(worker->settings.device, worker->settings.threads, &worker->device));
+    int place = avl_group_local_rank(worker->group);
+    AVL_TRY(
+        avl_device_open(worker->settings.device, worker->settings.threads, place, &worker->device));
     snprintf(worker->device_choice, sizeof worker->device_choice, "%s", worker->device->choice);
     if (worker->settings.threads > 0 || local_ranks == 1 || !worker->device->is_host)
         return AVL_OK;
     int threads = avl_worker_threads(worker->device->info.threads, local_ranks);
     avl_device_close(worker->device);
     worker->device = NULL;
-    return avl_device_open("cpu", threads, &worker->device);
+    return avl_device_open("cpu", threads, place, &worker->device);
 }
 
 /* What can fail on one rank alone before the first collective of loading. */

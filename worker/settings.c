@@ -234,6 +234,8 @@ int64_t avl_worker_memory(const avl_worker_settings_t *settings, const avl_devic
                           int local_ranks) {
     if (settings->memory_bytes > 0)
         return settings->memory_bytes;
-    double share = device->is_host ? 0.5 / local_ranks : 0.9;
+    if (device->info.gpu_count > 0) /* ranks beyond the GPUs here share one with another */
+        local_ranks = (local_ranks + device->info.gpu_count - 1) / device->info.gpu_count;
+    double share = (device->is_host ? 0.5 : 0.9) / local_ranks;
     return (int64_t)((double)device->info.memory_bytes * share);
 }

@@ -38,7 +38,7 @@ avl_engine_limits_t avl_worker_limits(const avl_worker_settings_t *settings,
 AVL_MUST_CHECK avl_status_t avl_worker_dtype(const char *name, const avl_config_t *config,
                                              const avl_device_t *device, avl_dtype_t *dtype_p);
 /* This rank's budget: the option, or half of the host's available memory divided by its ranks, nine
- * tenths of a GPU. */
+ * tenths of a GPU divided by the ranks that share it. */
 int64_t avl_worker_memory(const avl_worker_settings_t *settings, const avl_device_t *device,
                           int local_ranks);
 

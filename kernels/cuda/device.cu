@@ -199,7 +199,7 @@ static const avl_device_ops_t cuda_ops = {
     .prepare_attention = avl_cuda_prepare_attention,
 };
 
-static avl_status_t find_gpu(cudaDeviceProp *properties_p) {
+static avl_status_t find_gpu(int place, cudaDeviceProp *properties_p, int *count_p) {
     int count = 0; /* some failures leave it as it was */
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count < 1) {
@@ -207,12 +207,14 @@ static avl_status_t find_gpu(cudaDeviceProp *properties_p) {
         return avl_fail(AVL_ERR_UNSUPPORTED, "no CUDA device: %s",
                         error != cudaSuccess ? cudaGetErrorString(error) : "this host has none");
     }
-    AVL_TRY(avl_cuda_status(cudaSetDevice(0), "choosing GPU 0"));
-    AVL_TRY(avl_cuda_status(cudaGetDeviceProperties(properties_p, 0), "asking what GPU 0 is"));
+    int gpu = place % count;
+    AVL_TRY(avl_cuda_status(cudaSetDevice(gpu), "choosing a GPU"));
+    AVL_TRY(avl_cuda_status(cudaGetDeviceProperties(properties_p, gpu), "asking what the GPU is"));
     if (properties_p->major < 8)
         return avl_fail(AVL_ERR_UNSUPPORTED,
                         "no CUDA device: %s has compute capability %d.%d; 8.0 is needed",
                         properties_p->name, properties_p->major, properties_p->minor);
+    *count_p = count;
     return AVL_OK;
 }
 
@@ -241,9 +243,11 @@ static avl_status_t prepare(avl_cuda_device_t *cuda, const cudaDeviceProp *prope
     return AVL_OK;
 }
 
-extern "C" avl_status_t avl_cuda_device_open(avl_device_t **device_p) {
+extern "C" avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p) {
     cudaDeviceProp properties;
-    AVL_TRY(find_gpu(&properties));
+    int gpu_count = 0;
+    AVL_CHECK_SHAPE(place >= 0, "cuda device: place %d", place);
+    AVL_TRY(find_gpu(place, &properties, &gpu_count));
     avl_cuda_device_t *cuda = (avl_cuda_device_t *)calloc(1, sizeof *cuda);
     if (cuda == nullptr)
         return avl_fail(AVL_ERR_MEMORY, "no memory for the cuda device");
@@ -251,6 +255,7 @@ extern "C" avl_status_t avl_cuda_device_open(avl_device_t **device_p) {
     cuda->device.info.threads = 1;
     cuda->device.info.fast_dtype = AVL_DTYPE_BF16;
     cuda->device.info.has_f16 = 1;
+    cuda->device.info.gpu_count = gpu_count;
     snprintf(cuda->device.info.name, sizeof cuda->device.info.name, "cuda: %.40s (sm_%d%d)",
              properties.name, properties.major, properties.minor);
     avl_status_t status = prepare(cuda, &properties);

@@ -58,9 +58,9 @@ static inline avl_cuda_device_t *avl_cuda_of(avl_device_t *device) {
     return (avl_cuda_device_t *)device;
 }
 
-/* Opens the first GPU this process sees. Errors: AVL_ERR_UNSUPPORTED (none), AVL_ERR_MEMORY,
- * AVL_ERR_DEVICE. */
-extern "C" AVL_MUST_CHECK avl_status_t avl_cuda_device_open(avl_device_t **device_p);
+/* Opens one of the GPUs this process sees, number `place` counting round. The calling thread is the
+ * one that uses it. Errors: AVL_ERR_UNSUPPORTED (none), AVL_ERR_MEMORY, AVL_ERR_DEVICE. */
+extern "C" AVL_MUST_CHECK avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p);
 
 /* AVL_ERR_DEVICE with CUDA's own text when `error` is one; `what` was being done. */
 AVL_MUST_CHECK avl_status_t avl_cuda_status(cudaError_t error, const char *what);

@@ -21,16 +21,17 @@ avl_status_t avl_fail(avl_status_t status, const char *format, ...) {
     return report == NULL ? status : report(status, "%s", text);
 }
 
-avl_status_t avl_cuda_device_open(avl_device_t **device_p);
+avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p);
 
 /* One host thread feeds a GPU; `threads` is what the host's own work beside it may use, the
  * conversion of weights above all. */
 __attribute__((visibility("default"))) avl_status_t
-avl_device_open_cuda(int threads, report_t *program_report, avl_device_t **device_p);
+avl_device_open_cuda(int threads, int place, report_t *program_report, avl_device_t **device_p);
 
-avl_status_t avl_device_open_cuda(int threads, report_t *program_report, avl_device_t **device_p) {
+avl_status_t avl_device_open_cuda(int threads, int place, report_t *program_report,
+                                  avl_device_t **device_p) {
     report = program_report;
-    AVL_TRY(avl_cuda_device_open(device_p));
+    AVL_TRY(avl_cuda_device_open(place, device_p));
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     (*device_p)->info.threads = threads > 0 ? threads : online > 0 ? (int)online : 1;
     return AVL_OK;

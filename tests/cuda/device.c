@@ -15,7 +15,7 @@ static void configure(int deferred, int devices, int fail_allocation) {
 
 static avl_device_t *open_device(void) {
     avl_device_t *device = NULL;
-    expect_status(avl_cuda_device_open(&device), AVL_OK, NULL);
+    expect_status(avl_cuda_device_open(0, &device), AVL_OK, NULL);
     return device;
 }
 
@@ -31,11 +31,28 @@ static void describes_itself(void **unused) {
     assert_int_equal(avl_shim_live_allocations(), 0);
 }
 
+/* Ranks of one host get a GPU each, and share when there are more of them. */
+static void deals_out_the_gpus(void **unused) {
+    (void)unused;
+    configure(0, 3, 0);
+    for (int place = 0; place < 7; place++) {
+        avl_device_t *device = NULL;
+        expect_status(avl_cuda_device_open(place, &device), AVL_OK, NULL);
+        assert_int_equal(avl_shim_chosen_device(), place % 3);
+        assert_int_equal(device->info.gpu_count, 3);
+        avl_device_close(device);
+    }
+    avl_device_t *device = NULL;
+    expect_status(avl_cuda_device_open(-1, &device), AVL_ERR_SHAPE, "place -1");
+    assert_null(device);
+    configure(0, 1, 0);
+}
+
 static void says_why_there_is_none(void **unused) {
     (void)unused;
     avl_device_t *device = NULL;
     configure(0, 0, 0);
-    expect_status(avl_cuda_device_open(&device), AVL_ERR_UNSUPPORTED, "no CUDA-capable device");
+    expect_status(avl_cuda_device_open(0, &device), AVL_ERR_UNSUPPORTED, "no CUDA-capable device");
     assert_null(device);
     configure(0, 1, 0);
 }
@@ -47,7 +64,7 @@ static void survives_failing_allocations(void **unused) {
     for (int n = 1;; n++) {
         avl_device_t *device = NULL;
         configure(0, 1, n);
-        avl_status_t status = avl_cuda_device_open(&device);
+        avl_status_t status = avl_cuda_device_open(0, &device);
         configure(0, 1, 0);
         if (status == AVL_OK) {
             avl_device_close(device);
@@ -133,6 +150,7 @@ static void uploads_more_than_the_ring_holds(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(describes_itself),
+        cmocka_unit_test(deals_out_the_gpus),
         cmocka_unit_test(says_why_there_is_none),
         cmocka_unit_test(survives_failing_allocations),
         cmocka_unit_test(allocates_and_copies),

@@ -29,7 +29,7 @@ static void use_mode(int mode) {
 
 static avl_device_t *open_mirror(void) {
     avl_device_t *inner = NULL, *device = NULL;
-    expect_status(avl_cuda_device_open(&inner), AVL_OK, NULL);
+    expect_status(avl_cuda_device_open(0, &inner), AVL_OK, NULL);
     expect_status(avl_mirror_open(inner, 0, &device), AVL_OK, NULL);
     return device;
 }

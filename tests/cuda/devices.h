@@ -5,6 +5,6 @@
 #include "kernels/device.h"
 
 /* kernels/cuda/device.h, which is C++. */
-AVL_MUST_CHECK avl_status_t avl_cuda_device_open(avl_device_t **device_p);
+AVL_MUST_CHECK avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p);
 
 #endif

@@ -16,5 +16,5 @@ avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **d
     avl_shim_configure(&(avl_shim_options_t){
         .order = AVL_SHIM_DESCENDING, .deferred = 1, .guarded = 1, .devices = 1});
 #endif
-    return avl_cuda_device_open(device_p);
+    return avl_cuda_device_open(0, device_p);
 }

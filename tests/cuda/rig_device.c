@@ -11,7 +11,7 @@ avl_status_t avl_test_open_device(int threads, const char *isa, avl_device_t **d
     (void)threads;
     (void)isa;
     avl_device_t *inner = NULL;
-    AVL_TRY(avl_cuda_device_open(&inner));
+    AVL_TRY(avl_cuda_device_open(0, &inner));
     avl_status_t status = avl_mirror_open(inner, 1, device_p);
     if (status != AVL_OK)
         avl_device_close(inner);

@@ -7,7 +7,7 @@
 static void opens_the_cpu(void **unused) {
     (void)unused;
     avl_device_t *device = NULL;
-    expect_status(avl_device_open("cpu", 0, &device), AVL_OK, NULL);
+    expect_status(avl_device_open("cpu", 0, 0, &device), AVL_OK, NULL);
     assert_true(device->is_host);
     assert_true(device->info.threads >= 1);
     assert_true(device->info.memory_bytes > 0);
@@ -16,21 +16,21 @@ static void opens_the_cpu(void **unused) {
     avl_device_close(device);
     avl_device_close(NULL);
     device = NULL;
-    expect_status(avl_device_open("auto", 2, &device), AVL_OK, NULL);
+    expect_status(avl_device_open("auto", 2, 0, &device), AVL_OK, NULL);
     avl_device_close(device);
 }
 
 static void refuses_what_it_does_not_have(void **unused) {
     (void)unused;
     avl_device_t *device = NULL;
-    expect_status(avl_device_open("tpu", 0, &device), AVL_ERR_INVALID, "\"tpu\"");
-    expect_status(avl_device_open(NULL, 0, &device), AVL_ERR_INVALID, "no device named");
+    expect_status(avl_device_open("tpu", 0, 0, &device), AVL_ERR_INVALID, "\"tpu\"");
+    expect_status(avl_device_open(NULL, 0, 0, &device), AVL_ERR_INVALID, "no device named");
     expect_status(avl_device_open_cpu(0, "mmx", &device), AVL_ERR_UNSUPPORTED, "\"mmx\"");
     expect_status(avl_device_open_cpu(-1, NULL, &device), AVL_ERR_UNSUPPORTED, "-1 threads");
     expect_status(avl_device_open_cpu(1 << 20, NULL, &device), AVL_ERR_UNSUPPORTED, "threads");
     assert_null(device);
     /* With the CUDA library and a GPU this opens; without, it says what is missing. */
-    if (avl_device_open("cuda", 0, &device) == AVL_OK)
+    if (avl_device_open("cuda", 0, 0, &device) == AVL_OK)
         avl_device_close(device);
     else
         assert_non_null(strstr(avl_status_detail(), "no CUDA device: "));
@@ -46,9 +46,9 @@ static void looks_for_the_driver_first(void **unused) {
         return;
     }
     avl_device_t *device = NULL;
-    expect_status(avl_device_open("cuda", 1, &device), AVL_ERR_UNSUPPORTED,
+    expect_status(avl_device_open("cuda", 1, 0, &device), AVL_ERR_UNSUPPORTED,
                   "no NVIDIA driver: libcuda.so.1");
-    expect_status(avl_device_open("auto", 1, &device), AVL_OK, NULL);
+    expect_status(avl_device_open("auto", 1, 0, &device), AVL_OK, NULL);
     assert_true(device->is_host);
     assert_non_null(strstr(device->choice, "no NVIDIA driver"));
     avl_device_close(device);

@@ -94,6 +94,12 @@ static void test_dtype_and_memory(void **state) {
     int64_t share = avl_worker_memory(&settings, device, 4);
     assert_true(share > 0 && share <= (int64_t)(device->info.memory_bytes / 4));
     avl_device_close(device);
+    /* Ranks that have a GPU to themselves, and ranks that share one. */
+    avl_device_t gpus = {.info = {.memory_bytes = 1000, .gpu_count = 2}};
+    assert_int_equal(avl_worker_memory(&settings, &gpus, 1), 900);
+    assert_int_equal(avl_worker_memory(&settings, &gpus, 2), 900);
+    assert_int_equal(avl_worker_memory(&settings, &gpus, 3), 450);
+    assert_int_equal(avl_worker_memory(&settings, &gpus, 4), 450);
     for (int ranks = 1; ranks <= 5; ranks++) {
         int threads = avl_worker_threads(8, ranks);
         assert_true(threads >= 1 && threads <= 8);

@@ -402,7 +402,7 @@ int main(int argc, char **argv) {
     for (const part_t &part : parts) {
         if (argc < 2 || strcmp(argv[1], part.name) != 0)
             continue;
-        must(avl_cuda_device_open(&device), "opening the device");
+        must(avl_cuda_device_open(0, &device), "opening the device");
         stream = avl_cuda_of(device)->stream;
         printf("{\"device\": \"%s\", \"free_bytes\": %zu}\n", device->info.name,
                device->info.memory_bytes);

@@ -301,7 +301,7 @@ int main(int argc, char **argv) {
                                                 : AVL_DTYPE_BF16;
     must(avl_config_load(argv[1], &bench.config), "config");
     must(avl_group_open_single(&bench.group), "group");
-    must(avl_cuda_device_open(&bench.device), "device");
+    must(avl_cuda_device_open(0, &bench.device), "device");
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     bench.device->info.threads = online > 0 ? (int)online : 1;
     make_weights();

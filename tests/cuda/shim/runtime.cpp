@@ -68,6 +68,8 @@ struct avl_shim_event {
 };
 
 static thread_local avl_shim_stream *streams;
+static thread_local int64_t waits;
+static thread_local int chosen_device;
 /* Like the real runtime: a refused launch is told once, a fault within a kernel for ever. */
 static thread_local cudaError_t last_error, fault;
 
@@ -85,6 +87,14 @@ const char *avl_shim_take_finding(void) {
     avl_shim_clear_finding();
     fault = last_error = cudaSuccess;
     return text;
+}
+
+int64_t avl_shim_waits(void) {
+    return waits;
+}
+
+int avl_shim_chosen_device(void) {
+    return chosen_device;
 }
 
 int64_t avl_shim_live_allocations(void) {
@@ -130,8 +140,10 @@ cudaError_t cudaGetDeviceCount(int *count) {
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return result(device >= 0 && device < avl_shim_options()->devices ? cudaSuccess
-                                                                      : cudaErrorInvalidValue);
+    if (device < 0 || device >= avl_shim_options()->devices)
+        return result(cudaErrorInvalidValue);
+    chosen_device = device;
+    return result(cudaSuccess);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
@@ -215,11 +227,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    waits++;
     run_until(stream, stream->enqueued);
     return result(cudaSuccess);
 }
 
 static void synchronize_all(void) {
+    waits++;
     for (avl_shim_stream *stream = streams; stream != nullptr; stream = stream->next)
         run_until(stream, stream->enqueued);
 }
@@ -251,6 +265,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    waits++;
     if (event->stream != nullptr)
         run_until(event->stream, event->position);
     return result(cudaSuccess);

@@ -45,6 +45,9 @@ typedef struct avl_shim_options {
 void avl_shim_configure(const avl_shim_options_t *options);
 /* The finding of the last launch that failed on this thread; "" when none did. Clears it. */
 const char *avl_shim_take_finding(void);
+/* How often the calling thread has waited for a stream, and the GPU that it chose last. */
+int64_t avl_shim_waits(void);
+int avl_shim_chosen_device(void);
 /* Device and pinned allocations of this process that were not given back. */
 int64_t avl_shim_live_allocations(void);
 
