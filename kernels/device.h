@@ -52,6 +52,7 @@ struct avl_round_args;
 struct avl_attention_demand;
 struct avl_text_weights_args;
 struct avl_text_update_args;
+struct avl_text_keep_args;
 
 typedef struct avl_device_ops {
     void (*close)(avl_device_t *device);
@@ -84,6 +85,7 @@ typedef struct avl_device_ops {
     avl_status_t (*round)(avl_device_t *, const struct avl_round_args *);
     avl_status_t (*text_weights)(avl_device_t *, const struct avl_text_weights_args *);
     avl_status_t (*text_update)(avl_device_t *, const struct avl_text_update_args *);
+    avl_status_t (*text_keep)(avl_device_t *, const struct avl_text_keep_args *);
 
     /* What calls will need beside their arguments' memory, set aside before the first of them: no
      * later call within the bounds given here allocates more than a few small things that it frees

@@ -15,9 +15,9 @@ typedef struct avl_topk_args {
 } avl_topk_args_t;
 
 /* avl_topk for several lists at once, each with what is to be done with the result: indices[j] =
- * the j-th of the best (may be NULL), list[j] = rows[that] (both NULL, or both given). `items` is a
- * HOST array; the pointers in it are device memory. An item's result does not depend on the others.
- */
+ * the j-th of the best (may be NULL), list[j] = rows[that] (both NULL, or both given), best[j] =
+ * its score (may be NULL). `items` is a HOST array; the pointers in it are device memory, and what
+ * is written overlaps nothing. An item's result does not depend on the others. */
 typedef struct avl_choose_item {
     const float *scores; /* f32 [count] */
     int32_t count;
@@ -25,6 +25,7 @@ typedef struct avl_choose_item {
     int32_t *indices;    /* i32 [keep], or NULL */
     const int32_t *rows; /* i32 [count], or NULL */
     int32_t *list;       /* i32 [keep], with rows */
+    float *best;         /* f32 [keep], or NULL */
 } avl_choose_item_t;
 
 typedef struct avl_choose_args {

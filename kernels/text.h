@@ -77,6 +77,31 @@ typedef struct avl_text_update_args {
     float share;
 } avl_text_update_args_t;
 
+/* Of one sequence's `count` rows, each KV head keeps `keep`: the newest `recent`, which stand last,
+ * and of the others those of the largest scores (the earlier of equals; a NaN is worst). In their
+ * order they become the head's rows in the first `keep` slots:
+ *
+ *   score and position of slot rows[i], head h = those of rows[kept(h, i)], i < keep
+ *   sources[i, h] = rows[kept(h, i)],   targets[i, h] = rows[i]
+ *
+ * which avl_kv_move then does to keys and values.
+ *   rows               read    i32 [count] slots, all different
+ *   scores, positions  update  [slots, Hk]; beyond the first `keep` rows as they were
+ *   sources, targets   write   i32 [keep, Hk]
+ *   scratch            write   8 * Hk * count bytes, aligned to 4 */
+typedef struct avl_text_keep_args {
+    const int32_t *rows;
+    int32_t count;
+    int32_t keep;   /* <= count */
+    int32_t recent; /* <= keep */
+    float *scores;
+    int32_t *positions;
+    int kv_heads; /* Hk */
+    int32_t *sources;
+    int32_t *targets;
+    void *scratch;
+} avl_text_keep_args_t;
+
 static inline AVL_MUST_CHECK avl_status_t avl_text_weights(avl_device_t *device,
                                                            const avl_text_weights_args_t *args) {
     return device->ops->text_weights(device, args);
@@ -84,6 +109,10 @@ static inline AVL_MUST_CHECK avl_status_t avl_text_weights(avl_device_t *device,
 static inline AVL_MUST_CHECK avl_status_t avl_text_update(avl_device_t *device,
                                                           const avl_text_update_args_t *args) {
     return device->ops->text_update(device, args);
+}
+static inline AVL_MUST_CHECK avl_status_t avl_text_keep(avl_device_t *device,
+                                                        const avl_text_keep_args_t *args) {
+    return device->ops->text_keep(device, args);
 }
 
 #endif

@@ -496,14 +496,18 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
 }
 
 /* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
- * rank has a part of the scores, every row is visible, no rows are moved, and nobody measures. */
-static bool chooses_on_device(const avl_attend_t *attend) {
+ * rank has a part of the scores, every row is visible, the scores alone decide, and neither the
+ * prefill filter nor who measures asks the host what was chosen. */
+static bool chooses_on_device(const avl_attend_t *attend, int layer) {
     const avl_attend_options_t *options = &attend->options;
     if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
         return false;
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
-        if (!run->decode || run->sequence->shape.measures)
+        const avl_sequence_shape_t *shape = &run->sequence->shape;
+        const avl_selection_item_t *item = &attend->items[i];
+        if (shape->measures || item->even > 0 || item->standout > 0 ||
+            (!run->decode && shape->filter_layers == layer + 1))
             return false;
     }
     return true;
@@ -512,7 +516,12 @@ static bool chooses_on_device(const avl_attend_t *attend) {
 static avl_status_t choose_on_device(avl_attend_t *attend, int layer_index) {
     for (int i = 0; i < attend->item_count; i++) {
         const avl_selection_item_t *item = &attend->items[i];
-        avl_sequence_layer_t *layer = &attend->item_runs[i]->sequence->layers[layer_index];
+        const avl_run_t *run = attend->item_runs[i];
+        avl_sequence_layer_t *layer = &run->sequence->layers[layer_index];
+        if (!run->decode) {
+            attend->choices[i] = avl_visual_store_keep_begin(run->sequence, layer_index, item);
+            continue;
+        }
         attend->choices[i] = (avl_choose_item_t){
             .scores = item->weights,
             .count = item->count,
@@ -523,16 +532,24 @@ static avl_status_t choose_on_device(avl_attend_t *attend, int layer_index) {
         layer->core.count = item->keep;
         layer->core_is_ahead = true;
     }
-    return avl_choose(
-        attend->options.device,
-        &(avl_choose_args_t){.items = attend->choices, .item_count = attend->item_count});
+    avl_device_t *device = attend->options.device;
+    AVL_TRY(avl_choose(
+        device, &(avl_choose_args_t){.items = attend->choices, .item_count = attend->item_count}));
+    int cores = 0;
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_run_t *run = attend->item_runs[i];
+        if (!run->decode)
+            AVL_TRY(avl_visual_store_keep_core(run->sequence, attend->options.pages, layer_index,
+                                               &attend->items[i], &attend->choices[cores++]));
+    }
+    return avl_choose(device, &(avl_choose_args_t){.items = attend->choices, .item_count = cores});
 }
 
 /* Joins the collectives of a selection whatever `own` says. */
 static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t own) {
     if (attend->item_count == 0)
         return own;
-    if (chooses_on_device(attend)) {
+    if (chooses_on_device(attend, layer)) {
         AVL_TRY(own);
         return choose_on_device(attend, layer);
     }

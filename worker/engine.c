@@ -497,10 +497,12 @@ static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admi
     engine->sequences[admission->sequence] = sequence;
     if (admission->source < 0)
         return AVL_OK;
-    const avl_sequence_t *source = engine->sequences[admission->source];
+    avl_sequence_t *source = engine->sequences[admission->source];
     if (source == NULL)
         return avl_fail(AVL_ERR_INTERNAL, "rows of sequence %d, which does not exist",
                         admission->source);
+    for (int layer = 0; layer < source->layer_count; layer++)
+        AVL_TRY(avl_visual_store_settle(source, layer));
     return avl_sequence_share(sequence, engine->pages, source, admission->source_rows);
 }
 

@@ -158,6 +158,7 @@ avl_status_t avl_selection_begin(avl_selection_t *selection, avl_selection_item_
     int64_t total = 0;
     for (int i = 0; i < item_count; i++) {
         items[i].weights = selection->weights + total + items[i].unseen;
+        items[i].best = selection->device_scores != NULL ? selection->device_scores + total : NULL;
         total += items[i].count;
     }
     if (item_count > selection->items_max || total > selection->scores_max)

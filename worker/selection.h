@@ -26,6 +26,7 @@ typedef struct avl_selection_item {
     int32_t unseen; /* the first so many were not computed (sliding window): they score 0 */
     /* Set by begin: where decode attention is to write scores[unseen..count), device memory. */
     float *weights;
+    float *best; /* device memory for scores of the kept ones; NULL when the device is the host */
     /* Set by run, host memory, valid until the next begin: */
     int32_t *indices; /* [keep] ascending */
     float *scores;    /* [keep] of those */

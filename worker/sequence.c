@@ -114,6 +114,11 @@ static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
            (size_t)shape->core_rows + score_entries(shape);
 }
 
+/* What the device alone has besides, where it is not the host: first core and store. */
+static size_t layer_choice_entries(const avl_sequence_shape_t *shape) {
+    return (size_t)shape->core_rows + (size_t)shape->store_rows;
+}
+
 static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
     return 2 * (size_t)shape->core_rows + (size_t)shape->store_rows +
            (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
@@ -135,7 +140,7 @@ int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
 }
 
 int64_t avl_sequence_device_bytes(int32_t rows_max, int layer_count) {
-    int64_t bytes = 4 * (int64_t)rows_max * layer_count * (int64_t)sizeof(int32_t);
+    int64_t bytes = 6 * (int64_t)rows_max * layer_count * (int64_t)sizeof(int32_t);
     return (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
 }
 
@@ -159,6 +164,11 @@ static void carve(avl_sequence_t *sequence) {
             layer->scores = (float *)(void *)device;
         host += score_entries(shape);
         device += score_entries(shape);
+        if (sequence->device_block != NULL) {
+            layer->device_first_core = device;
+            layer->device_store = device + shape->core_rows;
+            device += layer_choice_entries(shape);
+        }
     }
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         avl_sequence_layer_t *layer = &sequence->layers[i];
@@ -189,14 +199,16 @@ static void fill_positions(avl_sequence_t *sequence) {
 }
 
 static size_t device_bytes(const avl_sequence_shape_t *shape, int layer_count) {
-    return (size_t)layer_count * layer_list_entries(shape) * sizeof(int32_t);
+    size_t entries = layer_list_entries(shape) + layer_choice_entries(shape);
+    return (size_t)layer_count * entries * sizeof(int32_t);
 }
 
 static size_t host_bytes(const avl_sequence_shape_t *shape, int layer_count) {
     size_t entries = (size_t)layer_count * layer_host_entries(shape) + (size_t)shape->prompt_rows +
                      (size_t)shape->rows_max + (size_t)shape->visual_rows +
                      (size_t)(shape->filter_layers > 0 ? shape->survivor_rows : 0);
-    return head_bytes(layer_count) + device_bytes(shape, layer_count) + entries * sizeof(int32_t);
+    entries += (size_t)layer_count * layer_list_entries(shape);
+    return head_bytes(layer_count) + entries * sizeof(int32_t);
 }
 
 avl_status_t avl_sequence_create_in(const avl_sequence_memory_t *memory, avl_device_t *device,

@@ -73,15 +73,20 @@ typedef struct avl_sequence_layer {
     avl_segment_rows_t visual;
     avl_row_list_t order; /* or the store, where all visual rows are held (avl_sequence_store) */
     avl_row_list_t core;
-    int32_t *core_indices;    /* [core.count] places in the store, ascending */
-    int32_t *first_core;      /* [core.count] what those were when the prompt was read */
-    int32_t *store_positions; /* [visual.slots.count] once `selected` */
+    int32_t *core_indices; /* [core.count] places in the store, ascending */
+    /* What a prompt leaves, [core_rows] and [store_rows]: */
+    int32_t *first_core;      /* what core_indices were then */
+    int32_t *store_positions; /* once `selected` */
+    /* The same where the device chose, NULL where it is the host: first_core, and instead of
+     * positions the stored rows' places among the layer's visual ones. */
+    int32_t *device_first_core, *device_store;
     float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
     bool filled_hole; /* this step's decode row went to each head's hole (worker/text_rank.h) */
     /* The device made the core in force by itself: core.host and core_indices are of an older one
      * until avl_visual_store_settle. Only what inspects a sequence looks at them. */
     bool core_is_ahead;
+    bool store_is_ahead; /* the same of first_core and store_positions, which others begin with */
 } avl_sequence_layer_t;
 
 /* Where the attention of decode steps would lie if they read all visual rows: sums over steps,

@@ -50,9 +50,7 @@ static int64_t hole_count(const avl_attend_options_t *options) {
 int64_t avl_text_rank_bytes(const avl_attend_options_t *options) {
     int heads = kv_heads_of(options);
     int64_t numbers = weights_max_of(options) + totals_count(options) + hole_count(options) +
-                      avl_text_store_move_entries(options->context_rows, heads);
-    if (options->device->is_host)
-        numbers += avl_text_store_host_entries(options->context_rows, heads);
+                      2 * avl_text_store_entries(options->context_rows, heads);
     return numbers * (int64_t)sizeof(float);
 }
 
@@ -78,19 +76,14 @@ avl_status_t avl_text_rank_create(const avl_attend_options_t *options, avl_text_
     rank->buffer_heads = buffer_heads_of(options);
     rank->items_max = options->runs_max; /* as many as attention is prepared for */
     rank->weights_max = weights_max_of(options);
-    int64_t moves = avl_text_store_move_entries(options->context_rows, kv_heads_of(options));
-    int64_t host = avl_text_store_host_entries(options->context_rows, kv_heads_of(options));
-    avl_row_list_t *move_lists = &rank->eviction.moves;
+    int64_t moves = avl_text_store_entries(options->context_rows, kv_heads_of(options));
     size_t items = (size_t)rank->items_max;
     avl_status_t status;
     AVL_TRY_GOTO(status,
                  allocate(options, rank->weights_max, true, &rank->weights, &rank->host_weights),
                  err_destroy);
-    AVL_TRY_GOTO(status, allocate(options, moves, true, &move_lists->device, &move_lists->host),
-                 err_destroy);
-    AVL_TRY_GOTO(status,
-                 avl_alloc_aligned((size_t)host, sizeof(int32_t), "ranks of text rows",
-                                   &rank->eviction.host),
+    AVL_TRY_GOTO(status, allocate(options, moves, false, &rank->eviction.moves, NULL), err_destroy);
+    AVL_TRY_GOTO(status, allocate(options, moves, false, &rank->eviction.scratch, NULL),
                  err_destroy);
     AVL_TRY_GOTO(status, allocate(options, totals_count(options), false, &rank->totals, NULL),
                  err_destroy);
@@ -112,12 +105,10 @@ void avl_text_rank_destroy(avl_text_rank_t *rank) {
     if (rank == NULL)
         return;
     avl_device_t *device = rank->options.device;
-    if (!device->is_host) {
+    if (!device->is_host)
         free(rank->host_weights);
-        free(rank->eviction.moves.host);
-    }
-    free(rank->eviction.host);
-    void *const memory[] = {rank->weights, rank->eviction.moves.device, rank->totals, rank->holes};
+    void *const memory[] = {rank->weights, rank->eviction.moves, rank->eviction.scratch,
+                            rank->totals, rank->holes};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) {
         if (memory[i] != NULL)
             device->ops->release(device, memory[i]);

@@ -34,14 +34,14 @@ bool avl_text_store_evicts_prompt(const avl_sequence_shape_t *shape);
 int32_t avl_text_store_recent(const avl_sequence_t *sequence, int32_t seen);
 
 /* Evicts from the prompt, whose rows are ranked: each head's rows move together to the front, and
- * pages without any go back. `memory`: for the largest sequence. */
+ * pages without any go back. Enqueues; what the host knows follows from counts alone. `memory`: for
+ * the largest sequence, int32_t entries of device memory. */
 typedef struct avl_text_store_memory {
-    avl_row_list_t moves; /* avl_text_store_move_entries */
-    int32_t *host;        /* avl_text_store_host_entries */
+    int32_t *moves;   /* avl_text_store_entries */
+    int32_t *scratch; /* the same */
 } avl_text_store_memory_t;
 AVL_MUST_CHECK avl_status_t avl_text_store_evict(avl_sequence_t *sequence, avl_pages_t *pages,
                                                  int layer, const avl_text_store_memory_t *memory);
-int64_t avl_text_store_move_entries(int32_t context_rows, int kv_heads);
-int64_t avl_text_store_host_entries(int32_t context_rows, int kv_heads);
+int64_t avl_text_store_entries(int32_t context_rows, int kv_heads);
 
 #endif

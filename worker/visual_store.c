@@ -39,13 +39,12 @@ static avl_status_t list_kept(avl_sequence_t *sequence, avl_sequence_layer_t *la
     return avl_sequence_publish(sequence, &layer->order, 0);
 }
 
-/* Moves the chosen rows to the front. */
+/* Moves the chosen rows, which the device's list `order` names, to the front. */
 static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
-                              avl_sequence_layer_t *layer, const int32_t *kept) {
+                              avl_sequence_layer_t *layer) {
     const avl_row_list_t *targets = &layer->visual.slots;
     const avl_row_list_t *sources = &layer->order;
     int32_t count = sequence->shape.store_rows;
-    AVL_TRY(list_kept(sequence, layer, kept));
     /* Rows that came from another sequence stay where they are for that one. */
     if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), count))
         return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
@@ -53,15 +52,17 @@ static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
                         (unsigned long long)sequence->request_id);
     AVL_TRY(avl_sequence_publish(sequence, targets, 0));
     avl_kv_view_t view = avl_pages_view(pages);
-    return avl_kv_move(sequence->device, &(avl_kv_move_args_t){
-                                             .keys = avl_pages_keys(pages),
-                                             .values = avl_pages_values(pages),
-                                             .sources = sources->device,
-                                             .targets = targets->device,
-                                             .rows = count,
-                                             .row_width = view.row_stride,
-                                             .dtype = view.dtype,
-                                         });
+    AVL_TRY(avl_kv_move(sequence->device, &(avl_kv_move_args_t){
+                                              .keys = avl_pages_keys(pages),
+                                              .values = avl_pages_values(pages),
+                                              .sources = sources->device,
+                                              .targets = targets->device,
+                                              .rows = count,
+                                              .row_width = view.row_stride,
+                                              .dtype = view.dtype,
+                                          }));
+    avl_sequence_cut_visual(sequence, pages, (int)(layer - sequence->layers), count);
+    return AVL_OK;
 }
 
 /* Keeps the visual rows of these indices, which may stand in store_positions. */
@@ -74,8 +75,8 @@ static avl_status_t keep_rows(avl_sequence_t *sequence, avl_pages_t *pages, int 
     if (shape->held_rows > shape->store_rows) {
         AVL_TRY(list_kept(sequence, layer, kept));
     } else if (shape->store_rows < layer->visual.slots.count) {
-        AVL_TRY(move_rows(sequence, pages, layer, kept));
-        avl_sequence_cut_visual(sequence, pages, layer_index, shape->store_rows);
+        AVL_TRY(list_kept(sequence, layer, kept));
+        AVL_TRY(move_rows(sequence, pages, layer));
     }
     for (int32_t i = 0; i < shape->store_rows; i++)
         layer->store_positions[i] = positions[kept[i]];
@@ -100,6 +101,43 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
     return begin_core(sequence, layer);
+}
+
+avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer_index,
+                                              const avl_selection_item_t *chosen) {
+    const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    AVL_ASSERT(!layer->selected && chosen->keep == sequence->shape.store_rows);
+    return (avl_choose_item_t){
+        .scores = chosen->weights,
+        .count = chosen->count,
+        .keep = chosen->keep,
+        .indices = layer->device_store,
+        .rows = layer->visual.slots.device,
+        .list = layer->order.device,
+        .best = chosen->best,
+    };
+}
+
+avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *pages,
+                                        int layer_index, const avl_selection_item_t *chosen,
+                                        avl_choose_item_t *core_p) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    AVL_ASSERT(shape->held_rows == shape->store_rows);
+    layer->order.count = shape->store_rows;
+    if (shape->store_rows < layer->visual.slots.count)
+        AVL_TRY(move_rows(sequence, pages, layer));
+    layer->core.count = shape->core_rows;
+    layer->selected = layer->store_is_ahead = layer->core_is_ahead = true;
+    *core_p = (avl_choose_item_t){
+        .scores = chosen->best,
+        .count = shape->store_rows,
+        .keep = shape->core_rows,
+        .indices = layer->device_first_core,
+        .rows = layer->visual.slots.device,
+        .list = layer->core.device,
+    };
+    return AVL_OK;
 }
 
 avl_status_t avl_visual_store_filter(avl_sequence_t *sequence, avl_selection_t *selection,
@@ -130,8 +168,40 @@ avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index
     return list_core(sequence, layer);
 }
 
+/* Fetches `count` ascending places below `limit`. */
+static avl_status_t fetch_places(const avl_sequence_t *sequence, int layer_index,
+                                 const int32_t *source, int32_t count, int32_t limit,
+                                 int32_t *places) {
+    avl_device_t *device = sequence->device;
+    AVL_TRY(device->ops->download(device, places, source, (size_t)count * sizeof *places));
+    for (int32_t i = 0, least = 0; i < count; i++) {
+        if (places[i] < least || places[i] >= limit)
+            return avl_fail(AVL_ERR_INTERNAL,
+                            "layer %d: chosen row %d is number %d; allowed: %d to %d", layer_index,
+                            i, places[i], least, limit - 1);
+        least = places[i] + 1;
+    }
+    return AVL_OK;
+}
+
+static avl_status_t settle_store(avl_sequence_t *sequence, int layer_index) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    const int32_t *positions = avl_sequence_visual_positions(sequence, layer_index);
+    AVL_TRY(fetch_places(sequence, layer_index, layer->device_store, shape->store_rows,
+                         avl_sequence_visual_rows(shape, layer_index), layer->store_positions));
+    for (int32_t i = 0; i < shape->store_rows; i++)
+        layer->store_positions[i] = positions[layer->store_positions[i]];
+    AVL_TRY(fetch_places(sequence, layer_index, layer->device_first_core, shape->core_rows,
+                         shape->store_rows, layer->first_core));
+    layer->store_is_ahead = false;
+    return AVL_OK;
+}
+
 avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer_index) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    if (layer->store_is_ahead)
+        AVL_TRY(settle_store(sequence, layer_index));
     if (!layer->core_is_ahead)
         return AVL_OK;
     AVL_TRY(sequence->device->ops->download(sequence->device, layer->core.host, layer->core.device,

@@ -27,6 +27,15 @@ bool avl_visual_store_ranks(const avl_sequence_shape_t *shape);
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
                                                   avl_selection_t *selection, int layer,
                                                   const avl_selection_item_t *chosen);
+/* The same where the scores are and stay, with nothing to wait for: the caller has avl_choose do
+ * what `begin` asks for, then what `core` asks for. `chosen` as avl_selection_begin laid it out,
+ * every row seen. The host's copies are brought up to date when somebody asks (settle). */
+avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer,
+                                              const avl_selection_item_t *chosen);
+AVL_MUST_CHECK avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *pages,
+                                                       int layer,
+                                                       const avl_selection_item_t *chosen,
+                                                       avl_choose_item_t *core_p);
 /* The rows that `chosen` names are those that go on to later layers; where a store is kept as well,
  * `chosen` then names its rows. Local. */
 AVL_MUST_CHECK avl_status_t avl_visual_store_filter(avl_sequence_t *sequence,
@@ -41,8 +50,9 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, av
 AVL_MUST_CHECK avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer,
                                                       int32_t step);
 
-/* Brings the host's copies of the core up to date where the device is ahead of them. Waits for the
- * device. Errors: AVL_ERR_DEVICE; AVL_ERR_INTERNAL for a core that is no part of the store. */
+/* Brings the host's copies of store and core up to date where the device is ahead of them. Waits
+ * for the device. Errors: AVL_ERR_DEVICE; AVL_ERR_INTERNAL for a store that is no part of the
+ * layer's visual rows, or a core that is none of the store. */
 AVL_MUST_CHECK avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer);
 
 /* The visual rows that decode step `step` at `position` reads; only those at or after

@@ -5,6 +5,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/lists.h"
 #include "kernels/select.h"
+#include "kernels/text.h"
 
 /* No element is larger than 8 bytes and no address space larger than 2^48. */
 static const int64_t element_count_max = INT64_C(1) << 45;
@@ -108,6 +109,20 @@ avl_status_t avl_check_choose(const avl_choose_args_t *args) {
                         "choose: list %d has rows and nowhere to put them, or the other way", i);
     }
     return AVL_OK;
+}
+
+avl_status_t avl_check_text_keep(const avl_text_keep_args_t *args) {
+    AVL_CHECK_SHAPE(args->count >= 0 && args->keep >= 0 && args->keep <= args->count &&
+                        args->recent >= 0 && args->recent <= args->keep,
+                    "text_keep: %" PRId32 " of %" PRId32 " rows, the newest %" PRId32 " of them",
+                    args->keep, args->count, args->recent);
+    AVL_CHECK_SHAPE(args->kv_heads >= 0, "text_keep: %d KV heads", args->kv_heads);
+    AVL_TRY(avl_check_array("text_keep", "rows", args->rows, args->count));
+    AVL_TRY(avl_check_array("text_keep", "scores", args->scores, args->count));
+    AVL_TRY(avl_check_array("text_keep", "positions", args->positions, args->count));
+    AVL_TRY(avl_check_array("text_keep", "sources", args->sources, args->keep));
+    AVL_TRY(avl_check_array("text_keep", "targets", args->targets, args->keep));
+    return avl_check_array("text_keep", "scratch", args->scratch, args->count);
 }
 
 avl_status_t avl_check_publish(const avl_publish_args_t *args) {

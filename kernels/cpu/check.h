@@ -7,6 +7,7 @@
 #include "base/status.h"
 
 struct avl_choose_args;
+struct avl_text_keep_args;
 struct avl_publish_args;
 
 #define AVL_CHECK_SHAPE(condition, ...)                                                            \
@@ -33,6 +34,7 @@ AVL_MUST_CHECK avl_status_t avl_check_activation(const char *operation,
 AVL_MUST_CHECK avl_status_t avl_check_indices(const char *operation, const char *name,
                                               const int32_t *indices, int64_t count,
                                               int32_t lowest);
+AVL_MUST_CHECK avl_status_t avl_check_text_keep(const struct avl_text_keep_args *args);
 AVL_MUST_CHECK avl_status_t avl_check_choose(const struct avl_choose_args *args);
 AVL_MUST_CHECK avl_status_t avl_check_publish(const struct avl_publish_args *args);
 

@@ -237,6 +237,7 @@ static const avl_device_ops_t cpu_ops = {
     .round = avl_cpu_round,
     .text_weights = avl_cpu_text_weights,
     .text_update = avl_cpu_text_update,
+    .text_keep = avl_cpu_text_keep,
     .prepare_linear = avl_cpu_prepare_linear,
     .prepare_attention = avl_cpu_prepare_attention,
 };

@@ -174,5 +174,6 @@ avl_status_t avl_cpu_publish(avl_device_t *device, const avl_publish_args_t *arg
 avl_status_t avl_cpu_round(avl_device_t *device, const avl_round_args_t *args);
 avl_status_t avl_cpu_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_args_t *args);
+avl_status_t avl_cpu_text_keep(avl_device_t *device, const avl_text_keep_args_t *args);
 
 #endif

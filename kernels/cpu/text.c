@@ -204,3 +204,35 @@ avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_arg
     avl_cpu_parallel(cpu, sequences * args->kv_heads, work, update_item, &run);
     return AVL_OK;
 }
+
+/* One head's rows. Its scores and what comes of them are a part of the scratch memory of its own.
+ */
+static avl_status_t keep_rows(avl_device_t *device, const avl_text_keep_args_t *args, int head) {
+    int32_t older = args->count - args->recent, heavy = args->keep - args->recent;
+    float *scores = (float *)args->scratch + (int64_t)2 * args->count * head;
+    int32_t *kept = (int32_t *)(void *)(scores + args->count);
+    for (int32_t i = 0; i < older; i++)
+        scores[i] = args->scores[avl_row_place(args->rows[i], head, args->kv_heads)];
+    AVL_TRY(avl_cpu_topk(
+        device,
+        &(avl_topk_args_t){.scores = scores, .count = older, .keep = heavy, .indices = kept}));
+    for (int32_t i = 0; i < args->keep; i++) {
+        int32_t source = args->rows[i < heavy ? kept[i] : older + i - heavy];
+        int64_t to = avl_row_place(args->rows[i], head, args->kv_heads);
+        int64_t from = avl_row_place(source, head, args->kv_heads);
+        args->scores[to] = args->scores[from];
+        args->positions[to] = args->positions[from];
+        args->sources[(int64_t)i * args->kv_heads + head] = source;
+        args->targets[(int64_t)i * args->kv_heads + head] = args->rows[i];
+    }
+    return AVL_OK;
+}
+
+avl_status_t avl_cpu_text_keep(avl_device_t *device, const avl_text_keep_args_t *args) {
+    AVL_TRY(avl_check_text_keep(args));
+    AVL_TRY(avl_check_indices("text_keep", "rows", args->rows, args->count, 0));
+    /* A prompt's rows once in a request's life: no other thread is woken for them. */
+    for (int head = 0; head < args->kv_heads; head++)
+        AVL_TRY(keep_rows(device, args, head));
+    return AVL_OK;
+}

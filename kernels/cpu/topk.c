@@ -61,6 +61,8 @@ static void take_best(const avl_choose_item_t *item) {
             item->indices[taken] = i;
         if (item->list != NULL)
             item->list[taken] = item->rows[i];
+        if (item->best != NULL)
+            item->best[taken] = item->scores[i];
         taken++;
     }
 }

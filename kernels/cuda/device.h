@@ -125,5 +125,6 @@ avl_status_t avl_cuda_round(avl_device_t *device, const avl_round_args_t *args);
 avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attention_demand_t *demand);
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_args_t *args);
+avl_status_t avl_cuda_text_keep(avl_device_t *device, const avl_text_keep_args_t *args);
 
 #endif

@@ -319,6 +319,74 @@ static avl_status_t check_query(const avl_text_weights_args_t *args, int index) 
                             (int64_t)args->heads.query_heads * args->kv.head_width);
 }
 
+/* ---- what of a prompt stays ---- */
+
+/* `scores`: [Hk, count]; `kept`: [Hk, count], of which the first `heavy` are chosen from those. */
+typedef struct keep_params {
+    avl_text_keep_args_t args;
+    float *scores;
+    int32_t *kept;
+    int32_t older, heavy;
+} keep_params_t;
+
+__global__ void __launch_bounds__(THREADS) gather_scores_kernel(keep_params_t params) {
+    const avl_text_keep_args_t &args = params.args;
+    int head = (int)blockIdx.y;
+    float *scores = params.scores + (int64_t)head * args.count;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < params.older;
+         i += (int64_t)gridDim.x * THREADS)
+        scores[i] = args.scores[avl_cuda_row_place(args.rows[i], head, args.kv_heads)];
+}
+
+/* A block a head, in pieces: what a piece reads stands at its own places or behind them, so nothing
+ * that a later piece reads has been overwritten. */
+__global__ void __launch_bounds__(THREADS) keep_kernel(keep_params_t params) {
+    const avl_text_keep_args_t &args = params.args;
+    int head = (int)blockIdx.x;
+    const int32_t *kept = params.kept + (int64_t)head * args.count;
+    for (int32_t first = 0; first < args.keep; first += THREADS) {
+        int32_t i = first + (int32_t)threadIdx.x, position = 0;
+        int is_row = i < args.keep;
+        float score = 0.0f;
+        if (is_row) {
+            int32_t source =
+                args.rows[i < params.heavy ? kept[i] : params.older + (i - params.heavy)];
+            int64_t from = avl_cuda_row_place(source, head, args.kv_heads);
+            score = args.scores[from];
+            position = args.positions[from];
+            args.sources[(int64_t)i * args.kv_heads + head] = source;
+            args.targets[(int64_t)i * args.kv_heads + head] = args.rows[i];
+        }
+        __syncthreads();
+        if (is_row) {
+            int64_t to = avl_cuda_row_place(args.rows[i], head, args.kv_heads);
+            args.scores[to] = score;
+            args.positions[to] = position;
+        }
+        __syncthreads();
+    }
+}
+
+/* Every head's best, as many lists to choose from as go in one call. */
+static avl_status_t choose_rows(avl_device_t *device, const keep_params_t *params) {
+    constexpr int LISTS = 32;
+    const avl_text_keep_args_t *args = &params->args;
+    avl_choose_item_t items[LISTS] = {};
+    for (int first = 0; first < args->kv_heads; first += LISTS) {
+        int count = min(LISTS, args->kv_heads - first);
+        for (int i = 0; i < count; i++) {
+            int64_t place = (int64_t)(first + i) * args->count;
+            items[i].scores = params->scores + place;
+            items[i].count = params->older;
+            items[i].keep = params->heavy;
+            items[i].indices = params->kept + place;
+        }
+        avl_choose_args_t lists = {items, count};
+        AVL_TRY(avl_cuda_choose(device, &lists));
+    }
+    return AVL_OK;
+}
+
 } // namespace
 
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args) {
@@ -382,4 +450,27 @@ avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_ar
     dim3 grid((unsigned)args->kv_heads, 1, (unsigned)args->count);
     AVL_LAUNCH(update_kernel, grid, THREADS, update_shared_bytes(), cuda->stream, params);
     return avl_cuda_launched("text_update");
+}
+
+avl_status_t avl_cuda_text_keep(avl_device_t *device, const avl_text_keep_args_t *args) {
+    cudaStream_t stream = avl_cuda_of(device)->stream;
+    AVL_TRY(avl_check_text_keep(args));
+    AVL_CHECK_SHAPE(args->kv_heads <= GRID_Z_MAX, "text_keep: %d KV heads", args->kv_heads);
+    if (args->keep == 0 || args->kv_heads == 0)
+        return AVL_OK;
+    keep_params_t params = {};
+    params.args = *args;
+    params.scores = (float *)args->scratch;
+    params.kept = (int32_t *)(params.scores + (int64_t)args->kv_heads * args->count);
+    params.older = args->count - args->recent;
+    params.heavy = args->keep - args->recent;
+    if (params.heavy > 0) {
+        dim3 grid((unsigned)avl_cuda_min(avl_cuda_ceil_div(params.older, THREADS), 1 << 10),
+                  (unsigned)args->kv_heads);
+        AVL_LAUNCH(gather_scores_kernel, grid, THREADS, 0, stream, params);
+        AVL_TRY(avl_cuda_launched("text_keep"));
+        AVL_TRY(choose_rows(device, &params));
+    }
+    AVL_LAUNCH(keep_kernel, (unsigned)args->kv_heads, THREADS, 0, stream, params);
+    return avl_cuda_launched("text_keep");
 }

@@ -109,6 +109,8 @@ __device__ __forceinline__ void take(const K *keys, int64_t first, int64_t end,
                 item.indices[place] = (int32_t)i;
             if (item.list != nullptr)
                 item.list[place] = item.rows[i];
+            if (item.best != nullptr)
+                item.best[place] = item.scores[i];
         }
         __syncthreads();
     }
@@ -307,8 +309,8 @@ avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args) {
     AVL_CHECK_SHAPE(args->keep >= 0 && args->keep <= args->count,
                     "topk: keep %" PRId32 " of %" PRId32 " scores", args->keep, args->count);
     AVL_TRY(avl_check_array("topk", "indices", args->indices, args->keep));
-    avl_choose_item_t item = {args->scores,  args->count, args->keep,
-                              args->indices, nullptr,     nullptr};
+    avl_choose_item_t item = {args->scores, args->count, args->keep, args->indices,
+                              nullptr,      nullptr,     nullptr};
     avl_choose_args_t one = {&item, 1};
     return args->keep == 0 ? AVL_OK : avl_cuda_choose(device, &one);
 }

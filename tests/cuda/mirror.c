@@ -421,6 +421,21 @@ static avl_status_t text_update(avl_device_t *device, const avl_text_update_args
     return finish(mirror, status);
 }
 
+static avl_status_t text_keep(avl_device_t *device, const avl_text_keep_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_text_keep_args_t copy = *args;
+    int64_t count = places(largest(args->rows, args->count), args->kv_heads);
+    int64_t entries = (int64_t)args->keep * args->kv_heads;
+    copy.rows = map(mirror, args->rows, args->count, sizeof(int32_t), INPUT);
+    copy.scores = map(mirror, args->scores, count, sizeof(float), OUTPUT);
+    copy.positions = map(mirror, args->positions, count, sizeof(int32_t), OUTPUT);
+    copy.sources = map(mirror, args->sources, entries, sizeof(int32_t), OUTPUT);
+    copy.targets = map(mirror, args->targets, entries, sizeof(int32_t), OUTPUT);
+    copy.scratch = map(mirror, args->scratch, (int64_t)args->count * args->kv_heads,
+                       2 * sizeof(int32_t), OUTPUT);
+    return finish(mirror, mirror->inner->ops->text_keep(mirror->inner, &copy));
+}
+
 static avl_status_t choose(avl_device_t *device, const avl_choose_args_t *args) {
     mirror_t *mirror = mirror_of(device);
     int count = args->items != NULL && args->item_count > 0 ? args->item_count : 0;
@@ -432,6 +447,7 @@ static avl_status_t choose(avl_device_t *device, const avl_choose_args_t *args) 
         items[i].indices = map(mirror, items[i].indices, items[i].keep, sizeof(int32_t), OUTPUT);
         items[i].rows = map(mirror, items[i].rows, items[i].count, sizeof(int32_t), INPUT);
         items[i].list = map(mirror, items[i].list, items[i].keep, sizeof(int32_t), OUTPUT);
+        items[i].best = map(mirror, items[i].best, items[i].keep, sizeof(float), OUTPUT);
     }
     avl_choose_args_t copy = {args->items != NULL ? items : NULL, args->item_count};
     avl_status_t status = mirror->inner->ops->choose(mirror->inner, &copy);
@@ -520,6 +536,7 @@ static const avl_device_ops_t mirror_ops = {
     .argmax = argmax,
     .text_weights = text_weights,
     .text_update = text_update,
+    .text_keep = text_keep,
     .choose = choose,
     .publish = publish,
     .round = round_numbers,

@@ -67,6 +67,7 @@ static void check_choose(avl_device_t *device, void *context) {
     static float scores[ITEMS][LENGTH_MAX];
     static int32_t rows[ITEMS][LENGTH_MAX], indices[ITEMS][LENGTH_MAX + 1];
     static int32_t lists[ITEMS][LENGTH_MAX + 1], expected[LENGTH_MAX];
+    static float best[ITEMS][LENGTH_MAX + 1];
     avl_choose_item_t items[ITEMS];
     for (int i = 0; i < ITEMS; i++) {
         int32_t count = i == 3 ? 0 : random_below(LENGTH_MAX) + 1;
@@ -75,12 +76,15 @@ static void check_choose(avl_device_t *device, void *context) {
         for (int32_t j = 0; j < count; j++)
             rows[i][j] = random_below(1000000);
         for (int32_t j = 0; j <= LENGTH_MAX; j++)
-            indices[i][j] = lists[i][j] = -77;
-        items[i] = (avl_choose_item_t){scores[i], count, keep, indices[i], rows[i], lists[i]};
+            indices[i][j] = lists[i][j] = -77, best[i][j] = -77.0f;
+        items[i] =
+            (avl_choose_item_t){scores[i], count, keep, indices[i], rows[i], lists[i], best[i]};
         if (i % 5 == 1)
             items[i].rows = NULL, items[i].list = NULL;
         if (i % 5 == 2)
             items[i].indices = NULL;
+        if (i % 3 == 1)
+            items[i].best = NULL;
     }
     expect_status(avl_choose(device, &(avl_choose_args_t){items, ITEMS}), AVL_OK, NULL);
     for (int i = 0; i < ITEMS; i++) {
@@ -91,11 +95,15 @@ static void check_choose(avl_device_t *device, void *context) {
                              is_taken && items[i].indices != NULL ? expected[j] : -77);
             assert_int_equal(lists[i][j],
                              is_taken && items[i].list != NULL ? rows[i][expected[j]] : -77);
+            float score = -77.0f;
+            if (is_taken && items[i].best != NULL)
+                score = scores[i][expected[j]];
+            assert_memory_equal(&best[i][j], &score, sizeof score);
         }
     }
-    avl_choose_item_t bad = {scores[0], 5, 6, indices[0], NULL, NULL};
+    avl_choose_item_t bad = {scores[0], 5, 6, indices[0], NULL, NULL, NULL};
     expect_status(avl_choose(device, &(avl_choose_args_t){&bad, 1}), AVL_ERR_SHAPE, "keep 6 of 5");
-    bad = (avl_choose_item_t){scores[0], 5, 2, indices[0], rows[0], NULL};
+    bad = (avl_choose_item_t){scores[0], 5, 2, indices[0], rows[0], NULL, NULL};
     expect_status(avl_choose(device, &(avl_choose_args_t){&bad, 1}), AVL_ERR_SHAPE, "nowhere");
     expect_status(avl_choose(device, &(avl_choose_args_t){NULL, 1}), AVL_ERR_SHAPE, "NULL");
     expect_status(avl_choose(device, &(avl_choose_args_t){NULL, 0}), AVL_OK, NULL);

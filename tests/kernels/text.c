@@ -472,6 +472,112 @@ static void writes_and_moves_heads(void **unused) {
     for_each_device(check_rows, NULL);
 }
 
+/* ---- what of a prompt stays ---- */
+
+typedef struct keep_case {
+    int heads, count, keep, recent;
+} keep_case_t;
+
+static const keep_case_t keep_cases[] = {{3, 40, 25, 10},  {1, 1, 1, 0},     {2, 9, 0, 0},
+                                         {40, 30, 11, 11}, {2, 300, 299, 1}, {3, 300, 290, 0},
+                                         {5, 64, 64, 20},  {2, 17, 17, 17},  {2, 33, 5, 2}};
+
+static void check_keep(avl_device_t *device, const keep_case_t *data, int kind) {
+    int heads = data->heads, older = data->count - data->recent, heavy = data->keep - data->recent;
+    int64_t places = (int64_t)SLOTS * heads;
+    size_t number = sizeof(float);
+    tensor_t scores = tensor_random(AVL_DTYPE_F32, places, 1.0);
+    tensor_t positions = tensor_create(AVL_DTYPE_F32, places); /* i32: the same size */
+    tensor_t sources = tensor_create(AVL_DTYPE_F32, (int64_t)data->keep * heads);
+    tensor_t targets = tensor_create(AVL_DTYPE_F32, (int64_t)data->keep * heads);
+    tensor_t scratch = tensor_create(AVL_DTYPE_F32, (int64_t)2 * data->count * heads);
+    float *score = scores.data;
+    int32_t *position = positions.data, rows[SLOTS], kept[SLOTS];
+    for (int64_t i = 0; i < places; i++) {
+        position[i] = (int32_t)(i * 3 + 1);
+        if (kind == 1)
+            score[i] = (float)random_below(3);
+        if (kind == 2 && random_below(3) == 0)
+            score[i] = NAN;
+    }
+    for (int i = 0; i < SLOTS; i++)
+        rows[i] = i * 37 % SLOTS;
+    tensor_t scores_before = tensor_copy(&scores), positions_before = tensor_copy(&positions);
+    avl_text_keep_args_t args = {.rows = rows,
+                                 .count = data->count,
+                                 .keep = data->keep,
+                                 .recent = data->recent,
+                                 .scores = score,
+                                 .positions = position,
+                                 .kv_heads = heads,
+                                 .sources = sources.data,
+                                 .targets = targets.data,
+                                 .scratch = scratch.data};
+    expect_status(avl_text_keep(device, &args), AVL_OK, NULL);
+    for (int h = 0; h < heads; h++) {
+        float *merits = calloc(SLOTS, sizeof *merits);
+        assert_non_null(merits);
+        for (int i = 0; i < older; i++)
+            merits[i] = (float)tensor_get(&scores_before, avl_row_place(rows[i], h, heads));
+        reference_topk(merits, older, heavy, kept);
+        free(merits);
+        for (int i = heavy; i < data->keep; i++)
+            kept[i] = older + i - heavy;
+        for (int i = 0; i < SLOTS; i++) {
+            int64_t place = avl_row_place(rows[i], h, heads);
+            int64_t from = i < data->keep ? avl_row_place(rows[kept[i]], h, heads) : place;
+            assert_memory_equal(score + place, (float *)scores_before.data + from, number);
+            assert_int_equal(position[place], ((int32_t *)positions_before.data)[from]);
+        }
+        for (int i = 0; i < data->keep; i++) {
+            assert_int_equal(((int32_t *)sources.data)[i * heads + h], rows[kept[i]]);
+            assert_int_equal(((int32_t *)targets.data)[i * heads + h], rows[i]);
+        }
+    }
+    tensor_t *tensors[] = {&scores,  &positions,     &sources,         &targets,
+                           &scratch, &scores_before, &positions_before};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        tensor_check_canaries(tensors[i]);
+        tensor_destroy(tensors[i]);
+    }
+}
+
+static void check_all_keeps(avl_device_t *device, void *context) {
+    (void)context;
+    for (size_t i = 0; i < sizeof keep_cases / sizeof *keep_cases; i++)
+        for (int kind = 0; kind < 3; kind++)
+            check_keep(device, &keep_cases[i], kind);
+}
+
+static void keeps_the_best_of_every_head(void **unused) {
+    (void)unused;
+    random_seed(15);
+    for_each_device(check_all_keeps, NULL);
+    avl_device_t *device = open_best(1);
+    int32_t rows[4] = {0}, lists[8];
+    float scores[16] = {0};
+    avl_text_keep_args_t args = {.rows = rows,
+                                 .count = 4,
+                                 .keep = 5,
+                                 .scores = scores,
+                                 .positions = lists,
+                                 .kv_heads = 1,
+                                 .sources = lists,
+                                 .targets = lists,
+                                 .scratch = lists};
+    expect_status(avl_text_keep(device, &args), AVL_ERR_SHAPE, "5 of 4 rows");
+    args.keep = 2;
+    args.recent = 3;
+    expect_status(avl_text_keep(device, &args), AVL_ERR_SHAPE, "the newest 3");
+    args.recent = 1;
+    args.kv_heads = -1;
+    expect_status(avl_text_keep(device, &args), AVL_ERR_SHAPE, "-1 KV heads");
+    args.kv_heads = 1;
+    args.scratch = NULL;
+    expect_status(avl_text_keep(device, &args), AVL_ERR_SHAPE, "scratch is NULL");
+    avl_device_close(device);
+}
+
 static void refuses_bad_arguments(void **unused) {
     (void)unused;
     static problem_t problem;
@@ -520,8 +626,11 @@ static void refuses_bad_arguments(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weighs_text_rows),          cmocka_unit_test(keeps_histories),
-        cmocka_unit_test(is_independent_of_company), cmocka_unit_test(writes_and_moves_heads),
+        cmocka_unit_test(weighs_text_rows),
+        cmocka_unit_test(keeps_histories),
+        cmocka_unit_test(is_independent_of_company),
+        cmocka_unit_test(writes_and_moves_heads),
+        cmocka_unit_test(keeps_the_best_of_every_head),
         cmocka_unit_test(refuses_bad_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
