@@ -554,8 +554,8 @@ static void keeps_the_best_of_every_head(void **unused) {
     random_seed(15);
     for_each_device(check_all_keeps, NULL);
     avl_device_t *device = open_best(1);
-    int32_t rows[4] = {0}, lists[8];
-    float scores[16] = {0};
+    int32_t rows[4] = {0}, lists[64] = {0};
+    float scores[64] = {0};
     avl_text_keep_args_t args = {.rows = rows,
                                  .count = 4,
                                  .keep = 5,
