@@ -91,7 +91,8 @@ static void expect_importance(rig_t *rig, const rig_case_t *data) {
     rig_set_attention(request, .3, .15, 3);
     avl_scheduler_submit(rig_scheduler(rig), request);
     assert_true(rig_step(rig));
-    const avl_sequence_t *sequence = avl_engine_sequence(rig_engine(rig, 0), 0);
+    const avl_sequence_t *sequence = NULL;
+    assert_int_equal(avl_engine_inspect(rig_engine(rig, 0), 0, &sequence), AVL_OK);
     assert_non_null(sequence);
     assert_int_equal(importance.shape[0], sequence->layer_count);
     int rows = (int)importance.shape[1];
