@@ -18,7 +18,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUDGETS = [".5/.3/3", ".3/.15/3", ".2/.1/3", ".1/.05/3"]
-METHODS = ["a-vl", "question", "random", "uniform", "a-vl+visual_uniform_share=.5", "question+visual_uniform_share=.5",
+METHODS = ["a-vl", "question", "random", "uniform", "question+visual_standout=4", "question+visual_uniform_share=.5",
+           "a-vl+visual_uniform_share=.5",
            # A prefill filter alone: each budget's store is the share that goes on.
            "fastv",
            # Text eviction alone; every visual row stays.

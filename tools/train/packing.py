@@ -20,9 +20,13 @@ import wordpieces
 IMAGE_ROWS = pictures.GRID * pictures.GRID
 PICTURES = 8  # a step's pictures
 PAIR_EVERY = 8  # every eighth step asks about two pictures at once
-EASY_UNTIL = 1200  # batch from which questions are drawn as in evaluation
+LOOK_UPS_UNTIL = 600  # batch up to which everything asked is a look-up
+EVERYTHING_FROM = 2000  # batch from which questions are drawn as in evaluation, but for some look-ups
+LOOK_UPS = 0.15  # their share from there on
 LENGTH, PAIR_LENGTH = 416, 512  # rows of a packed sequence
+FULL = {"grid": 0.7, "mixed": 0.85, "lines": 0.8, "table": 0.75}  # how crowded pictures get (pictures.make)
 KINDS = ("grid",) * 7 + ("mixed",) * 4 + ("lines",) * 5 + ("table",) * 4
+LOOK_UP_KINDS = ("grid",) * 3 + ("mixed", "table")
 TASKS = ("caption", "questions", "reading")
 
 
@@ -63,27 +67,34 @@ class Text:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def conversations(shown, rng, easy):
-    """Endless conversations on one picture or two; `easy` as in questions.ask."""
+def conversations(shown, rng, look_ups, captions):
+    """Endless conversations on one picture or two; `look_ups` is their share where nothing else is commanded."""
     if len(shown) == 2:
         while True:
             pair_task = "caption" if rng.random() < 0.12 and all(p.things for p in shown) else None
             yield [questions.ask_pair(shown, rng, pair_task)]
     picture = shown[0]
     if picture.kind == "grid" or (picture.kind == "mixed" and rng.random() < 0.4):
-        for _ in range(1 + 2 * (rng.random() < easy)):
-            yield [questions.caption(picture, rng, max(0.4, easy))]
+        for _ in range(captions):
+            yield [questions.caption(picture, rng)]
     while True:
-        yield questions.conversation(picture, rng, easy=easy)
+        if rng.random() < look_ups and (picture.things or look_ups == 1.0):
+            yield [questions.look_up(picture, rng)]
+        else:
+            yield questions.conversation(picture, rng)
 
 
 def make(number, text, split="train"):
     """The batch as a dictionary of arrays."""
     rng = random.Random(f"{split} batch {number}")
-    # Nearly empty pictures and plain look-ups first. A model that does not look at the picture yet learns from one with
-    # a single object what looking is good for; from a full one it learns next to nothing.
-    easy = min(1.0, max(0.0, 1.5 - 1.5 * number / EASY_UNTIL)) if split == "train" else 0.0
-    pair = number % PAIR_EVERY == PAIR_EVERY - 1 and (number >= EASY_UNTIL // 2 or split != "train")
+    # Look-ups first. As soon as longer answers and several steps of thought are asked for as well, the loss says little
+    # about where to look, and what has not been learnt by then is learnt ten times as slowly.
+    train = split == "train"
+    begins = train and number < LOOK_UPS_UNTIL
+    done = min(1.0, max(0.0, (number - LOOK_UPS_UNTIL) / (EVERYTHING_FROM - LOOK_UPS_UNTIL))) if train else 1.0
+    look_ups = 1.0 - (1.0 - LOOK_UPS) * done if train else 0.0
+    captions = 0 if begins else 1 if done < 0.5 else 2
+    pair = number % PAIR_EVERY == PAIR_EVERY - 1 and done == 1.0
     per = 2 if pair else 1
     rows, length = PICTURES // per, PAIR_LENGTH if pair else LENGTH
     batch = {"pictures": [], "labels": [], "ids": [], "target": [], "weight": [], "block": [], "position": [],
@@ -91,14 +102,16 @@ def make(number, text, split="train"):
     for row in range(rows):
         shown = []
         for i in range(per):
-            kind, crowd = rng.choice(KINDS), 1.0
-            if split == "train" and (easy > 0 or rng.random() < 0.2):
-                crowd = rng.uniform(0.05, min(1.0, 0.15 + 0.85 * number / EASY_UNTIL))
-            shown.append(pictures.make(f"{split} {number} {row} {i}", kind, crowd))
+            kind, crowd = rng.choice(LOOK_UP_KINDS if begins else KINDS), 1.0
+            if begins:
+                crowd = rng.uniform(0.4, 0.9)
+            elif train and rng.random() < max(0.2, 1.0 - done):
+                crowd = rng.uniform(0.2, 1.0)
+            shown.append(pictures.make(f"{split} {number} {row} {i}", kind, crowd * FULL[kind]))
         for picture in shown:
             batch["pictures"].append(np.asarray(picture.image, dtype=np.uint8))
             batch["labels"].append(pictures.patch_labels(picture))
-        pack(batch, text, conversations(shown, rng, easy), per, length)
+        pack(batch, text, conversations(shown, rng, look_ups, captions), per, length)
     count = max(len(n) for n in batch["needed"])
     for needed in batch["needed"]:
         needed += [np.zeros(per * IMAGE_ROWS, dtype=bool)] * (count - len(needed))

@@ -47,7 +47,7 @@ class Thing:
     box: tuple  # x0, y0, x1, y1 in pixels
 
     def __str__(self):
-        return f"{'large ' if self.size == 'large' else ''}{self.colour} {self.shape}"
+        return f"{self.size} {self.colour} {self.shape}"
 
 
 @dataclass

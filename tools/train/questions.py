@@ -10,8 +10,7 @@ from pictures import COLOURS, GRID, SHAPES, patches_of
 
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
            "fifteen sixteen").split()  # fmt: skip
-ORDERS = ("row by row", "column by column", "from bottom to top", "from right to left", "by colour", "by size",
-          "by shape")  # fmt: skip
+ORDERS = ("row by row", "column by column", "from bottom to top", "from right to left")
 PLURALS = {shape: shape + "es" if shape == "cross" else shape + "s" for shape in SHAPES}
 
 
@@ -36,38 +35,28 @@ def patches(cells):
 
 def ordered(things, order):
     """`things` come row by row."""
-    colours = list(COLOURS)
     keys = {
         "row by row": lambda t: (t.row, t.column),
         "column by column": lambda t: (t.column, t.row),
         "from bottom to top": lambda t: (-t.row, t.column),
         "from right to left": lambda t: (-t.column, t.row),
-        "by colour": lambda t: (colours.index(t.colour), t.row, t.column),
-        "by size": lambda t: (t.size == "small", t.row, t.column),
-        "by shape": lambda t: (SHAPES.index(t.shape), t.row, t.column),
     }
     return sorted(things, key=keys[order])
 
 
-def caption(picture, rng, places=0.4):
-    """A list of the objects in a commanded order, in a share of cases with their places."""
-    style = rng.random()
-    order = rng.choice(ORDERS)
-    if style < 0.1 * places:
-        order, text = "row by row", "Describe the image."
-    elif style < places:
-        text = f"List the objects {order} with their places."
+def caption(picture, rng, detailed=0.15):
+    """A list of the objects in a commanded order; a share of them in whole sentences, up to 200 tokens long."""
+    style, order = rng.random(), rng.choice(ORDERS)
+    if style < detailed:
+        text = f"Describe the objects {order}."
+        item = "at {0} there is a {1.size} {1.shape} and its colour is {1.colour}"
     else:
-        text = f"List the objects {order}."
+        text, item = f"List the objects {order}.", "{0} {1}"
+        if rng.random() < 0.1:
+            order, text = "row by row", "Describe the image."
     things = ordered(picture.things, order)
-    if style < places:
-        lead, items = (
-            NUMBERS[len(things)] + (" object: " if len(things) == 1 else " objects: "),
-            [f"{place(t.row, t.column)} {t}" for t in things],
-        )
-    else:
-        lead, items = "", [str(t) for t in things]
-    return Question("caption", text, lead + ", ".join(items) + ".", "items", patches(things))
+    items = [item.format(place(t.row, t.column), t) for t in things]
+    return Question("caption", text, ", ".join(items) + ".", "items", patches(things))
 
 
 def nearby(picture, thing, direction):
@@ -75,7 +64,7 @@ def nearby(picture, thing, direction):
     down, across = steps[direction]
     row, column = thing.row + down, thing.column + across
     inside = 0 <= row < picture.rows and 0 <= column < picture.columns
-    return inside, picture.at(row, column)
+    return inside, (row, column), picture.at(row, column)
 
 
 def name(thing):
@@ -86,10 +75,6 @@ def unique(things, key):
     """The things whose key no other one has."""
     keys = [key(t) for t in things]
     return [t for t, k in zip(things, keys) if keys.count(k) == 1]
-
-
-def everything(picture):
-    return patches(picture.things)
 
 
 def ask_cell(picture, rng):
@@ -118,7 +103,7 @@ def ask_where(picture, rng):
     if not found:
         return None
     thing = rng.choice(found)
-    answer = f"{thing.size}, {place(thing.row, thing.column)}"
+    answer = f"{place(thing.row, thing.column)}, {thing.size}"
     return Question("questions", f"Where is the {name(thing)}?", answer, needed=patches([thing]),
                     follow=f"And the {name(thing)}?")  # fmt: skip
 
@@ -128,7 +113,7 @@ def ask_by_shape(picture, rng):
     if not found:
         return None
     thing = rng.choice(found)
-    answer = f"{thing.colour}, {thing.size}"
+    answer = f"{place(thing.row, thing.column)}, {thing.size} {thing.colour}"
     return Question("questions", f"What colour and size is the {thing.shape}?", answer, needed=patches([thing]),
                     follow=f"And the {thing.shape}?")  # fmt: skip
 
@@ -138,7 +123,7 @@ def ask_by_colour(picture, rng):
     if not found:
         return None
     thing = rng.choice(found)
-    answer = f"{thing.shape} at {place(thing.row, thing.column)}"
+    answer = f"{place(thing.row, thing.column)}, {thing.size} {thing.shape}"
     return Question("questions", f"What is the {thing.colour} object?", answer, needed=patches([thing]))
 
 
@@ -147,17 +132,18 @@ def ask_count(picture, rng):
     if which == 0:
         colour = rng.choice(picture.things).colour if rng.random() < 0.9 else rng.choice(list(COLOURS))
         found = [t for t in picture.things if t.colour == colour]
-        text, items = f"How many {colour} objects are there?", [t.shape for t in found]
+        text = f"How many {colour} objects are there?"
     elif which == 1:
         shape = rng.choice(picture.things).shape if rng.random() < 0.9 else rng.choice(SHAPES)
         found = [t for t in picture.things if t.shape == shape]
-        text, items = f"How many {PLURALS[shape]} are there?", [t.colour for t in found]
+        text = f"How many {PLURALS[shape]} are there?"
     else:
         size = rng.choice(("small", "large"))
         row = rng.randrange(picture.rows)
         found = [t for t in picture.things if t.size == size and t.row == row]
-        text, items = f"How many {size} objects are in row {NUMBERS[row + 1]}?", [name(t) for t in found]
-    answer = NUMBERS[len(found)] + (": " + ", ".join(items) if items else "")
+        text = f"How many {size} objects are in row {NUMBERS[row + 1]}?"
+    items = [place(t.row, t.column) for t in found]
+    answer = (", ".join(items) + ": " if items else "") + NUMBERS[len(found)]
     return Question("questions", text, answer, needed=patches(found))
 
 
@@ -165,15 +151,15 @@ def ask_neighbour(picture, rng):
     choices = []
     for thing in unique(picture.things, name):
         for direction in ("right of", "left of", "above", "below"):
-            inside, other = nearby(picture, thing, direction)
+            inside, at, other = nearby(picture, thing, direction)
             if inside and (other or rng.random() < 0.2):
-                choices.append((thing, direction, other))
+                choices.append((thing, direction, at, other))
     if not choices:
         return None
-    thing, direction, other = rng.choice(choices)
+    thing, direction, at, other = rng.choice(choices)
     needed = patches([thing, other] if other else [thing])
-    return Question("questions", f"What is {direction} the {name(thing)}?", str(other) if other else "nothing",
-                    needed=needed)  # fmt: skip
+    answer = f"{place(*at)}, {other or 'nothing'}"
+    return Question("questions", f"What is {direction} the {name(thing)}?", answer, needed=needed)
 
 
 def ask_compare(picture, rng):
@@ -194,48 +180,52 @@ def ask_compare(picture, rng):
         answer = name(big if want == "larger" else small)
     elif kind == "row":
         text = f"Is the {name(a)} above or below the {name(b)}?"
-        answer = f"{'above' if a.row < b.row else 'below'}: row {NUMBERS[a.row + 1]} and row {NUMBERS[b.row + 1]}"
+        side = "above" if a.row < b.row else "below"
+        answer = f"row {NUMBERS[a.row + 1]} and row {NUMBERS[b.row + 1]}, {side}"
     else:
         text = f"Is the {name(a)} left or right of the {name(b)}?"
         side = "left" if a.column < b.column else "right"
-        answer = f"{side}: column {NUMBERS[a.column + 1]} and column {NUMBERS[b.column + 1]}"
+        answer = f"column {NUMBERS[a.column + 1]} and column {NUMBERS[b.column + 1]}, {side}"
     return Question("questions", text, answer, needed=patches([a, b]))
 
 
-def ask_total(picture, rng):
-    large = sum(t.size == "large" for t in picture.things)
-    small = len(picture.things) - large
-    if rng.random() < 0.5:
-        return Question("questions", "How many objects are there?", NUMBERS[large + small], needed=everything(picture))
-    answer = "large" if large > small else "small" if small > large else "equal"
-    answer += f": {NUMBERS[large]} and {NUMBERS[small]}"
-    return Question("questions", "Are there more large or small objects?", answer, needed=everything(picture))
-
-
 OBJECT_QUESTIONS = (ask_cell, ask_two_cells, ask_two_cells, ask_where, ask_by_shape, ask_by_colour, ask_count,
-                    ask_count, ask_neighbour, ask_neighbour, ask_compare, ask_compare, ask_total)  # fmt: skip
+                    ask_count, ask_neighbour, ask_neighbour, ask_compare, ask_compare)  # fmt: skip
 
 
-def ask_objects(picture, rng, easy=0.0):
-    question, choices = None, OBJECT_QUESTIONS
-    if rng.random() < easy:
-        choices = (ask_cell, ask_cell, ask_two_cells, ask_where)
+def look_up(picture, rng):
+    """What stands at a place, or where something stands: what training begins with."""
+    if picture.kind == "table":
+        return ask_table_cell(picture, rng)
+    if not picture.things:
+        return ask_line(picture, rng)
+    choices = (ask_cell, ask_cell, ask_two_cells, ask_two_cells, ask_by_colour, ask_by_colour, ask_by_shape,
+               ask_by_shape, ask_where)  # fmt: skip
+    return rng.choice(choices)(picture, rng) or ask_cell(picture, rng)
+
+
+def ask_objects(picture, rng):
+    question = None
     while question is None:
-        question = rng.choice(choices)(picture, rng)
+        question = rng.choice(OBJECT_QUESTIONS)(picture, rng)
     return question
 
 
-def ask_lines(picture, rng, easy=0.0):
+def ask_line(picture, rng):
+    entry = rng.choice(picture.entries)
+    number = NUMBERS[entry.row + 1]
+    return Question("reading", f"Read line {number}.", entry.text, needed=patches([entry]),
+                    follow=f"And line {number}?")  # fmt: skip
+
+
+def ask_lines(picture, rng):
     entries = picture.entries
-    if rng.random() < max(0.05, 0.7 * easy):
+    if rng.random() < 0.05:
         answer = ", ".join(f"{NUMBERS[e.row + 1]} {e.text}" for e in entries)
         return Question("reading", "Read all lines with their numbers.", answer, needed=patches(entries))
-    choice = rng.random() * (0.4 if rng.random() < easy else 1.0)
+    choice = rng.random()
     if choice < 0.4:
-        entry = rng.choice(entries)
-        number = NUMBERS[entry.row + 1]
-        return Question("reading", f"Read line {number}.", entry.text, needed=patches([entry]),
-                        follow=f"And line {number}?")  # fmt: skip
+        return ask_line(picture, rng)
     if choice < 0.6:
         entry = rng.choice(entries)
         return Question("reading", f"Read the {entry.colour} line.", entry.text, needed=patches([entry]),
@@ -247,19 +237,23 @@ def ask_lines(picture, rng, easy=0.0):
     return Question("reading", text, ", ".join(e.text for e in chosen), needed=patches(entries))
 
 
-def ask_table(picture, rng, easy=0.0):
+def ask_table_cell(picture, rng):
+    entry = rng.choice(picture.entries)
+    where = place(entry.row, entry.column)
+    return Question("reading", f"What stands at {where} in the table?", entry.text, needed=patches([entry]),
+                    follow=f"And at {where}?")  # fmt: skip
+
+
+def ask_table(picture, rng):
     entries = picture.entries
-    if rng.random() < max(0.05, 0.7 * easy):
+    if rng.random() < 0.05:
         order = rng.choice(("row by row", "column by column"))
         chosen = entries if order == "row by row" else sorted(entries, key=lambda e: (e.column, e.row))
         answer = ", ".join(f"{place(e.row, e.column)} {e.text}" for e in chosen)
         return Question("reading", f"Read the table {order} with places.", answer, needed=patches(chosen))
-    choice = rng.random() * (0.35 if rng.random() < easy else 1.0)
+    choice = rng.random()
     if choice < 0.35:
-        entry = rng.choice(entries)
-        where = place(entry.row, entry.column)
-        return Question("reading", f"What stands at {where} in the table?", entry.text, needed=patches([entry]),
-                        follow=f"And at {where}?")  # fmt: skip
+        return ask_table_cell(picture, rng)
     if choice < 0.6:
         row = rng.randrange(picture.rows)
         text, chosen = f"Read row {NUMBERS[row + 1]} of the table.", [e for e in entries if e.row == row]
@@ -274,8 +268,8 @@ def ask_table(picture, rng, easy=0.0):
     return Question("reading", text, ", ".join(e.text for e in chosen), needed=patches(chosen))
 
 
-def ask(picture, rng, task=None, easy=0.0):
-    """A question of that task, or of any that suits the picture; `easy` is the share of plain look-ups."""
+def ask(picture, rng, task=None):
+    """A question of that task, or of any that suits the picture."""
     if task is None:
         task = "reading" if not picture.things else rng.choice(("questions", "reading"))
         if picture.kind == "grid":
@@ -283,16 +277,12 @@ def ask(picture, rng, task=None, easy=0.0):
     if task == "caption":
         return caption(picture, rng)
     if task == "questions":
-        return ask_objects(picture, rng, easy)
-    return (ask_table if picture.kind == "table" else ask_lines)(picture, rng, easy)
+        return ask_objects(picture, rng)
+    return (ask_table if picture.kind == "table" else ask_lines)(picture, rng)
 
 
 def ask_pair(pictures, rng, task=None):
     """A question on two pictures."""
-    if all(p.things for p in pictures) and task in (None, "questions") and rng.random() < 0.15:
-        counts = " and ".join(NUMBERS[len(p.things)] for p in pictures)
-        needed = everything(pictures[0]) | {GRID * GRID + p for p in everything(pictures[1])}
-        return Question("questions", "How many objects are in each picture?", counts, needed=needed)
     which = rng.randrange(2)
     question = ask(pictures[which], rng, task)
     question.text = f"In the {('first', 'second')[which]} picture: {question.text}"
@@ -300,11 +290,11 @@ def ask_pair(pictures, rng, task=None):
     return question
 
 
-def conversation(picture, rng, task=None, easy=0.0):
+def conversation(picture, rng, task=None):
     """One to two turns on a picture: a list of questions."""
-    turns = [ask(picture, rng, task, easy)]
+    turns = [ask(picture, rng, task)]
     if task != "caption" and turns[0].task != "caption" and rng.random() < 0.2:
-        later = ask(picture, rng, task, easy)
+        later = ask(picture, rng, task)
         if later.follow and turns[0].follow and later.text[:8] == turns[0].text[:8]:
             later.text = later.follow
         turns.append(later)

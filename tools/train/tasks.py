@@ -10,6 +10,7 @@ import json
 import os
 import random
 
+import packing
 import pictures
 import questions
 
@@ -26,7 +27,10 @@ def example(name, task, index):
     rng = random.Random(f"{name} {task} {index}")
     kinds = KINDS[task]
     pair = task != "caption" and index % 20 == 19  # 5 % ask about one of two pictures
-    shown = [pictures.make(f"{name} {task} {index} {i}", kinds[(index + i) % len(kinds)]) for i in range(1 + pair)]
+    shown = []
+    for i in range(1 + pair):
+        kind = kinds[(index + i) % len(kinds)]
+        shown.append(pictures.make(f"{name} {task} {index} {i}", kind, packing.FULL[kind]))
     if pair:
         return shown, [questions.ask_pair(shown, rng, task)]
     if task == "caption":

@@ -46,11 +46,18 @@ class Run:
         """A phase starts with fresh moments."""
         self.phase = phase
         groups = []
-        for tower in (True, False):  # the tower has had its lessons when the answers begin
-            scale = 0.3 if tower and phase == "answers" else 1.0
-            some = [v for k, v in self.weights.items() if (k.startswith((model.TOWER, "lessons"))) == tower]
-            groups.append({"params": [v for v in some if v.ndim > 1], "weight_decay": 0.03, "scale": scale})
-            groups.append({"params": [v for v in some if v.ndim <= 1], "weight_decay": 0.0, "scale": scale})
+        parts = {"tower": [], "aligned": [], "rest": []}
+        for key, value in self.weights.items():
+            aligned = "embed_tokens" in key or key.startswith("multi_modal_projector")
+            tower = key.startswith((model.TOWER, "lessons"))
+            parts["tower" if tower else "aligned" if aligned else "rest"].append(value)
+        for part, some in parts.items():
+            scale = 0.3 if part == "tower" and phase == "answers" else 1.0  # it has had its lessons
+            still = part == "aligned" and phase == "answers"
+            for matrices, decay in ((True, 0.03), (False, 0.0)):
+                values = [v for v in some if (v.ndim > 1) == matrices]
+                groups.append({"params": values, "weight_decay": decay, "scale": scale, "still": still})
+        groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, foreach=True)
 
     def load(self, path):
@@ -207,7 +214,8 @@ def apply(run, loss, peak, steps, warm, hold):
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_([v for v in run.weights.values() if v.grad is not None], 1.0)
     for group in run.optimizer.param_groups:
-        group["lr"] = group["scale"] * rate(run.step, steps, peak, warm, hold)
+        still = group["still"] and run.step < run.arguments.keep_aligned
+        group["lr"] = 0.0 if still else group["scale"] * rate(run.step, steps, peak, warm, hold)
     if torch.isfinite(norm):
         run.optimizer.step()
     else:
@@ -230,7 +238,7 @@ def answers_step(run, batch):
     weights, x, lessons, aid = forward(run, batch, aided)
     answers, _, _ = answer_loss(weights, x, batch)
     loss = answers + arguments.lesson_weight * lessons + arguments.aid_weight * aid
-    apply(run, loss, arguments.peak, arguments.steps, 50, arguments.hold)
+    apply(run, loss, arguments.peak, arguments.steps, 100, arguments.hold)
     losses = {"answers": answers.item(), "lessons": lessons.item()}
     if aided:
         losses["attention"] = aid.item()
@@ -280,13 +288,14 @@ def main():
     parser.add_argument("--branch", help="checkpoint of another run to start from")
     parser.add_argument("--birth", choices=("look", "random"), default="look", help="birth.py, or all at random")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lessons", type=int, default=700, help="steps of phase A, 32 pictures each")
+    parser.add_argument("--lessons", type=int, default=1500, help="steps of phase A, 32 pictures each")
     parser.add_argument("--lesson-peak", type=float, default=1.5e-3)
     parser.add_argument("--lesson-weight", type=float, default=0.3)
-    parser.add_argument("--steps", type=int, default=5600, help="steps of phase B, 8 pictures each")
+    parser.add_argument("--steps", type=int, default=6500, help="steps of phase B, 8 pictures each")
     parser.add_argument("--peak", type=float, default=1.2e-3)
-    parser.add_argument("--hold", type=float, default=0.55, help="share of phase B before the rate falls")
-    parser.add_argument("--freeze", type=int, default=600, help="steps of phase B in which the tower stays as it is")
+    parser.add_argument("--hold", type=float, default=0.5, help="share of phase B before the rate falls")
+    parser.add_argument("--freeze", type=int, default=3000, help="steps of phase B in which the tower stays as it is")
+    parser.add_argument("--keep-aligned", type=int, default=2500, help="steps of phase B in which projector and embeddings stay")
     parser.add_argument("--aid-weight", type=float, default=0.1)
     parser.add_argument("--every", type=int, default=25, help="steps between lines of the log")
     parser.add_argument("--score-every", type=int, default=200)
