@@ -7,7 +7,9 @@ service's own figures come from `avl eval`. Selections, all made once after pref
   question  mean over the rows behind the image
   uniform   evenly spaced over all image rows;  random  drawn per layer
   mixed-F   share F of the budget evenly spaced, the rest by the question's rows
-A `compute` below the store adds the published core set, reselected every third step.
+  standout-T, spread-standout-T   rows whose question score is T times the mean; the rest evenly spaced, or spread
+  spread    rows that are unlike each other: each the one farthest from all before it
+A `compute` below the store adds the published core set, chosen again from the store every third step.
 """
 
 import argparse
@@ -69,6 +71,21 @@ def even(count, total):
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
+def farthest_first(rows):
+    """[n, columns]: columns in an order in which each is the one least like all before it (cosine)."""
+    rows = F.normalize(rows - rows.mean(1, keepdim=True), dim=-1)
+    likeness = rows @ rows.transpose(1, 2)
+    nearest = torch.full(likeness.shape[:2], -2.0)
+    order, each = [], torch.arange(len(rows))
+    pick = likeness.sum(-1).argmin(-1)
+    for _ in range(rows.shape[1]):
+        order.append(pick)
+        nearest = torch.maximum(nearest, likeness[each, pick])
+        nearest[each, pick] = 3.0
+        pick = nearest.argmin(-1)
+    return torch.stack(order, 1)
+
+
 class Prefill:
     """A batch of prompts with the same number of pictures, prefilled once; decoded as often as wanted."""
 
@@ -88,6 +105,7 @@ class Prefill:
         x = F.embedding(torch.where(images, 0, ids), self.embedding)
         x[images] = rows.reshape(-1, rows.shape[-1])
         self.columns = images[0].nonzero()[:, 0]  # every prompt of the batch starts alike
+        self.order = farthest_first(rows.reshape(n, -1, rows.shape[-1]))
         positions = torch.arange(longest).expand(n, -1)
         cos, sin = model.rotation(shape, positions, x.dtype)
         causal = torch.full((longest, longest), -torch.inf).triu(1)[None]
@@ -120,8 +138,21 @@ class Prefill:
             if kind.startswith("mixed-"):
                 share = int(float(kind[6:]) * count)
                 scores[:, even(share, total)] = 2
+            elif kind == "spread":
+                scores = self.spread(count)
+            elif "standout-" in kind:
+                out = scores >= float(kind.rsplit("-", 1)[1]) * scores.mean(-1, keepdim=True)
+                for row in range(n):
+                    share = max(0, count - int(out[row].sum()))
+                    filling = self.order[row, :share] if kind.startswith("spread") else even(share, total)
+                    scores[row, filling] = 2
+                scores[out] += 4
         keep = torch.zeros(n, total, dtype=torch.bool)
         return keep.scatter(1, scores.topk(count, -1).indices, True)
+
+    def spread(self, count):
+        scores = torch.zeros(self.order.shape)
+        return scores.scatter(1, self.order[:, :count], 1.0)
 
     def decode(self, kind, store, compute=None, interval=3, limit=224, seed=1):
         """Greedy texts. kind None is dense; the first token never depends on it."""
@@ -137,7 +168,8 @@ class Prefill:
             if kind is not None:
                 kept.append(self.select(kind, layer, int(store * total + 1e-9), generator))
                 mask[:, 0, self.columns] = torch.where(kept[-1], 0.0, -torch.inf)
-                core.append(self.best(self.last[layer], kept[-1], compute, total))
+                first = self.last if kind == "last" else self.question
+                core.append(self.best(first[layer], kept[-1], compute, total))
             masks.append(mask)
         room = (n, shape["kv_heads"], limit, shape["hidden"] // shape["heads"])
         keys = [torch.cat([k, k.new_zeros(room)], 2) for k in self.keys]
@@ -195,17 +227,16 @@ def main():
     parser.add_argument("--count", type=int, default=100, help="examples per task")
     parser.add_argument("--stores", type=float, nargs="*", default=[0.5, 0.3, 0.2, 0.1])
     parser.add_argument("--kinds", nargs="*", default=["last", "question", "uniform", "random", "mixed-0.5"])
-    parser.add_argument("--core", action="store_true", help="also the published method with a core set")
+    parser.add_argument("--core", action="store_true", help="with a core set, as published: chosen again every third step")
     parser.add_argument("--wrong", type=int, default=0, help="print that many wrong dense answers per task")
     arguments = parser.parse_args()
     weights, shape = load(arguments.model)
     text = packing.Text()
     settings = [("dense", (None, 1))]
     for store in arguments.stores:
-        settings += [(f"{kind} {store}", (kind, store)) for kind in arguments.kinds]
-        if arguments.core:
-            settings.append((f"a-vl {store}/{round(store * (0.6 if store > 0.4 else 0.5), 3)}/3",
-                             ("last", store, round(store * (0.6 if store > 0.4 else 0.5), 3))))  # fmt: skip
+        compute = round(store * (0.6 if store > 0.4 else 0.5), 3) if arguments.core else None
+        settings += [(f"{kind} {store}" + (f"/{compute}" if compute else ""), (kind, store, compute))
+                     for kind in arguments.kinds]  # fmt: skip
     results, started = {name: {} for name, _ in settings}, time.time()
     for task, examples in read_set(arguments.set, arguments.count).items():
         random.Random(0).shuffle(examples)
@@ -219,9 +250,9 @@ def main():
                         turns = line.get("turns", [{"text": line.get("question")}])
                         print(f"{turns[-1]['text']} | {got} | {line['answer']}")
     tasks = list(results["dense"])
-    print(f"{'':16s}" + " ".join(f"{task:>10s}" for task in tasks) + f"   ({time.time() - started:.0f} s)")
+    print(f"{'':28s}" + " ".join(f"{task:>10s}" for task in tasks) + f"   ({time.time() - started:.0f} s)")
     for name, _ in settings:
-        print(f"{name:16s}" + " ".join(f"{np.mean(results[name][task]):10.3f}" for task in tasks), flush=True)
+        print(f"{name:28s}" + " ".join(f"{np.mean(results[name][task]):10.3f}" for task in tasks), flush=True)
 
 
 if __name__ == "__main__":

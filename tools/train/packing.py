@@ -23,6 +23,7 @@ PAIR_EVERY = 8  # every eighth step asks about two pictures at once
 LOOK_UPS_UNTIL = 600  # batch up to which everything asked is a look-up
 EVERYTHING_FROM = 2000  # batch from which questions are drawn as in evaluation, but for some look-ups
 LOOK_UPS = 0.15  # their share from there on
+MORE_CAPTIONS_FROM = 2680
 LENGTH, PAIR_LENGTH = 416, 512  # rows of a packed sequence
 FULL = {"grid": 0.7, "mixed": 0.85, "lines": 0.8, "table": 0.75}  # how crowded pictures get (pictures.make)
 KINDS = ("grid",) * 7 + ("mixed",) * 4 + ("lines",) * 5 + ("table",) * 4
@@ -68,14 +69,15 @@ class Text:
 
 
 def conversations(shown, rng, look_ups, captions):
-    """Endless conversations on one picture or two; `look_ups` is their share where nothing else is commanded."""
+    """Endless conversations on one picture or two; `look_ups` is their share beside `captions`, of which so many
+    come first (one of these numbers)."""
     if len(shown) == 2:
         while True:
             pair_task = "caption" if rng.random() < 0.12 and all(p.things for p in shown) else None
             yield [questions.ask_pair(shown, rng, pair_task)]
     picture = shown[0]
     if picture.kind == "grid" or (picture.kind == "mixed" and rng.random() < 0.4):
-        for _ in range(captions):
+        for _ in range(rng.choice(captions)):
             yield [questions.caption(picture, rng)]
     while True:
         if rng.random() < look_ups and (picture.things or look_ups == 1.0):
@@ -93,7 +95,9 @@ def make(number, text, split="train"):
     begins = train and number < LOOK_UPS_UNTIL
     done = min(1.0, max(0.0, (number - LOOK_UPS_UNTIL) / (EVERYTHING_FROM - LOOK_UPS_UNTIL))) if train else 1.0
     look_ups = 1.0 - (1.0 - LOOK_UPS) * done if train else 0.0
-    captions = 0 if begins else 1 if done < 0.5 else 2
+    captions = (0,) if begins else (1,) if done < 0.5 else (2,)
+    if train and number >= MORE_CAPTIONS_FROM:  # what comes next in an order is learnt last
+        captions = (1, 4)
     pair = number % PAIR_EVERY == PAIR_EVERY - 1 and done == 1.0
     per = 2 if pair else 1
     rows, length = PICTURES // per, PAIR_LENGTH if pair else LENGTH
