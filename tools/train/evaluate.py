@@ -139,7 +139,7 @@ class Prefill:
                 share = int(float(kind[6:]) * count)
                 scores[:, even(share, total)] = 2
             elif kind == "spread":
-                scores = self.spread(count)
+                scores.scatter_(1, self.order[:, :count], 2.0)
             elif "standout-" in kind:
                 out = scores >= float(kind.rsplit("-", 1)[1]) * scores.mean(-1, keepdim=True)
                 for row in range(n):
@@ -149,10 +149,6 @@ class Prefill:
                 scores[out] += 4
         keep = torch.zeros(n, total, dtype=torch.bool)
         return keep.scatter(1, scores.topk(count, -1).indices, True)
-
-    def spread(self, count):
-        scores = torch.zeros(self.order.shape)
-        return scores.scatter(1, self.order[:, :count], 1.0)
 
     def decode(self, kind, store, compute=None, interval=3, limit=224, seed=1):
         """Greedy texts. kind None is dense; the first token never depends on it."""
