@@ -128,6 +128,8 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, out_grad, weights_grad):
         query, keys, values, weights = ctx.saved_tensors
+        if out_grad is None:  # only the weights were used
+            out_grad = torch.zeros_like(query)
         grads = torch.empty_like(query), torch.empty_like(keys), torch.empty_like(values)
         for part, _ in parts(len(query), ctx.heads, query.device):
             grad = torch.bmm(out_grad[part], values[part].transpose(1, 2))
@@ -245,9 +247,10 @@ def finish_layer(weights, shape, i, x, out):
     return x + F.linear(gated, weights[layer + "mlp.down_proj.weight"])
 
 
-def decoder(weights, shape, x, positions, prefix, mask, watch=None):
+def decoder(weights, shape, x, positions, prefix, mask, watch=None, select=None):
     """Hidden states of all rows. The first `prefix` rows are causal among themselves; the others see columns by
-    `mask` [n, rows, columns], which is added. `watch(layer, weights of the others)` collects what a loss needs."""
+    `mask` [n, rows, columns], which is added. `watch(layer, weights of the others)` collects what a loss needs;
+    `select(weights of the others)` returns the mask that they attend with after all."""
     cos, sin = rotation(shape, positions, x.dtype)
     causal = torch.full((prefix, prefix), -math.inf, device=x.device, dtype=x.dtype).triu(1)[None]
     for i in range(shape["layers"]):
@@ -256,6 +259,8 @@ def decoder(weights, shape, x, positions, prefix, mask, watch=None):
         rest, attention = attend(query[:, :, prefix:], keys, values, mask)
         if watch is not None:
             watch(i, attention)
+        if select is not None:
+            rest, _ = attend(query[:, :, prefix:], keys, values, select(attention.detach()))
         x = finish_layer(weights, shape, i, x, torch.cat([first, rest], 1))
     return x
 

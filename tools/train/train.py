@@ -2,7 +2,7 @@
 """Trains a small LVLM from a seed: README.md has the commands behind the shipped models.
 
 Phase A (`lessons`): the vision tower alone, on what every patch shows. Phase B (`answers`): everything. A run stops at
-SIGTERM or --until with a checkpoint and goes on from it exactly; --aids attention adds the two aids that favour
+SIGTERM or --until with a checkpoint and goes on from it exactly; --aids attention adds the aids that favour
 adaptive attention (README.md), --aids none is the control without them.
 """
 
@@ -21,6 +21,7 @@ import packing
 
 HELD = (0, 1, 2, 3, 7)  # batches of the split "held" that are scored on the way
 LESSON_PICTURES = 32
+SELECTED = 0.6  # share of the aided batches with the selecting aid; the others have the dropping one
 
 
 class Run:
@@ -142,6 +143,39 @@ def hidden_patches(run, batch):
     return rows & (asks == 2)[..., None]
 
 
+class Selection:
+    """The selecting aid: answer rows see what the published method would let them see: of the store that the layer's
+    last prompt row chooses all in every third step, else the core that the last such step chose."""
+
+    INTERVAL = 3
+
+    def __init__(self, batch, mask, image_columns, store, compute):
+        asks = batch["asks"]
+        order = torch.arange(asks.shape[1], device=asks.device).expand_as(asks)
+        asked = torch.where(asks == 1, order, -1).cummax(1).values.clamp(min=0)
+        step = order - asked
+        self.answers = asks == 2
+        self.whole = step % self.INTERVAL == 0
+        self.asked, self.chosen = asked, order - step % self.INTERVAL
+        self.mask, self.columns = mask, image_columns
+        self.store, self.core = (max(1, int(share * len(image_columns))) for share in (store, compute))
+
+    def best(self, scores, count):
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(count, -1).indices, True)
+
+    def of(self, rows, table):
+        return table.gather(1, rows[..., None].expand(-1, -1, table.shape[-1]))
+
+    def __call__(self, attention):
+        seen = attention.float().mean((1, 2))[:, :, self.columns]
+        store = self.of(self.asked, self.best(seen, self.store))
+        core = self.best(seen.masked_fill(~store, -1), self.core)
+        allowed = torch.where(self.whole[..., None], store, self.of(self.chosen, core) & store)
+        mask = self.mask.clone()
+        mask[:, :, self.columns] = mask[:, :, self.columns].masked_fill(self.answers[..., None] & ~allowed, -math.inf)
+        return mask
+
+
 def forward(run, batch, aided):
     """(hidden states of the rows behind the prefix, lesson loss, aid loss)."""
     weights, shape = run.cast(), model.SHAPE
@@ -168,13 +202,18 @@ def forward(run, batch, aided):
     own = (block[:, :, None] == block[:, None, :]) & (order[:, None] >= order[None, :])
     mask = torch.zeros(n, room, length + room, device=x.device, dtype=x.dtype)
     mask[:, :, length:].masked_fill_(~own, -math.inf)
-    watch, columns = None, images.nonzero()[:, 0]
+    watch, select, columns = None, None, images.nonzero()[:, 0]
     if aided:
         watch = Watch(run, batch, columns)
+    selects = aided and run.step >= run.arguments.select_from
+    draw = torch.rand(1, generator=run.generator).item() if selects else 1.0
+    if draw < SELECTED:
+        select = Selection(batch, mask, columns, *((0.5, 0.3) if draw < SELECTED * 2 / 3 else (0.3, 0.15)))
+    elif aided:
         hidden = torch.zeros(n, room, length, dtype=torch.bool, device=x.device)
         hidden[:, :, columns] = hidden_patches(run, batch)
         mask[:, :, :length].masked_fill_(hidden, -math.inf)
-    x = model.decoder(weights, shape, x, positions, length, mask, watch)
+    x = model.decoder(weights, shape, x, positions, length, mask, watch, select)
     aid = sum(watch.losses) / len(watch.losses) if watch else torch.zeros(())
     return weights, x[:, length:], lessons, aid
 
@@ -297,6 +336,7 @@ def main():
     parser.add_argument("--freeze", type=int, default=3000, help="steps of phase B in which the tower stays as it is")
     parser.add_argument("--keep-aligned", type=int, default=2500, help="steps of phase B in which projector and embeddings stay")
     parser.add_argument("--aid-weight", type=float, default=0.1)
+    parser.add_argument("--select-from", type=int, default=0, help="step of phase B from which on the selecting aid helps")
     parser.add_argument("--every", type=int, default=25, help="steps between lines of the log")
     parser.add_argument("--score-every", type=int, default=200)
     parser.add_argument("--keep", type=int, nargs="*", default=[], help="steps whose checkpoint is kept")
