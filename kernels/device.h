@@ -53,6 +53,8 @@ struct avl_attention_demand;
 struct avl_text_weights_args;
 struct avl_text_update_args;
 struct avl_text_keep_args;
+struct avl_diversity_args;
+struct avl_weigh_args;
 
 typedef struct avl_device_ops {
     void (*close)(avl_device_t *device);
@@ -86,6 +88,8 @@ typedef struct avl_device_ops {
     avl_status_t (*text_weights)(avl_device_t *, const struct avl_text_weights_args *);
     avl_status_t (*text_update)(avl_device_t *, const struct avl_text_update_args *);
     avl_status_t (*text_keep)(avl_device_t *, const struct avl_text_keep_args *);
+    avl_status_t (*diversity)(avl_device_t *, const struct avl_diversity_args *);
+    avl_status_t (*weigh)(avl_device_t *, const struct avl_weigh_args *);
 
     /* What calls will need beside their arguments' memory, set aside before the first of them: no
      * later call within the bounds given here allocates more than a few small things that it frees

@@ -3,12 +3,16 @@
 #include <inttypes.h>
 
 #include "kernels/cpu/attention.h"
+#include "kernels/diversity.h"
 #include "kernels/lists.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 
 /* No element is larger than 8 bytes and no address space larger than 2^48. */
 static const int64_t element_count_max = INT64_C(1) << 45;
+
+/* Beyond so many rows their likenesses have no 32-bit index. */
+static const int64_t diversity_rows_max = 1 << 15;
 
 avl_status_t avl_check_matrix(const char *operation, const char *name, const void *memory,
                               int64_t rows, int64_t stride, int64_t width) {
@@ -133,4 +137,21 @@ avl_status_t avl_check_publish(const avl_publish_args_t *args) {
         AVL_TRY(avl_check_array("publish", "source", item->source, item->count));
     }
     return AVL_OK;
+}
+
+avl_status_t avl_check_diversity(const avl_diversity_args_t *args) {
+    AVL_TRY(avl_check_matrix("diversity", "features", args->features, args->rows, args->width,
+                             args->width));
+    AVL_CHECK_SHAPE(args->rows <= diversity_rows_max,
+                    "diversity: %" PRId64 " rows; at most %" PRId64, args->rows,
+                    diversity_rows_max);
+    AVL_TRY(avl_check_array("diversity", "distances", args->distances, args->rows));
+    AVL_CHECK_SHAPE(args->rows == 0 || args->scratch != NULL, "diversity: scratch is NULL");
+    return AVL_OK;
+}
+
+avl_status_t avl_check_weigh(const avl_weigh_args_t *args) {
+    AVL_TRY(avl_check_array("weigh", "target", args->target, args->count));
+    AVL_TRY(avl_check_array("weigh", "scores", args->scores, args->count));
+    return avl_check_array("weigh", "factors", args->factors, args->count);
 }

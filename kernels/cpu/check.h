@@ -9,6 +9,8 @@
 struct avl_choose_args;
 struct avl_text_keep_args;
 struct avl_publish_args;
+struct avl_diversity_args;
+struct avl_weigh_args;
 
 #define AVL_CHECK_SHAPE(condition, ...)                                                            \
     do {                                                                                           \
@@ -37,5 +39,7 @@ AVL_MUST_CHECK avl_status_t avl_check_indices(const char *operation, const char 
 AVL_MUST_CHECK avl_status_t avl_check_text_keep(const struct avl_text_keep_args *args);
 AVL_MUST_CHECK avl_status_t avl_check_choose(const struct avl_choose_args *args);
 AVL_MUST_CHECK avl_status_t avl_check_publish(const struct avl_publish_args *args);
+AVL_MUST_CHECK avl_status_t avl_check_diversity(const struct avl_diversity_args *args);
+AVL_MUST_CHECK avl_status_t avl_check_weigh(const struct avl_weigh_args *args);
 
 #endif

@@ -238,6 +238,8 @@ static const avl_device_ops_t cpu_ops = {
     .text_weights = avl_cpu_text_weights,
     .text_update = avl_cpu_text_update,
     .text_keep = avl_cpu_text_keep,
+    .diversity = avl_cpu_diversity,
+    .weigh = avl_cpu_weigh,
     .prepare_linear = avl_cpu_prepare_linear,
     .prepare_attention = avl_cpu_prepare_attention,
 };

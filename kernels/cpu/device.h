@@ -10,6 +10,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/device.h"
+#include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/lists.h"
@@ -175,5 +176,7 @@ avl_status_t avl_cpu_round(avl_device_t *device, const avl_round_args_t *args);
 avl_status_t avl_cpu_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cpu_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 avl_status_t avl_cpu_text_keep(avl_device_t *device, const avl_text_keep_args_t *args);
+avl_status_t avl_cpu_diversity(avl_device_t *device, const avl_diversity_args_t *args);
+avl_status_t avl_cpu_weigh(avl_device_t *device, const avl_weigh_args_t *args);
 
 #endif

@@ -196,6 +196,8 @@ static const avl_device_ops_t cuda_ops = {
     .text_weights = avl_cuda_text_weights,
     .text_update = avl_cuda_text_update,
     .text_keep = avl_cuda_text_keep,
+    .diversity = avl_cuda_diversity,
+    .weigh = avl_cuda_weigh,
     .prepare_linear = nullptr, /* the library's workspace is there from the start */
     .prepare_attention = avl_cuda_prepare_attention,
 };

@@ -19,6 +19,7 @@ extern "C" {
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/check.h"
 #include "kernels/device.h"
+#include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/lists.h"
@@ -126,5 +127,7 @@ avl_status_t avl_cuda_prepare_attention(avl_device_t *device, const avl_attentio
 avl_status_t avl_cuda_text_weights(avl_device_t *device, const avl_text_weights_args_t *args);
 avl_status_t avl_cuda_text_update(avl_device_t *device, const avl_text_update_args_t *args);
 avl_status_t avl_cuda_text_keep(avl_device_t *device, const avl_text_keep_args_t *args);
+avl_status_t avl_cuda_diversity(avl_device_t *device, const avl_diversity_args_t *args);
+avl_status_t avl_cuda_weigh(avl_device_t *device, const avl_weigh_args_t *args);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "kernels/attention.h"
+#include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/lists.h"
@@ -436,6 +437,26 @@ static avl_status_t text_keep(avl_device_t *device, const avl_text_keep_args_t *
     return finish(mirror, mirror->inner->ops->text_keep(mirror->inner, &copy));
 }
 
+static avl_status_t diversity(avl_device_t *device, const avl_diversity_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_diversity_args_t copy = *args;
+    int64_t count = extent(args->rows, args->width, args->width);
+    copy.features = map(mirror, args->features, count, sizeof(float), INPUT);
+    copy.distances = map(mirror, args->distances, args->rows, sizeof(float), OUTPUT);
+    size_t scratch = count > 0 ? avl_diversity_scratch_bytes(args->rows, args->width) : 0;
+    copy.scratch = map(mirror, args->scratch, (int64_t)scratch, 1, INPUT);
+    return finish(mirror, mirror->inner->ops->diversity(mirror->inner, &copy));
+}
+
+static avl_status_t weigh(avl_device_t *device, const avl_weigh_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_weigh_args_t copy = *args;
+    copy.target = map(mirror, args->target, args->count, sizeof(float), OUTPUT);
+    copy.scores = map(mirror, args->scores, args->count, sizeof(float), INPUT);
+    copy.factors = map(mirror, args->factors, args->count, sizeof(float), INPUT);
+    return finish(mirror, mirror->inner->ops->weigh(mirror->inner, &copy));
+}
+
 static avl_status_t choose(avl_device_t *device, const avl_choose_args_t *args) {
     mirror_t *mirror = mirror_of(device);
     int count = args->items != NULL && args->item_count > 0 ? args->item_count : 0;
@@ -537,6 +558,8 @@ static const avl_device_ops_t mirror_ops = {
     .text_weights = text_weights,
     .text_update = text_update,
     .text_keep = text_keep,
+    .diversity = diversity,
+    .weigh = weigh,
     .choose = choose,
     .publish = publish,
     .round = round_numbers,
