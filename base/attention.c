@@ -4,10 +4,9 @@
 #include <string.h>
 
 static const char *const selection_names[] = {
-    [AVL_VISUAL_LAST_ROW] = "last-row",
-    [AVL_VISUAL_QUESTION] = "question",
-    [AVL_VISUAL_RANDOM] = "random",
-    [AVL_VISUAL_UNIFORM] = "uniform",
+    [AVL_VISUAL_LAST_ROW] = "last-row", [AVL_VISUAL_QUESTION] = "question",
+    [AVL_VISUAL_RANDOM] = "random",     [AVL_VISUAL_UNIFORM] = "uniform",
+    [AVL_VISUAL_COVERAGE] = "coverage",
 };
 static const char *const policy_names[] = {
     [AVL_TEXT_A_VL] = "a-vl",
@@ -55,8 +54,14 @@ bool avl_text_policy_parse(const char *name, avl_text_policy_t *policy_p) {
     return true;
 }
 
-static bool ranks_rows(avl_visual_selection_t selection) {
+/* Whether even rows may stand beside those that it chooses. */
+static bool takes_even_rows(avl_visual_selection_t selection) {
     return selection == AVL_VISUAL_LAST_ROW || selection == AVL_VISUAL_QUESTION;
+}
+
+/* Why they may not. */
+static const char *own_spread(avl_visual_selection_t selection) {
+    return selection == AVL_VISUAL_COVERAGE ? "spreads rows by itself" : "ranks no rows";
 }
 
 static avl_status_t check_standout(const avl_attention_params_t *params) {
@@ -67,11 +72,12 @@ static avl_status_t check_standout(const avl_attention_params_t *params) {
                         AVL_STANDOUT_MAX);
     if (standout == 0)
         return AVL_OK;
-    if (!ranks_rows(params->visual_selection))
+    if (!takes_even_rows(params->visual_selection))
         return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_standout is %g; with visual_selection %s, which ranks no "
-                        "rows, only 0 is allowed",
-                        standout, avl_visual_selection_name(params->visual_selection));
+                        "attention.visual_standout is %g; with visual_selection %s, which %s, only "
+                        "0 is allowed",
+                        standout, avl_visual_selection_name(params->visual_selection),
+                        own_spread(params->visual_selection));
     if (params->visual_uniform_share > 0)
         return avl_fail(
             AVL_ERR_INVALID,
@@ -105,11 +111,12 @@ static avl_status_t check_visual(const avl_attention_params_t *params) {
         return avl_fail(AVL_ERR_INVALID,
                         "attention.visual_uniform_share is %g; allowed: at least 0, less than 1",
                         uniform);
-    if (uniform > 0 && !ranks_rows(params->visual_selection))
+    if (uniform > 0 && !takes_even_rows(params->visual_selection))
         return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_uniform_share is %g; with visual_selection %s, which "
-                        "ranks no rows, only 0 is allowed",
-                        uniform, avl_visual_selection_name(params->visual_selection));
+                        "attention.visual_uniform_share is %g; with visual_selection %s, which %s, "
+                        "only 0 is allowed",
+                        uniform, avl_visual_selection_name(params->visual_selection),
+                        own_spread(params->visual_selection));
     return check_standout(params);
 }
 

@@ -16,6 +16,9 @@ typedef enum avl_visual_selection {
     AVL_VISUAL_QUESTION, /* the mean of those of the rows after the last picture */
     AVL_VISUAL_RANDOM,   /* chance, by the selection seed and the layer: a control */
     AVL_VISUAL_UNIFORM,  /* rows at even distances: a control */
+    /* The question's weights, times how much the row differs from the others of its picture; one
+     * store for all layers. */
+    AVL_VISUAL_COVERAGE,
 } avl_visual_selection_t;
 
 /* What ranks text rows. */
@@ -68,7 +71,8 @@ typedef struct avl_attention_params {
  *                          keeps what it saw
  *   prefill_keep_ratio     where a store is kept, with `last-row` alone, no uniform share or
  *                          standout, and nothing to measure
- *   visual_uniform_share   0 with `random` and `uniform`, which rank no rows
+ *   visual_uniform_share   0 with `random` and `uniform`, which rank no rows, and with `coverage`,
+ *                          which spreads them by itself
  *   visual_standout        0 with those, and with a visual_uniform_share, which it decides itself
  *
  * Errors: AVL_ERR_INVALID naming parameter, value and allowed range, in the words of the public
@@ -82,7 +86,8 @@ void avl_attention_params_settle(avl_attention_params_t *params);
 bool avl_attention_params_same_prompt(const avl_attention_params_t *a,
                                       const avl_attention_params_t *b);
 
-/* "last-row", "question", "random", "uniform"; NULL for a number that is none of them. */
+/* "last-row", "question", "random", "uniform", "coverage"; NULL for a number that is none of them.
+ */
 const char *avl_visual_selection_name(avl_visual_selection_t selection);
 bool avl_visual_selection_parse(const char *name, avl_visual_selection_t *selection_p);
 /* "a-vl", "h2o" */

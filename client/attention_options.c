@@ -38,7 +38,7 @@ static const struct argp_option option_table[] = {
     {"visual-compute", KEY_COMPUTE, "R", 0, "share computed in ordinary steps, 0 < R <= store", 0},
     {"visual-interval", KEY_INTERVAL, "K", 0, "steps between reselections, K >= 1", 0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
-     "what ranks the picture's rows: last-row, question, random or uniform", 0},
+     "what ranks the picture's rows: last-row, question, coverage, random or uniform", 0},
     {"visual-uniform-share", KEY_UNIFORM_SHARE, "R", 0,
      "share of the store that is evenly spaced, 0 <= R < 1", 0},
     {"visual-standout", KEY_STANDOUT, "X", 0,
@@ -82,8 +82,8 @@ static error_t parse_visual(int key, const char *text, struct argp_state *state,
     case KEY_SELECTION:
         if (!avl_visual_selection_parse(text, &selection))
             argp_error(state,
-                       "--visual-selection: \"%s\" is not last-row, question, random or "
-                       "uniform",
+                       "--visual-selection: \"%s\" is not last-row, question, coverage, "
+                       "random or uniform",
                        text);
         /* The message counts from 1 for its `unspecified`. */
         attention->visual_selection = (Avl__V1__VisualSelection)(selection + 1);

@@ -105,6 +105,10 @@ static avl_status_t read_selection(const Avl__V1__AttentionParameters *given, ui
         params->visual_selection = AVL_VISUAL_UNIFORM;
         params->visual_uniform_share = params->visual_standout = 0;
         break;
+    case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_COVERAGE:
+        params->visual_selection = AVL_VISUAL_COVERAGE;
+        params->visual_uniform_share = params->visual_standout = 0;
+        break;
     default:
         return avl_fail(AVL_ERR_INVALID, "attention.visual_selection is %d, which is unknown",
                         (int)given->visual_selection);
@@ -254,6 +258,8 @@ Avl__V1__VisualSelection avl_attention_selection(avl_visual_selection_t selectio
         return AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_RANDOM;
     case AVL_VISUAL_UNIFORM:
         return AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_UNIFORM;
+    case AVL_VISUAL_COVERAGE:
+        return AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_COVERAGE;
     }
     return AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_UNSPECIFIED;
 }

@@ -33,7 +33,7 @@ static const struct argp_option option_table[] = {
     {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.3", 0},
     {"visual-interval", KEY_INTERVAL, "N", 0, "steps between reselections; default 3", 0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
-     "what ranks visual rows: last-row (default), question, random or uniform", 0},
+     "what ranks visual rows: last-row (default), question, coverage, random or uniform", 0},
     {"visual-uniform-share", KEY_UNIFORM_SHARE, "RATIO", 0,
      "share of the store that is evenly spaced; default 0", 0},
     {"visual-standout", KEY_STANDOUT, "X", 0,
@@ -93,9 +93,10 @@ static error_t parse_visual(int key, char *text, struct argp_state *state,
         return 0;
     case KEY_SELECTION:
         if (!avl_visual_selection_parse(text, &selection))
-            argp_error(state,
-                       "--visual-selection %s: expected last-row, question, random or uniform",
-                       text);
+            argp_error(
+                state,
+                "--visual-selection %s: expected last-row, question, coverage, random or uniform",
+                text);
         given->visual_selection = avl_attention_selection(selection);
         return 0;
     case KEY_STANDOUT:

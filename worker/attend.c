@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/lists.h"
 #include "worker/text_rank.h"
@@ -330,6 +331,8 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
             bool filters = shape->filter_layers == layer + 1;
             if (!avl_run_ends_prompt(run) || (!shape->selects && !filters))
                 continue;
+            if (avl_sequence_selects_once(shape) && layer + 1 < attend->options.layer_count)
+                continue;
             item.count = avl_sequence_visual_rows(shape, layer);
             item.keep = filters ? shape->survivor_rows : shape->store_rows;
             item.even = shape->even_rows; /* none beside a filter */
@@ -422,6 +425,11 @@ static avl_decode_sequence_t scoring_of(const avl_attend_t *attend, const avl_ru
     return scoring;
 }
 
+/* Whether the run's scores are of one layer alone. */
+static bool scores_alone(const avl_run_t *run) {
+    return !run->decode && !avl_sequence_selects_once(&run->sequence->shape);
+}
+
 /* Adds up the weights of the run's scoring rows but the prompt's last one: row by row in the order
  * of the prompt, however it is cut into chunks. */
 static avl_status_t sum_scores(avl_attend_t *attend, const avl_attention_call_t *call,
@@ -450,17 +458,71 @@ static avl_status_t sum_scores(avl_attend_t *attend, const avl_attention_call_t 
     return AVL_OK;
 }
 
+/* Adds row_scores from `unseen` on to the merits, times the distances of their rows: a span of
+ * features at a time, a picture's mostly. */
+static avl_status_t add_merits(avl_attend_t *attend, const avl_sequence_t *sequence, int layer,
+                               int32_t unseen) {
+    const int32_t *features = sequence->feature_rows;
+    for (int32_t first = unseen, end; first < sequence->shape.visual_rows; first = end) {
+        for (end = first + 1; end < sequence->shape.visual_rows; end++) {
+            if (features[end] != features[end - 1] + 1)
+                break;
+        }
+        AVL_TRY(
+            avl_weigh(attend->options.device,
+                      &(avl_weigh_args_t){.target = sequence->merits + first,
+                                          .scores = attend->row_scores + first,
+                                          .factors = attend->options.distances + features[first],
+                                          .count = end - first,
+                                          .adds = layer > 0}));
+    }
+    return AVL_OK;
+}
+
+/* Where one store serves all layers: the scoring rows' weights into the merits, which the last
+ * layer's selection gets. Layer by layer, however the prompt was cut into chunks. */
+static avl_status_t weigh_prompt(avl_attend_t *attend, const avl_attention_call_t *call,
+                                 const avl_run_t *run) {
+    avl_sequence_t *sequence = run->sequence;
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    avl_device_t *device = attend->options.device;
+    int32_t last = shape->prompt_rows - 1;
+    int32_t unseen = avl_visual_store_hidden(sequence->visual_positions, shape->visual_rows,
+                                             visible_first(attend, last));
+    avl_decode_sequence_t scoring =
+        scoring_of(attend, run, call->layer, last, unseen, attend->row_scores + unseen);
+    AVL_TRY(attend_singles(attend, call, &scoring, 1, NULL));
+    if (avl_sequence_sums_scores(shape))
+        AVL_TRY(avl_add(device,
+                        &(avl_add_args_t){.target = attend->row_scores + unseen,
+                                          .addend = sequence->layers[call->layer].scores + unseen,
+                                          .count = shape->visual_rows - unseen}));
+    AVL_TRY(add_merits(attend, sequence, call->layer, unseen));
+    float *weights = weights_of(attend, run);
+    if (weights == NULL)
+        return AVL_OK;
+    return avl_copy_rows(device,
+                         &(avl_copy_rows_args_t){.input = sequence->merits + unseen,
+                                                 .input_stride = shape->visual_rows - unseen,
+                                                 .output = weights,
+                                                 .output_stride = shape->visual_rows - unseen,
+                                                 .rows = 1,
+                                                 .width = shape->visual_rows - unseen});
+}
+
 /* The pass after prompt attention: the weights of the scoring rows over every visual row. */
 static avl_status_t score_prompts(avl_attend_t *attend, const avl_attention_call_t *call) {
     for (int i = 0; i < attend->run_count; i++) {
         const avl_run_t *run = &attend->runs[i];
         if (!run->decode && avl_sequence_sums_scores(&run->sequence->shape))
             AVL_TRY(sum_scores(attend, call, run));
+        if (avl_run_ends_prompt(run) && avl_sequence_selects_once(&run->sequence->shape))
+            AVL_TRY(weigh_prompt(attend, call, run));
     }
     int count = 0;
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
-        if (!run->decode)
+        if (scores_alone(run))
             attend->scorings[count++] =
                 scoring_of(attend, run, call->layer, run->sequence->shape.prompt_rows - 1,
                            attend->items[i].unseen, attend->items[i].weights);
@@ -469,7 +531,7 @@ static avl_status_t score_prompts(avl_attend_t *attend, const avl_attention_call
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
         const avl_selection_item_t *item = &attend->items[i];
-        if (!run->decode && avl_sequence_sums_scores(&run->sequence->shape))
+        if (scores_alone(run) && avl_sequence_sums_scores(&run->sequence->shape))
             AVL_TRY(avl_add(attend->options.device,
                             &(avl_add_args_t){.target = item->weights,
                                               .addend = run->sequence->layers[call->layer].scores +
@@ -496,8 +558,8 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
 }
 
 /* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
- * rank has a part of the scores, every row is visible, the scores alone decide, and neither the
- * prefill filter nor who measures asks the host what was chosen. */
+ * rank has a part of the scores, every row is visible, the scores alone decide, no choice is one
+ * for all layers, and neither the prefill filter nor who measures asks the host what was chosen. */
 static bool chooses_on_device(const avl_attend_t *attend, int layer) {
     const avl_attend_options_t *options = &attend->options;
     if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
@@ -507,7 +569,8 @@ static bool chooses_on_device(const avl_attend_t *attend, int layer) {
         const avl_sequence_shape_t *shape = &run->sequence->shape;
         const avl_selection_item_t *item = &attend->items[i];
         if (shape->measures || item->even > 0 || item->standout > 0 ||
-            (!run->decode && shape->filter_layers == layer + 1))
+            (!run->decode &&
+             (shape->filter_layers == layer + 1 || avl_sequence_selects_once(shape))))
             return false;
     }
     return true;
@@ -562,6 +625,9 @@ static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t ow
                                             &attend->items[i]));
         if (run->decode)
             AVL_TRY(avl_visual_store_reselect(run->sequence, layer, &attend->items[i]));
+        else if (avl_sequence_selects_once(shape))
+            AVL_TRY(avl_visual_store_keep_all(run->sequence, attend->options.pages,
+                                              attend->selection, &attend->items[i]));
         else if (shape->selects)
             AVL_TRY(avl_visual_store_keep(run->sequence, attend->options.pages, attend->selection,
                                           layer, &attend->items[i]));

@@ -6,7 +6,8 @@
  *   3. where a prompt ends in this step, computes how much its last row (or all rows of its
  *      question, also where they are read in several steps) looks at each visual row,
  *   4. ranks text rows by their weights, and evicts (worker/text_rank.h),
- *   5. chooses stores and cores over all ranks, evicts, and returns pages (worker/visual_store.h).
+ *   5. chooses stores and cores over all ranks, evicts, and returns pages (worker/visual_store.h);
+ *      with `coverage` in the last layer for all.
  *
  * Sliding window: rows outside a query's window are not read; a visual row that the last prompt row
  * (or an updating step's row) cannot see scores 0, so that the store prefers rows that are still
@@ -49,6 +50,9 @@ typedef struct avl_attend_options {
     int32_t context_rows;        /* of a sequence */
     int64_t scores_max;          /* visual rows of all sequences chosen for in one step */
     int64_t sequence_scores_max; /* of one of them */
+    /* Device memory: how much each row of the engine's features differs from the others of its
+     * picture (kernels/diversity.h), there before a prompt ends that looks at it. */
+    const float *distances;
 } avl_attend_options_t;
 
 /* Bytes that create will allocate. */

@@ -6,7 +6,9 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "kernels/diversity.h"
 #include "worker/attend.h"
+#include "worker/coverage.h"
 #include "worker/prompt_cache.h"
 #include "worker/visual_store.h"
 
@@ -34,8 +36,9 @@ struct avl_engine {
     size_t sequence_bytes, sequence_device_bytes;
     avl_run_t *runs; /* [sequences_max] of the step */
     int32_t feature_rows;
-    float *features;        /* device f32 [feature_rows, hidden]: the encoder cache */
-    bool *feature_written;  /* [feature_rows] */
+    float *features;       /* device f32 [feature_rows, hidden]: the encoder cache */
+    bool *feature_written; /* [feature_rows] */
+    avl_coverage_t *coverage;
     uint8_t *pixels;        /* device: one picture; NULL when the device is the host */
     size_t pixel_bytes_max; /* of one picture */
     int64_t page_bytes_all;
@@ -52,6 +55,7 @@ typedef struct engine_sizes {
     int32_t rows_max;
     int32_t feature_rows_least;
     size_t pixel_bytes_max;
+    int64_t picture_rows;
     avl_plan_limits_t plan;
     avl_attend_options_t attend;
 } engine_sizes_t;
@@ -138,6 +142,7 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
         /* The pictures of one sequence of any size, and those of others beside it. */
         .feature_rows_least = limits->context_rows + limits->batch_rows,
         .pixel_bytes_max = tile_bytes * (size_t)picture_tiles,
+        .picture_rows = avl_coverage_picture_rows(config, picture_tiles, limits->context_rows),
     };
     size_t tiles = (size_t)(picture_tiles > TILES_STEP_MAX ? picture_tiles : TILES_STEP_MAX);
     sizes.plan = (avl_plan_limits_t){
@@ -202,13 +207,16 @@ static void fill_ledger(avl_ledger_t *ledger, const avl_engine_options_t *option
                                                      limits->context_rows)
                             : 0) +
                        pixels);
+    avl_ledger_add(ledger, "likeness of features",
+                   avl_coverage_scratch_bytes(sizes->picture_rows, text->hidden_width));
     avl_ledger_add(
         ledger, "pictures at hand",
         leads && options->device->is_host ? avl_engine_picture_bytes(options->config, limits) : 0);
 }
 
 int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine) {
-    return 4 * (int64_t)engine->options.config->model.text.hidden_width + 1;
+    return 4 * (int64_t)engine->options.config->model.text.hidden_width + 1 +
+           avl_coverage_row_bytes();
 }
 
 /* How large the encoder cache is: all ranks take the least that one of them wants. Collective. */
@@ -355,16 +363,22 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         AVL_TRY(
             avl_alloc_aligned(arrays[i].count, arrays[i].item_bytes, "engine", arrays[i].memory_p));
     AVL_TRY(allocate_device(engine));
+    AVL_TRY(avl_coverage_create(options->device, engine->feature_rows, text->hidden_width,
+                                sizes->picture_rows, &engine->coverage));
     AVL_TRY(allocate_sequences(engine, (size_t)sizes->plan.indices_max));
     AVL_TRY(avl_pages_create(options->device, avl_model_shards(options->model)->kv_heads.count,
                              text->head_width, options->dtype, page_count, &engine->pages));
     avl_attend_options_t attend = sizes->attend;
     attend.pages = engine->pages;
+    attend.distances = avl_coverage_distances(engine->coverage);
     return avl_attend_create(&attend, &engine->attend);
 }
 
-/* The attention of a full step over the longest context. */
-static avl_status_t prepare_attention(const avl_engine_options_t *options) {
+/* The attention of a full step over the longest context, and the likeness of a picture's rows. */
+static avl_status_t prepare_kernels(const avl_engine_options_t *options,
+                                    const engine_sizes_t *sizes) {
+    AVL_TRY(avl_diversity_prepare(options->device, sizes->picture_rows,
+                                  options->config->model.text.hidden_width));
     const avl_head_map_t *heads = &avl_model_shards(options->model)->head_map;
     return avl_attention_prepare(
         options->device,
@@ -383,7 +397,7 @@ avl_status_t avl_engine_create(const avl_engine_options_t *options, avl_engine_t
     if (status == AVL_OK)
         status = avl_alloc(1, sizeof *engine, "engine", &engine);
     if (status == AVL_OK)
-        status = prepare_attention(options);
+        status = prepare_kernels(options, &sizes);
     AVL_TRY_GOTO(status, avl_group_agree(options->group, status), err_destroy);
     engine->options = *options;
     engine->pixel_bytes_max = sizes.pixel_bytes_max;
@@ -413,6 +427,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     for (int32_t i = 0; engine->sequences != NULL && i < engine->plan_limits.indices_max; i++)
         avl_sequence_destroy(engine->sequences[i], engine->pages);
     avl_attend_destroy(engine->attend);
+    avl_coverage_destroy(engine->coverage);
     avl_pages_destroy(engine->pages);
     if (engine->features != NULL)
         device->ops->release(device, engine->features);
@@ -550,6 +565,7 @@ static avl_status_t encode(avl_engine_t *engine, const avl_plan_t *plan,
     AVL_TRY(avl_model_encode(engine->options.model, pixels, &picture->layout, features));
     for (int32_t i = 0; i < picture->layout.prompt_rows; i++)
         engine->feature_written[picture->feature_row + i] = true;
+    avl_coverage_encoded(engine->coverage, picture->feature_row, picture->layout.prompt_rows);
     return device->ops->synchronize(device);
 }
 
@@ -698,6 +714,8 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
         .logit_rows = engine->logit_rows,
     };
     AVL_TRY(lay_out_rows(engine, plan, &batch));
+    AVL_TRY(avl_coverage_measure(engine->coverage, engine->options.group, engine->features,
+                                 engine->runs, plan->run_count));
     avl_attend_begin(engine->attend, engine->runs, plan->run_count, batch.rows);
     avl_attention_hook_t hook = {.context = engine->attend,
                                  .attend = avl_attend_layer,

@@ -44,7 +44,9 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.core_rows = avl_ratio_rows(attention->visual_compute_ratio, shape.visual_rows);
     shape.even_rows = avl_ratio_rows(attention->visual_uniform_share, shape.store_rows);
     shape.scored_from = prompt_rows - 1;
-    if (attention->visual_selection == AVL_VISUAL_QUESTION && last_visual + 1 < prompt_rows)
+    bool asks = attention->visual_selection == AVL_VISUAL_QUESTION ||
+                attention->visual_selection == AVL_VISUAL_COVERAGE;
+    if (asks && last_visual + 1 < prompt_rows)
         shape.scored_from = last_visual + 1 > prompt_rows - AVL_SCORING_ROWS_MAX
                                 ? last_visual + 1
                                 : prompt_rows - AVL_SCORING_ROWS_MAX;
@@ -67,6 +69,14 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
 
 bool avl_sequence_sums_scores(const avl_sequence_shape_t *shape) {
     return shape->selects && shape->scored_from < shape->prompt_rows - 1;
+}
+
+bool avl_sequence_selects_once(const avl_sequence_shape_t *shape) {
+    return shape->selects && shape->attention.visual_selection == AVL_VISUAL_COVERAGE;
+}
+
+static size_t merit_entries(const avl_sequence_shape_t *shape) {
+    return avl_sequence_selects_once(shape) ? (size_t)shape->visual_rows : 0;
 }
 
 static size_t score_entries(const avl_sequence_shape_t *shape) {
@@ -102,8 +112,9 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
     int64_t full = pages_of(shape->visual_rows), kept = pages_of(shape->held_rows);
     avl_sequence_price_t price = {.decode_pages =
                                       layer_count * text + visual_pages(shape, layer_count)};
-    price.prefill_pages =
-        whole ? price.decode_pages + (full - kept) + (most - text) : layer_count * (most + full);
+    price.prefill_pages = whole && !avl_sequence_selects_once(shape)
+                              ? price.decode_pages + (full - kept) + (most - text)
+                              : layer_count * (most + full);
     return price;
 }
 
@@ -132,15 +143,15 @@ static size_t head_bytes(int layer_count) {
 
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
     /* At worst every row is visual and stored: four lists, their scores and three arrays of
-     * rows_max, less one for text, and the page tables. */
+     * rows_max, less one for text, and the page tables; and the merits once. */
     int64_t rows = 7 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
-    int64_t bytes = (rows * layer_count + 4 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
+    int64_t bytes = (rows * layer_count + 5 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
     return (int64_t)head_bytes(layer_count) +
            (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
 }
 
 int64_t avl_sequence_device_bytes(int32_t rows_max, int layer_count) {
-    int64_t bytes = 6 * (int64_t)rows_max * layer_count * (int64_t)sizeof(int32_t);
+    int64_t bytes = (6 * (int64_t)layer_count + 1) * rows_max * (int64_t)sizeof(int32_t);
     return (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
 }
 
@@ -170,6 +181,9 @@ static void carve(avl_sequence_t *sequence) {
             device += layer_choice_entries(shape);
         }
     }
+    if (merit_entries(shape) > 0)
+        sequence->merits = (float *)(void *)device;
+    host += merit_entries(shape);
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         avl_sequence_layer_t *layer = &sequence->layers[i];
         layer->text.segment = AVL_SEGMENT_TEXT;
@@ -200,14 +214,14 @@ static void fill_positions(avl_sequence_t *sequence) {
 
 static size_t device_bytes(const avl_sequence_shape_t *shape, int layer_count) {
     size_t entries = layer_list_entries(shape) + layer_choice_entries(shape);
-    return (size_t)layer_count * entries * sizeof(int32_t);
+    return ((size_t)layer_count * entries + merit_entries(shape)) * sizeof(int32_t);
 }
 
 static size_t host_bytes(const avl_sequence_shape_t *shape, int layer_count) {
     size_t entries = (size_t)layer_count * layer_host_entries(shape) + (size_t)shape->prompt_rows +
                      (size_t)shape->rows_max + (size_t)shape->visual_rows +
                      (size_t)(shape->filter_layers > 0 ? shape->survivor_rows : 0);
-    entries += (size_t)layer_count * layer_list_entries(shape);
+    entries += (size_t)layer_count * layer_list_entries(shape) + merit_entries(shape);
     return head_bytes(layer_count) + entries * sizeof(int32_t);
 }
 

@@ -19,8 +19,8 @@
 #include "worker/pages.h"
 #include "worker/request.h"
 
-/* AVL_VISUAL_QUESTION: as many prompt rows rank the visual ones at most, the last of those after
- * the last picture. */
+/* AVL_VISUAL_QUESTION and _COVERAGE: as many prompt rows rank the visual ones at most, the last of
+ * those after the last picture. */
 #define AVL_SCORING_ROWS_MAX 64
 
 /* What follows from prompt and parameters alone: the same on every rank. */
@@ -109,6 +109,9 @@ typedef struct avl_sequence {
     int32_t *survivors;        /* [survivor_rows] positions of those, once `filtered` */
     bool filtered;
     int32_t *feature_rows; /* [visual_rows] in the engine's features */
+    /* [visual_rows] device: sums over layers of the scores so far, in the step that reads the
+     * prompt's last row; NULL unless one store serves all layers. */
+    float *merits;
     avl_sequence_layer_t *layers;
     int32_t rows_done;           /* cached in all layers */
     int32_t visual_done;         /* visual ones among them */
@@ -142,7 +145,7 @@ bool avl_sequence_shape_same_prompt(const avl_sequence_shape_t *a, const avl_seq
 int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
                                   const avl_sequence_shape_t *other, int32_t rows);
 /* `whole`: the prompt is read in one step, so that a full-size visual cache exists for one layer at
- * a time. */
+ * a time, but where one store serves all. */
 avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int layer_count,
                                         bool whole);
 /* Visual rows of the prompt that layer `layer` sees, and those it holds when the prompt is read. */
@@ -191,6 +194,8 @@ void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages);
 
 /* Whether scores add up over several rows. */
 bool avl_sequence_sums_scores(const avl_sequence_shape_t *shape);
+/* Whether one store serves all layers, chosen when the last row has passed the last of them. */
+bool avl_sequence_selects_once(const avl_sequence_shape_t *shape);
 
 /* Whether `sequence`, new and with the same tokens there, can begin with the first `rows` rows of
  * `source`, whose prompt is read: all of the prompt with the same store and core, or rows that are

@@ -35,7 +35,8 @@ int32_t avl_sequence_shape_prefix(const avl_sequence_shape_t *own,
                                   const avl_sequence_shape_t *other, int32_t rows) {
     if (own->long_prompt != other->long_prompt)
         return 0;
-    if (shares_system_alone(own) && rows > own->system_rows)
+    /* Whose pictures are weighed has them all encoded, so that their features are there. */
+    if ((shares_system_alone(own) || avl_sequence_selects_once(own)) && rows > own->system_rows)
         rows = own->system_rows;
     if ((shares_system_alone(other) || other->store_rows < other->visual_rows) &&
         rows > other->system_rows)

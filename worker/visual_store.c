@@ -14,8 +14,8 @@ bool avl_visual_store_reselects(const avl_sequence_shape_t *shape, int32_t step)
 }
 
 bool avl_visual_store_ranks(const avl_sequence_shape_t *shape) {
-    return shape->attention.visual_selection == AVL_VISUAL_LAST_ROW ||
-           shape->attention.visual_selection == AVL_VISUAL_QUESTION;
+    return shape->attention.visual_selection != AVL_VISUAL_RANDOM &&
+           shape->attention.visual_selection != AVL_VISUAL_UNIFORM;
 }
 
 /* Makes the store's rows of places core_indices[0..core_rows) the core list. */
@@ -101,6 +101,21 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
     return begin_core(sequence, layer);
+}
+
+avl_status_t avl_visual_store_keep_all(avl_sequence_t *sequence, avl_pages_t *pages,
+                                       avl_selection_t *selection,
+                                       const avl_selection_item_t *chosen) {
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    const int32_t *core = sequence->layers[0].core_indices;
+    AVL_ASSERT(avl_sequence_selects_once(shape));
+    AVL_TRY(avl_visual_store_keep(sequence, pages, selection, 0, chosen));
+    for (int i = 1; i < sequence->layer_count; i++) {
+        AVL_TRY(keep_rows(sequence, pages, i, chosen->indices));
+        memcpy(sequence->layers[i].core_indices, core, (size_t)shape->core_rows * sizeof *core);
+        AVL_TRY(begin_core(sequence, &sequence->layers[i]));
+    }
+    return AVL_OK;
 }
 
 avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer_index,

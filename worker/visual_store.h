@@ -3,8 +3,9 @@
  * After the layer's prompt attention `store_rows` visual rows are kept, those that the prompt's
  * scoring rows look at most (or evenly spaced ones, or any), moved together in ascending position
  * to the front of the sequence's visual pages; the other pages go back to the pool at once. The
- * `core_rows` best of them are the core. The store never changes afterwards; the core is chosen
- * anew after every `update_interval`-th step.
+ * `core_rows` best of them are the core. With `coverage` that is one choice for all layers, made
+ * when the last row has passed the last of them; until then all visual rows stay everywhere. The
+ * store never changes afterwards; the core is chosen anew after every `update_interval`-th step.
  *
  * Keys are stored rotated and never rotated again: positions stay what they were. */
 #ifndef AVL_WORKER_VISUAL_STORE_H
@@ -27,9 +28,14 @@ bool avl_visual_store_ranks(const avl_sequence_shape_t *shape);
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
                                                   avl_selection_t *selection, int layer,
                                                   const avl_selection_item_t *chosen);
-/* The same where the scores are and stay, with nothing to wait for: the caller has avl_choose do
- * what `begin` asks for, then what `core` asks for. `chosen` as avl_selection_begin laid it out,
- * every row seen. The host's copies are brought up to date when somebody asks (settle). */
+/* The same in every layer, with one list for all. Local. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_keep_all(avl_sequence_t *sequence, avl_pages_t *pages,
+                                                      avl_selection_t *selection,
+                                                      const avl_selection_item_t *chosen);
+/* What avl_visual_store_keep does where the scores are and stay, with nothing to wait for: the
+ * caller has avl_choose do what `begin` asks for, then what `core` asks for. `chosen` as
+ * avl_selection_begin laid it out, every row seen. The host's copies are brought up to date when
+ * somebody asks (settle). */
 avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer,
                                               const avl_selection_item_t *chosen);
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *pages,

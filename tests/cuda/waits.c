@@ -65,6 +65,11 @@ static void waits_for_nothing_within_a_step(void **state) {
     request = make_request(&data, 3, 3);
     request->attention.visual_selection = AVL_VISUAL_QUESTION;
     assert_int_equal(count_waits(rig, request), STEP_WAITS);
+    /* One choice for all layers, the host's: the scores, the store, the core. */
+    request = make_request(&data, 5, 3);
+    request->attention.visual_selection = AVL_VISUAL_COVERAGE;
+    assert_in_range(count_waits(rig, request), STEP_WAITS + 1, STEP_WAITS + 3);
+    assert_int_equal(rig_result(rig, 5)->end.status, AVL_OK);
     /* Here the host chooses layer by layer: what it waits for is counted. */
     request = make_request(&data, 4, 3);
     request->attention.visual_uniform_share = 0.5;

@@ -75,7 +75,8 @@ class Model(unittest.TestCase):
                                                                **fields))
                 return Answer(service.inference.Generate(request, timeout=240))
             for selection in (pb.VISUAL_SELECTION_LAST_ROW, pb.VISUAL_SELECTION_QUESTION,
-                              pb.VISUAL_SELECTION_RANDOM, pb.VISUAL_SELECTION_UNIFORM):
+                              pb.VISUAL_SELECTION_RANDOM, pb.VISUAL_SELECTION_UNIFORM,
+                              pb.VISUAL_SELECTION_COVERAGE):
                 answer = ask(visual_selection=selection)
                 report = answer.finished.attention
                 self.assertEqual(report.parameters.visual_selection, selection)

@@ -24,12 +24,11 @@ static const uint64_t seeds[ANSWERS] = {7, 1234567, 3, 99, UINT64_MAX};
 static const struct setting {
     double store, compute, text;
     bool unprotected; /* text of the prompt is evicted, too: nothing is shared */
-} settings[] = {{1, 1, 0, false},
-                {.5, .3, 0, false},
-                {1, .25, 0, false},
-                {.5, .3, .5, false},
-                {.5, .3, .5, true}};
-#define SHARING_COUNT 4
+    avl_visual_selection_t selection;
+} settings[] = {{1, 1, 0, false, AVL_VISUAL_LAST_ROW},   {.5, .3, 0, false, AVL_VISUAL_LAST_ROW},
+                {1, .25, 0, false, AVL_VISUAL_LAST_ROW}, {.5, .3, .5, false, AVL_VISUAL_LAST_ROW},
+                {.5, .3, 0, false, AVL_VISUAL_COVERAGE}, {.5, .3, .5, true, AVL_VISUAL_LAST_ROW}};
+#define SHARING_COUNT 5
 #define SETTING_COUNT ((int)(sizeof settings / sizeof *settings))
 
 typedef struct shape {
@@ -50,6 +49,7 @@ static rig_t *open_rig(const shape_t *shape) {
 static avl_request_t *ask(const rig_case_t *data, uint64_t id, int setting) {
     avl_request_t *request = rig_request(data, id, TOKENS);
     rig_set_attention(request, settings[setting].store, settings[setting].compute, 3);
+    request->attention.visual_selection = settings[setting].selection;
     if (settings[setting].text > 0) {
         request->attention.text_keep_ratio = settings[setting].text;
         request->attention.text_keep_min = 4;

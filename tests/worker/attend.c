@@ -48,11 +48,11 @@ static void test_selections(void **state) {
     static const struct {
         avl_visual_selection_t selection;
         double uniform, standout;
-    } ways[] = {{AVL_VISUAL_QUESTION, 0, 0},   {AVL_VISUAL_QUESTION, .5, 0},
-                {AVL_VISUAL_LAST_ROW, .3, 0},  {AVL_VISUAL_LAST_ROW, .9, 0},
-                {AVL_VISUAL_RANDOM, 0, 0},     {AVL_VISUAL_UNIFORM, 0, 0},
-                {AVL_VISUAL_QUESTION, 0, 1.2}, {AVL_VISUAL_LAST_ROW, 0, 1.5},
-                {AVL_VISUAL_QUESTION, 0, 1000}};
+    } ways[] = {{AVL_VISUAL_QUESTION, 0, 0},    {AVL_VISUAL_QUESTION, .5, 0},
+                {AVL_VISUAL_LAST_ROW, .3, 0},   {AVL_VISUAL_LAST_ROW, .9, 0},
+                {AVL_VISUAL_RANDOM, 0, 0},      {AVL_VISUAL_UNIFORM, 0, 0},
+                {AVL_VISUAL_QUESTION, 0, 1.2},  {AVL_VISUAL_LAST_ROW, 0, 1.5},
+                {AVL_VISUAL_QUESTION, 0, 1000}, {AVL_VISUAL_COVERAGE, 0, 0}};
     static const struct {
         double store, compute;
         int interval, window;
@@ -79,12 +79,11 @@ static void test_selections(void **state) {
 }
 
 /* The rows of a question add up to the same bits however they are cut into chunks. */
-static void test_question_in_chunks(void **state) {
-    (void)state;
+static void check_chunks(avl_visual_selection_t selection) {
     trace_t *whole = calloc(1, sizeof *whole), *cut = calloc(1, sizeof *cut);
     assert_true(whole != NULL && cut != NULL);
     script_t script = SCRIPT(2, attend_prompts[2], 14, .5, .3, 3, 0, 0);
-    script.selection = AVL_VISUAL_QUESTION;
+    script.selection = selection;
     attend_run(&script, whole);
     script_t other = script;
     other.kinds = long_question;
@@ -99,6 +98,30 @@ static void test_question_in_chunks(void **state) {
     }
     free(whole);
     free(cut);
+}
+
+static void test_question_in_chunks(void **state) {
+    (void)state;
+    check_chunks(AVL_VISUAL_QUESTION);
+    check_chunks(AVL_VISUAL_COVERAGE);
+}
+
+/* One set for all layers, beside text that is evicted as well. */
+static void test_coverage_is_one_choice(void **state) {
+    (void)state;
+    trace_t *trace = calloc(1, sizeof *trace);
+    assert_non_null(trace);
+    for (int chunk = 0; chunk < 30; chunk += 13) {
+        script_t script = SCRIPT(3, attend_prompts[1], 14, .4, .2, 3, 0, chunk);
+        script.selection = AVL_VISUAL_COVERAGE;
+        attend_run(&script, trace);
+        assert_memory_equal(trace->store[0], trace->store[1], sizeof trace->store[0]);
+        assert_memory_equal(trace->core[0][0], trace->core[1][0], sizeof trace->core[0][0]);
+        script.text.keep = .4;
+        script.text.keep_min = 3;
+        attend_check(script);
+    }
+    free(trace);
 }
 
 /* To measure what the computed rows capture changes no bit of an answer, and gives no page back. */
@@ -168,6 +191,12 @@ static void test_pages_follow_the_price(void **state) {
     attend_run(&script, trace);
     assert_int_equal(trace->pages.taken, LAYERS * (2 + 2));
     assert_int_equal(trace->pages.total, LAYERS * (2 + 3));
+    /* Where one store serves all layers, all of them hold all visual rows until it is chosen. */
+    script.chunk_rows = 0;
+    script.selection = AVL_VISUAL_COVERAGE;
+    attend_run(&script, trace);
+    assert_int_equal(trace->pages.taken, LAYERS * (2 + 2));
+    assert_int_equal(trace->pages.total, LAYERS * (2 + 3));
     free(trace);
 }
 
@@ -177,6 +206,7 @@ int main(void) {
         cmocka_unit_test(test_sliding_window),
         cmocka_unit_test(test_selections),
         cmocka_unit_test(test_question_in_chunks),
+        cmocka_unit_test(test_coverage_is_one_choice),
         cmocka_unit_test(test_measuring_changes_nothing),
         cmocka_unit_test(test_random_depends_on_seed_and_layer),
         cmocka_unit_test(test_dense_bit_for_bit),

@@ -21,6 +21,21 @@ static float random_value(int layer, int row, int head, int column, int what) {
     return ((float)(x >> 8) / 16777216.0f - 0.5f) * (what == 0 ? 6.0f : 2.0f);
 }
 
+/* Where the row's features are: pictures lie apart, and not in the order of the prompt. */
+static int32_t feature_row(const char *kinds, int row) {
+    int before = 0, first = row;
+    while (first > 0 && kinds[first - 1] == 'v')
+        first--;
+    for (int i = 0; i < first; i++)
+        before += kinds[i] == 'v';
+    return (before > 0 ? 3 : ROWS_MAX) + row - first;
+}
+
+/* How much a row differs from the others of its picture: any numbers from 0 to 2. */
+static float distance_of(int32_t feature) {
+    return feature % 9 == 4 ? 0 : random_value(LAYERS, feature, 0, 0, 1) + 1;
+}
+
 /* ---- the reference ---- */
 
 typedef struct reference {
@@ -32,7 +47,8 @@ typedef struct reference {
     int64_t computed_rows;
     avl_visual_mass_t mass;
     /* Text eviction: */
-    int exempt_end; /* rows from here on are ranked */
+    int exempt_end;                /* rows from here on are ranked */
+    double seen[LAYERS][ROWS_MAX]; /* the scoring rows' weights over visual rows */
     bool gone[LAYERS][KV_HEADS][ROWS_MAX];
     double scores[LAYERS][KV_HEADS][ROWS_MAX];
 } reference_t;
@@ -251,14 +267,15 @@ static int gather(const script_t *script, int row, const int32_t *visual, int vi
 
 static bool scores_visual(const reference_t *reference, int row) {
     int last = reference->prompt_rows - 1, seen = reference->visual_count;
-    if (row == last || reference->script->selection != AVL_VISUAL_QUESTION)
+    if (row == last || (reference->script->selection != AVL_VISUAL_QUESTION &&
+                        reference->script->selection != AVL_VISUAL_COVERAGE))
         return row == last;
     return (seen == 0 || row > reference->visual[seen - 1]) && last - row < AVL_SCORING_ROWS_MAX;
 }
 
 static void reference_prompt(reference_t *reference, int layer, trace_t *trace) {
     const script_t *script = reference->script;
-    double weights[ROWS_MAX], visual[ROWS_MAX] = {0}, kept[ROWS_MAX], by_head[KV_HEADS][ROWS_MAX];
+    double weights[ROWS_MAX], *visual = reference->seen[layer], by_head[KV_HEADS][ROWS_MAX];
     int32_t rows[ROWS_MAX];
     for (int row = 0; row < reference->prompt_rows; row++) {
         rows[row] = row;
@@ -276,6 +293,23 @@ static void reference_prompt(reference_t *reference, int layer, trace_t *trace) 
     }
     if (ranks_row(reference, reference->exempt_end))
         reference_evict(reference, layer, reference->prompt_rows - 1);
+}
+
+/* With coverage what all layers have seen counts in each, times how much rows differ. */
+static void reference_merits(reference_t *reference) {
+    for (int i = 0; i < reference->visual_count; i++) {
+        double sum = 0;
+        for (int layer = 0; layer < LAYERS; layer++)
+            sum += reference->seen[layer][i];
+        int32_t feature = feature_row(reference->script->kinds, reference->visual[i]);
+        for (int layer = 0; layer < LAYERS; layer++)
+            reference->seen[layer][i] = sum * (double)distance_of(feature);
+    }
+}
+
+static void reference_choose(reference_t *reference, int layer) {
+    const double *visual = reference->seen[layer];
+    double kept[ROWS_MAX];
     reference_store(reference, layer, visual, reference->store[layer]);
     for (int i = 0; i < reference->stored; i++) {
         for (int j = 0; j < reference->visual_count; j++) {
@@ -341,8 +375,12 @@ static void run_reference(const script_t *script, trace_t *trace) {
     reference.computed = avl_ratio_rows(script->compute, reference.visual_count);
     trace->store_count = reference.stored;
     trace->core_count = reference.computed;
-    for (int layer = 0; layer < LAYERS; layer++) {
+    for (int layer = 0; layer < LAYERS; layer++)
         reference_prompt(&reference, layer, trace);
+    if (script->selection == AVL_VISUAL_COVERAGE)
+        reference_merits(&reference);
+    for (int layer = 0; layer < LAYERS; layer++) {
+        reference_choose(&reference, layer);
         memcpy(trace->store[layer], reference.store[layer], sizeof trace->store[layer]);
         memcpy(trace->core[layer][0], reference.core[layer], sizeof reference.core[layer]);
         for (int step = 1; step <= script->decode_steps; step++) {
@@ -370,6 +408,7 @@ typedef struct rank {
     avl_pages_t *pages;
     avl_attend_t *attend;
     avl_sequence_t *sequence;
+    float distances[2 * ROWS_MAX];
     trace_t *trace;
     pthread_t thread;
     avl_status_t status;
@@ -529,9 +568,16 @@ static avl_status_t open_rank(rank_t *rank) {
                                     .indices_max = 1,
                                     .context_rows = ROWS_MAX,
                                     .scores_max = ROWS_MAX,
-                                    .sequence_scores_max = ROWS_MAX};
+                                    .sequence_scores_max = ROWS_MAX,
+                                    .distances = rank->distances};
     AVL_TRY(avl_attend_create(&options, &rank->attend));
-    return avl_sequence_create(rank->device, 0, &shape, LAYERS, ids, &rank->sequence);
+    AVL_TRY(avl_sequence_create(rank->device, 0, &shape, LAYERS, ids, &rank->sequence));
+    for (int32_t i = 0; i < 2 * ROWS_MAX; i++)
+        rank->distances[i] = distance_of(i);
+    for (int32_t i = 0; i < shape.visual_rows; i++)
+        rank->sequence->feature_rows[i] =
+            feature_row(script->kinds, rank->sequence->visual_positions[i]);
+    return AVL_OK;
 }
 
 static void *rank_main(void *argument) {

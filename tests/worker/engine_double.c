@@ -251,9 +251,29 @@ static void run_layers(avl_engine_t *engine, const avl_plan_t *plan) {
             append(engine, &plan->runs[i], layer);
         for (int32_t i = 0; i < plan->run_count; i++) {
             avl_sequence_t *sequence = engine->sequences[plan->runs[i].sequence];
-            if (ends_prompt(engine, &plan->runs[i]) && sequence->shape.selects)
+            if (ends_prompt(engine, &plan->runs[i]) && sequence->shape.selects &&
+                !avl_sequence_selects_once(&sequence->shape))
                 keep_store(engine, sequence, layer);
         }
+    }
+    for (int32_t i = 0; i < plan->run_count; i++) {
+        avl_sequence_t *sequence = engine->sequences[plan->runs[i].sequence];
+        if (!ends_prompt(engine, &plan->runs[i]) || !avl_sequence_selects_once(&sequence->shape))
+            continue;
+        for (int layer = 0; layer < sequence->layer_count; layer++)
+            keep_store(engine, sequence, layer);
+    }
+}
+
+/* Who chooses by a picture's features finds them where they were read, all of them. */
+static void check_features(const avl_engine_t *engine, int32_t index) {
+    const avl_sequence_t *sequence = engine->sequences[index];
+    for (int32_t i = 0; i < sequence->shape.visual_rows; i++) {
+        int32_t row = sequence->visual_positions[i];
+        uint64_t told = engine_double_token(*told_at(engine, index, row), -1);
+        if ((told ^ engine->features[sequence->feature_rows[i]]) !=
+            *told_at(engine, index, row + 1))
+            fail(engine, "sequence %d: the features of row %d have gone", index, row);
     }
 }
 
@@ -269,6 +289,8 @@ static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *log
                 engine->features[sequence->feature_rows[sequence->visual_done++]];
         *told_at(engine, index, sequence->rows_done + i + 1) = engine->told[index];
     }
+    if (ends_prompt(engine, run) && avl_sequence_selects_once(&sequence->shape))
+        check_features(engine, index);
     if (run->row_count == 0)
         engine->told[index] = engine_double_token(engine->told[index], run->token_id);
     sequence->rows_done += rows_of(run);

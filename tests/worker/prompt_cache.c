@@ -158,11 +158,8 @@ static void check_selections(int ranks, int32_t batch_rows) {
     static const struct {
         avl_visual_selection_t selection;
         double uniform;
-    } ways[] = {{AVL_VISUAL_QUESTION, 0},
-                {AVL_VISUAL_QUESTION, .5},
-                {AVL_VISUAL_LAST_ROW, .5},
-                {AVL_VISUAL_RANDOM, 0},
-                {AVL_VISUAL_UNIFORM, 0}};
+    } ways[] = {{AVL_VISUAL_QUESTION, 0}, {AVL_VISUAL_QUESTION, .5}, {AVL_VISUAL_LAST_ROW, .5},
+                {AVL_VISUAL_RANDOM, 0},   {AVL_VISUAL_UNIFORM, 0},   {AVL_VISUAL_COVERAGE, 0}};
     assert_int_equal(data.image_count, 1);
     (void)rig_answer(rig, ask(&data, 1, 90, 1, 1));
     for (int i = 0; i < (int)(sizeof ways / sizeof *ways); i++) {
@@ -180,6 +177,8 @@ static void check_selections(int ranks, int32_t batch_rows) {
         int32_t reused = results[1]->end.reuse.prompt_rows;
         if (ways[i].selection == AVL_VISUAL_QUESTION)
             assert_int_equal(reused, after);
+        else if (ways[i].selection == AVL_VISUAL_COVERAGE) /* no part with pictures */
+            assert_int_equal(reused, 0);
         else
             assert_int_equal(reused, data.row_count - 2);
         assert_int_equal(results[2]->end.reuse.prompt_rows, data.row_count);

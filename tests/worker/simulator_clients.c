@@ -174,6 +174,8 @@ void simulator_make_parameters(client_t *client) {
         AVL_ATTENTION(1, 1, 1), AVL_ATTENTION(.5, .3, 3), AVL_ATTENTION(.3, .1, 2),
         AVL_ATTENTION(.05, .02, 5), AVL_ATTENTION(1, .25, 4)};
     client->attention = attentions[simulator_between(0, 4)];
+    if (simulator_one_in(4))
+        client->attention.visual_selection = AVL_VISUAL_COVERAGE;
     client->sampling = (avl_sampling_params_t){.top_p = 1};
     if (simulator_one_in(2))
         client->sampling = (avl_sampling_params_t){.temperature = .5 + simulator_between(0, 3),

@@ -7,8 +7,8 @@ service's own figures come from `avl eval`. Selections, all made once after pref
   question  mean over the rows behind the image
   uniform   evenly spaced over all image rows;  random  drawn per layer
   mixed-F   share F of the budget evenly spaced, the rest by the question's rows
-  standout-T, spread-standout-T   rows whose question score is T times the mean; the rest evenly spaced, or spread
-  spread    rows that are unlike each other: each the one farthest from all before it
+  standout-T   rows whose question score is T times the mean; the rest evenly spaced
+  coverage  the question's scores over all layers, times how much a row differs from the others; one set for all layers
 A `compute` below the store adds the published core set, chosen again from the store every third step.
 """
 
@@ -71,19 +71,18 @@ def even(count, total):
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
-def farthest_first(rows):
-    """[n, columns]: columns in an order in which each is the one least like all before it (cosine)."""
+def distances(rows):
+    """[n, columns]: farthest first (cosine), how far from all before it each column came; docs/A-VL.md, "Coverage"."""
     rows = F.normalize(rows - rows.mean(1, keepdim=True), dim=-1)
-    likeness = rows @ rows.transpose(1, 2)
-    nearest = torch.full(likeness.shape[:2], -2.0)
-    order, each = [], torch.arange(len(rows))
-    pick = likeness.sum(-1).argmin(-1)
+    far = 1 - rows @ rows.transpose(1, 2)
+    nearest, found, each = torch.full(far.shape[:2], 2.0), torch.zeros(far.shape[:2]), torch.arange(len(rows))
+    pick = far.sum(-1).argmax(-1)
     for _ in range(rows.shape[1]):
-        order.append(pick)
-        nearest = torch.maximum(nearest, likeness[each, pick])
-        nearest[each, pick] = 3.0
-        pick = nearest.argmin(-1)
-    return torch.stack(order, 1)
+        found[each, pick] = nearest[each, pick]
+        nearest = torch.minimum(nearest, far[each, pick])
+        nearest[each, pick] = -1.0
+        pick = nearest.argmax(-1)
+    return found.clamp_min(0)
 
 
 class Prefill:
@@ -105,7 +104,7 @@ class Prefill:
         x = F.embedding(torch.where(images, 0, ids), self.embedding)
         x[images] = rows.reshape(-1, rows.shape[-1])
         self.columns = images[0].nonzero()[:, 0]  # every prompt of the batch starts alike
-        self.order = farthest_first(rows.reshape(n, -1, rows.shape[-1]))
+        far = distances(rows.reshape(n * per, -1, rows.shape[-1])).reshape(n, -1)
         positions = torch.arange(longest).expand(n, -1)
         cos, sin = model.rotation(shape, positions, x.dtype)
         causal = torch.full((longest, longest), -torch.inf).triu(1)[None]
@@ -121,6 +120,7 @@ class Prefill:
             self.keys.append(keys)
             self.values.append(values)
             x = model.finish_layer(weights, shape, i, x, out)
+        self.coverage = [far * sum(self.question)] * shape["layers"]
         self.first = model.logits(weights, shape, x[torch.arange(n), last])
 
     def select(self, kind, layer, count, generator):
@@ -131,21 +131,18 @@ class Prefill:
             scores[:, even(count, total)] = 1
         elif kind == "random":
             scores = torch.rand(n, total, generator=generator)
-        elif kind == "last":
-            scores = self.last[layer]
+        elif kind in ("last", "coverage"):
+            scores = getattr(self, kind)[layer]
         else:
             scores = self.question[layer].clone()
             if kind.startswith("mixed-"):
                 share = int(float(kind[6:]) * count)
                 scores[:, even(share, total)] = 2
-            elif kind == "spread":
-                scores.scatter_(1, self.order[:, :count], 2.0)
-            elif "standout-" in kind:
+            elif kind.startswith("standout-"):
                 out = scores >= float(kind.rsplit("-", 1)[1]) * scores.mean(-1, keepdim=True)
                 for row in range(n):
                     share = max(0, count - int(out[row].sum()))
-                    filling = self.order[row, :share] if kind.startswith("spread") else even(share, total)
-                    scores[row, filling] = 2
+                    scores[row, even(share, total)] = 2
                 scores[out] += 4
         keep = torch.zeros(n, total, dtype=torch.bool)
         return keep.scatter(1, scores.topk(count, -1).indices, True)
@@ -164,7 +161,7 @@ class Prefill:
             if kind is not None:
                 kept.append(self.select(kind, layer, int(store * total + 1e-9), generator))
                 mask[:, 0, self.columns] = torch.where(kept[-1], 0.0, -torch.inf)
-                first = self.last if kind == "last" else self.question
+                first = getattr(self, kind) if kind in ("last", "coverage") else self.question
                 core.append(self.best(first[layer], kept[-1], compute, total))
             masks.append(mask)
         room = (n, shape["kv_heads"], limit, shape["hidden"] // shape["heads"])
