@@ -106,13 +106,15 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
 avl_status_t avl_visual_store_keep_all(avl_sequence_t *sequence, avl_pages_t *pages,
                                        avl_selection_t *selection,
                                        const avl_selection_item_t *chosen) {
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    const int32_t *core = sequence->layers[0].core_indices;
-    AVL_ASSERT(avl_sequence_selects_once(shape));
+    const avl_sequence_layer_t *first = &sequence->layers[0];
+    AVL_ASSERT(avl_sequence_selects_once(&sequence->shape));
     AVL_TRY(avl_visual_store_keep(sequence, pages, selection, 0, chosen));
     for (int i = 1; i < sequence->layer_count; i++) {
         AVL_TRY(keep_rows(sequence, pages, i, chosen->indices));
-        memcpy(sequence->layers[i].core_indices, core, (size_t)shape->core_rows * sizeof *core);
+        if (first->core.count == 0)
+            continue;
+        memcpy(sequence->layers[i].core_indices, first->core_indices,
+               (size_t)first->core.count * sizeof *first->core_indices);
         AVL_TRY(begin_core(sequence, &sequence->layers[i]));
     }
     return AVL_OK;
