@@ -8,6 +8,10 @@ static const char *const selection_names[] = {
     [AVL_VISUAL_RANDOM] = "random",     [AVL_VISUAL_UNIFORM] = "uniform",
     [AVL_VISUAL_COVERAGE] = "coverage",
 };
+static const char *const core_names[] = {
+    [AVL_CORE_INTERVAL] = "interval",
+    [AVL_CORE_STEP] = "step",
+};
 static const char *const policy_names[] = {
     [AVL_TEXT_A_VL] = "a-vl",
     [AVL_TEXT_H2O] = "h2o",
@@ -39,6 +43,18 @@ bool avl_visual_selection_parse(const char *name, avl_visual_selection_t *select
     if (!number_of(selection_names, COUNT(selection_names), name, &number))
         return false;
     *selection_p = (avl_visual_selection_t)number;
+    return true;
+}
+
+const char *avl_visual_core_name(avl_visual_core_t core) {
+    return name_of(core_names, COUNT(core_names), (unsigned)core);
+}
+
+bool avl_visual_core_parse(const char *name, avl_visual_core_t *core_p) {
+    unsigned number;
+    if (!number_of(core_names, COUNT(core_names), name, &number))
+        return false;
+    *core_p = (avl_visual_core_t)number;
     return true;
 }
 
@@ -104,6 +120,9 @@ static avl_status_t check_visual(const avl_attention_params_t *params) {
         return avl_fail(AVL_ERR_INVALID,
                         "attention.visual_update_interval is %d; allowed: at least 1",
                         params->visual_update_interval);
+    if (avl_visual_core_name(params->visual_core) == NULL)
+        return avl_fail(AVL_ERR_INVALID, "attention.visual_core is %d, which is unknown",
+                        (int)params->visual_core);
     if (avl_visual_selection_name(params->visual_selection) == NULL)
         return avl_fail(AVL_ERR_INVALID, "attention.visual_selection is %d, which is unknown",
                         (int)params->visual_selection);
@@ -188,6 +207,7 @@ avl_status_t avl_attention_params_check(const avl_attention_params_t *params) {
 void avl_attention_params_settle(avl_attention_params_t *params) {
     if (params->visual_compute_ratio == 1) {
         /* Nothing is selected. */
+        params->visual_core = AVL_CORE_INTERVAL;
         params->visual_selection = AVL_VISUAL_LAST_ROW;
         params->visual_uniform_share = 0;
         params->visual_standout = 0;
@@ -209,7 +229,7 @@ void avl_attention_params_settle(avl_attention_params_t *params) {
 
 bool avl_attention_params_same_prompt(const avl_attention_params_t *a,
                                       const avl_attention_params_t *b) {
-    return a->visual_selection == b->visual_selection &&
+    return a->visual_selection == b->visual_selection && a->visual_core == b->visual_core &&
            a->visual_uniform_share == b->visual_uniform_share &&
            a->visual_standout == b->visual_standout && a->selection_seed == b->selection_seed &&
            a->prefill_keep_ratio == b->prefill_keep_ratio && a->prefill_layer == b->prefill_layer &&

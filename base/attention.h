@@ -21,6 +21,12 @@ typedef enum avl_visual_selection {
     AVL_VISUAL_COVERAGE,
 } avl_visual_selection_t;
 
+/* When the core is chosen, and for whom. */
+typedef enum avl_visual_core {
+    AVL_CORE_INTERVAL, /* after every visual_update_interval-th step, for all heads: A-VL */
+    AVL_CORE_STEP,     /* in every decode step, by each KV head for itself */
+} avl_visual_core_t;
+
 /* What ranks text rows. */
 typedef enum avl_text_policy {
     AVL_TEXT_A_VL, /* history scores above a quantile */
@@ -30,7 +36,8 @@ typedef enum avl_text_policy {
 typedef struct avl_attention_params {
     double visual_store_ratio;      /* share of the visual rows kept after prefill: (0, 1] */
     double visual_compute_ratio;    /* share computed in ordinary steps: (0, store] */
-    int32_t visual_update_interval; /* steps between reselections: >= 1 */
+    int32_t visual_update_interval; /* steps between reselections: >= 1; nothing to CORE_STEP */
+    avl_visual_core_t visual_core;
     avl_visual_selection_t visual_selection;
     double visual_uniform_share; /* share of the store that is evenly spaced: [0, 1) */
     /* A row is stored for its score only if that is at least so many times the mean; evenly spaced
@@ -90,6 +97,9 @@ bool avl_attention_params_same_prompt(const avl_attention_params_t *a,
  */
 const char *avl_visual_selection_name(avl_visual_selection_t selection);
 bool avl_visual_selection_parse(const char *name, avl_visual_selection_t *selection_p);
+/* "interval", "step" */
+const char *avl_visual_core_name(avl_visual_core_t core);
+bool avl_visual_core_parse(const char *name, avl_visual_core_t *core_p);
 /* "a-vl", "h2o" */
 const char *avl_text_policy_name(avl_text_policy_t policy);
 bool avl_text_policy_parse(const char *name, avl_text_policy_t *policy_p);

@@ -17,6 +17,7 @@ enum {
     KEY_STORE,
     KEY_COMPUTE,
     KEY_INTERVAL,
+    KEY_CORE,
     KEY_SELECTION,
     KEY_UNIFORM_SHARE,
     KEY_STANDOUT,
@@ -37,6 +38,8 @@ static const struct argp_option option_table[] = {
      "share of the picture's rows kept after prefill, 0 < R <= 1", 0},
     {"visual-compute", KEY_COMPUTE, "R", 0, "share computed in ordinary steps, 0 < R <= store", 0},
     {"visual-interval", KEY_INTERVAL, "K", 0, "steps between reselections, K >= 1", 0},
+    {"visual-core", KEY_CORE, "NAME", 0,
+     "when the computed rows are chosen: interval, or step: in every step, by each KV head", 0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
      "what ranks the picture's rows: last-row, question, coverage, random or uniform", 0},
     {"visual-uniform-share", KEY_UNIFORM_SHARE, "R", 0,
@@ -64,6 +67,7 @@ static const struct argp_option option_table[] = {
 static error_t parse_visual(int key, const char *text, struct argp_state *state,
                             Avl__V1__AttentionParameters *attention) {
     avl_visual_selection_t selection;
+    avl_visual_core_t core;
     switch (key) {
     case KEY_STORE:
         attention->visual_store_ratio = avl_option_number(state, "--visual-store", text);
@@ -78,6 +82,11 @@ static error_t parse_visual(int key, const char *text, struct argp_state *state,
             (uint32_t)avl_option_count(state, "--visual-interval", text, 0, INT32_MAX);
         attention->_visual_update_interval_case =
             CASE(VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL);
+        return 0;
+    case KEY_CORE:
+        if (!avl_visual_core_parse(text, &core))
+            argp_error(state, "--visual-core: \"%s\" is not interval or step", text);
+        attention->visual_core = (Avl__V1__VisualCore)(core + 1);
         return 0;
     case KEY_SELECTION:
         if (!avl_visual_selection_parse(text, &selection))
@@ -167,6 +176,12 @@ static const char *selection_name(const Avl__V1__AttentionParameters *attention)
                      (avl_visual_selection_t)(attention->visual_selection - 1));
 }
 
+static const char *core_name(const Avl__V1__AttentionParameters *attention) {
+    return attention->visual_core == 0
+               ? NULL
+               : avl_visual_core_name((avl_visual_core_t)(attention->visual_core - 1));
+}
+
 static const char *policy_name(const Avl__V1__AttentionParameters *attention) {
     return attention->text_policy == 0
                ? NULL
@@ -180,8 +195,11 @@ void avl_attention_print(const Avl__V1__AttentionParameters *attention) {
         fputs("dense", stdout);
         return;
     }
-    printf("store %g, compute %g, interval %u", attention->visual_store_ratio,
-           attention->visual_compute_ratio, attention->visual_update_interval);
+    printf("store %g, compute %g", attention->visual_store_ratio, attention->visual_compute_ratio);
+    if (attention->visual_core == AVL__V1__VISUAL_CORE__VISUAL_CORE_STEP)
+        fputs(" in every step and head", stdout);
+    else
+        printf(", interval %u", attention->visual_update_interval);
     const char *selection = selection_name(attention), *policy = policy_name(attention);
     if (selection != NULL)
         printf(", by %s", selection);
@@ -211,6 +229,7 @@ json_t *avl_attention_json(const Avl__V1__AttentionParameters *attention) {
          json_real(attention->visual_compute_ratio)},
         {"visual_update_interval", attention->_visual_update_interval_case != 0,
          json_integer(attention->visual_update_interval)},
+        {"visual_core", core_name(attention) != NULL, json_string(core_name(attention))},
         {"visual_selection", selection_name(attention) != NULL,
          json_string(selection_name(attention))},
         {"visual_uniform_share", attention->_visual_uniform_share_case != 0,

@@ -46,7 +46,7 @@ static bool has_only_dense(const Avl__V1__AttentionParameters *given) {
            given->_visual_standout_case == 0 && given->_selection_seed_case == 0 &&
            given->_prefill_keep_ratio_case == 0 && given->_prefill_layer_case == 0 &&
            given->_text_keep_ratio_case == 0 && given->_text_keep_min_case == 0 &&
-           given->text_policy == 0 && given->_protect_prompt_case == 0 &&
+           given->text_policy == 0 && given->_protect_prompt_case == 0 && given->visual_core == 0 &&
            !given->measure_captured_mass;
 }
 
@@ -83,6 +83,33 @@ static avl_status_t read_visual(const Avl__V1__AttentionParameters *given,
     if (given->_visual_update_interval_case != 0)
         AVL_TRY(read_count("visual_update_interval", given->visual_update_interval,
                            &params->visual_update_interval));
+    return AVL_OK;
+}
+
+/* The interval means nothing to a core in every step: who gives the one does not want the other. */
+static avl_status_t read_core(const Avl__V1__AttentionParameters *given,
+                              avl_attention_params_t *params) {
+    bool intervals = given->_visual_update_interval_case != 0;
+    switch (given->visual_core) {
+    case AVL__V1__VISUAL_CORE__VISUAL_CORE_UNSPECIFIED:
+        if (intervals)
+            params->visual_core = AVL_CORE_INTERVAL;
+        break;
+    case AVL__V1__VISUAL_CORE__VISUAL_CORE_INTERVAL:
+        params->visual_core = AVL_CORE_INTERVAL;
+        break;
+    case AVL__V1__VISUAL_CORE__VISUAL_CORE_STEP:
+        params->visual_core = AVL_CORE_STEP;
+        if (intervals)
+            return avl_fail(AVL_ERR_INVALID,
+                            "attention.visual_update_interval is %u; visual_core step chooses in "
+                            "every step and goes without an interval",
+                            given->visual_update_interval);
+        break;
+    default:
+        return avl_fail(AVL_ERR_INVALID, "attention.visual_core is %d, which is unknown",
+                        (int)given->visual_core);
+    }
     return AVL_OK;
 }
 
@@ -228,6 +255,7 @@ static avl_status_t read_fields(const Avl__V1__AttentionParameters *given, uint6
     if (given->preset[0] != '\0')
         AVL_TRY(find_preset(given->preset, params));
     AVL_TRY(read_visual(given, params));
+    AVL_TRY(read_core(given, params));
     AVL_TRY(read_selection(given, seed, params));
     AVL_TRY(read_prefill(given, params));
     params->measure_captured_mass |= given->measure_captured_mass;
@@ -264,6 +292,11 @@ Avl__V1__VisualSelection avl_attention_selection(avl_visual_selection_t selectio
     return AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_UNSPECIFIED;
 }
 
+Avl__V1__VisualCore avl_attention_core(avl_visual_core_t core) {
+    return core == AVL_CORE_STEP ? AVL__V1__VISUAL_CORE__VISUAL_CORE_STEP
+                                 : AVL__V1__VISUAL_CORE__VISUAL_CORE_INTERVAL;
+}
+
 Avl__V1__TextPolicy avl_attention_text_policy(avl_text_policy_t policy) {
     return policy == AVL_TEXT_A_VL ? AVL__V1__TEXT_POLICY__TEXT_POLICY_A_VL
                                    : AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O;
@@ -275,8 +308,11 @@ void avl_attention_write(const avl_attention_params_t *params, Avl__V1__Attentio
     to->visual_store_ratio = params->visual_store_ratio;
     to->_visual_compute_ratio_case = CASE(VISUAL_COMPUTE_RATIO_VISUAL_COMPUTE_RATIO);
     to->visual_compute_ratio = params->visual_compute_ratio;
-    to->_visual_update_interval_case = CASE(VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL);
-    to->visual_update_interval = (uint32_t)params->visual_update_interval;
+    to->visual_core = avl_attention_core(params->visual_core);
+    if (params->visual_core != AVL_CORE_STEP) {
+        to->_visual_update_interval_case = CASE(VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL);
+        to->visual_update_interval = (uint32_t)params->visual_update_interval;
+    }
     to->visual_selection = avl_attention_selection(params->visual_selection);
     if (params->visual_uniform_share > 0) {
         to->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);
@@ -313,6 +349,7 @@ void avl_attention_submit(const avl_attention_params_t *params, Avl__Worker__V1_
     to->visual_store_ratio = params->visual_store_ratio;
     to->visual_compute_ratio = params->visual_compute_ratio;
     to->visual_update_interval = params->visual_update_interval;
+    to->visual_core = (int32_t)params->visual_core;
     to->visual_selection = (int32_t)params->visual_selection;
     to->visual_uniform_share = params->visual_uniform_share;
     to->visual_standout = params->visual_standout;

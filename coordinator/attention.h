@@ -21,14 +21,15 @@ extern const size_t avl_attention_preset_count;
 /* What a request says over `defaults`; NULL: nothing. A preset stands in for the defaults. A
  * default that what was given cannot stand beside gives way: a compute share above the given store,
  * a store above the given filter, a filter beside another given selection than the last row's, a
- * given uniform share, a standout or a wish to measure, and each of these beside a given filter.
- * `seed` seeds random selection unless the request names another. Errors: AVL_ERR_INVALID,
- * AVL_ERR_UNSUPPORTED (text of which says what). */
+ * given uniform share, a standout or a wish to measure, and each of these beside a given filter; a
+ * core in every step beside a given interval. `seed` seeds random selection unless the request
+ * names another. Errors: AVL_ERR_INVALID, AVL_ERR_UNSUPPORTED (text of which says what). */
 AVL_MUST_CHECK avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *given,
                                                const avl_attention_params_t *defaults,
                                                uint64_t seed, avl_attention_params_t *params_p);
 /* In the words of the public API. */
 Avl__V1__VisualSelection avl_attention_selection(avl_visual_selection_t selection);
+Avl__V1__VisualCore avl_attention_core(avl_visual_core_t core);
 Avl__V1__TextPolicy avl_attention_text_policy(avl_text_policy_t policy);
 /* The whole of it but for what has no effect. */
 void avl_attention_write(const avl_attention_params_t *params, Avl__V1__AttentionParameters *to);

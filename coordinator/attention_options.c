@@ -13,6 +13,7 @@ enum {
     KEY_STORE,
     KEY_COMPUTE,
     KEY_INTERVAL,
+    KEY_CORE,
     KEY_SELECTION,
     KEY_UNIFORM_SHARE,
     KEY_STANDOUT,
@@ -32,6 +33,10 @@ static const struct argp_option option_table[] = {
      "share of the visual rows kept after prefill; default 0.5", 0},
     {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.3", 0},
     {"visual-interval", KEY_INTERVAL, "N", 0, "steps between reselections; default 3", 0},
+    {"visual-core", KEY_CORE, "NAME", 0,
+     "when the computed rows are chosen: interval (default), or step: in every step, by each KV "
+     "head",
+     0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
      "what ranks visual rows: last-row (default), question, coverage, random or uniform", 0},
     {"visual-uniform-share", KEY_UNIFORM_SHARE, "RATIO", 0,
@@ -78,6 +83,7 @@ static uint32_t count(struct argp_state *state, const char *option, const char *
 static error_t parse_visual(int key, char *text, struct argp_state *state,
                             Avl__V1__AttentionParameters *given) {
     avl_visual_selection_t selection;
+    avl_visual_core_t core;
     switch (key) {
     case KEY_STORE:
         given->_visual_store_ratio_case = CASE(VISUAL_STORE_RATIO_VISUAL_STORE_RATIO);
@@ -90,6 +96,11 @@ static error_t parse_visual(int key, char *text, struct argp_state *state,
     case KEY_INTERVAL:
         given->_visual_update_interval_case = CASE(VISUAL_UPDATE_INTERVAL_VISUAL_UPDATE_INTERVAL);
         given->visual_update_interval = count(state, "visual-interval", text);
+        return 0;
+    case KEY_CORE:
+        if (!avl_visual_core_parse(text, &core))
+            argp_error(state, "--visual-core %s: expected interval or step", text);
+        given->visual_core = avl_attention_core(core);
         return 0;
     case KEY_SELECTION:
         if (!avl_visual_selection_parse(text, &selection))

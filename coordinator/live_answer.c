@@ -81,7 +81,8 @@ static void send_finished_locked(avl_live_request_t *live, const avl_choice_t *c
     avl__v1__attention_report__init(&attention);
     attention.visual_store_ratio = prepared->attention.visual_store_ratio;
     attention.visual_compute_ratio = prepared->attention.visual_compute_ratio;
-    attention.visual_update_interval = (uint32_t)prepared->attention.visual_update_interval;
+    if (prepared->attention.visual_core != AVL_CORE_STEP)
+        attention.visual_update_interval = (uint32_t)prepared->attention.visual_update_interval;
     attention.visual_rows_seen = (uint32_t)result->visual_rows_seen;
     attention.visual_rows_stored = (uint32_t)result->visual_rows_stored;
     if (result->decode_steps > 0)

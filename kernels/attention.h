@@ -32,6 +32,11 @@ typedef struct avl_head_map {
     int query_head_offset; /* place of this rank's first query head inside its group */
 } avl_head_map_t;
 
+/* KV heads that this rank's query heads read. */
+static inline int avl_head_map_kv_heads(const avl_head_map_t *map) {
+    return (map->query_head_offset + map->query_heads - 1) / map->group + 1;
+}
+
 /* One sequence's chunk of queries. The list `rows` names, in the order of positions, every cached
  * row up to and including the chunk's own (already written). Query i of the chunk stands at index
  * row_count - query_count + i of that list and sees the indices max(0, that - window + 1) .. that
@@ -77,8 +82,13 @@ typedef struct avl_decode_sequence {
     avl_row_span_t spans[AVL_SPAN_COUNT]; /* at least one row in all */
     /* NULL, or f32 [spans[VISUAL].row_count]: the sum over this rank's query heads of the softmax
      * weight of each visual row. (A-VL's score times the number of heads, before the sum over
-     * ranks.) */
+     * ranks.) With weights_by_head f32 [Hk, spans[VISUAL].row_count]: sums over the query heads of
+     * each KV head. */
     float *visual_weights;
+    int weights_by_head;
+    /* 0, or: every KV head has visual rows of its own, head g the row_count ones from
+     * spans[VISUAL].rows + g * visual_stride on: at least row_count, and no visual_weights. */
+    int32_t visual_stride;
     /* NULL, or f32 [Hq, 2]: each query head's largest logit, and the sum of weights relative to it:
      * a row's softmax weight is exp(logit - largest) / sum. */
     float *totals;

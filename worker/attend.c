@@ -8,6 +8,7 @@
 #include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/lists.h"
+#include "worker/step_core.h"
 #include "worker/text_rank.h"
 #include "worker/visual_store.h"
 
@@ -16,6 +17,7 @@ struct avl_attend {
     float scale;
     avl_selection_t *selection;
     avl_text_rank_t *text_rank;
+    avl_step_core_t *step_core;
     avl_run_t *runs; /* [runs_max] */
     int run_count;
     int32_t rows;
@@ -41,7 +43,7 @@ struct avl_attend {
 
 int64_t avl_attend_bytes(const avl_attend_options_t *options) {
     return avl_selection_bytes(options->scores_max) + avl_text_rank_bytes(options) +
-           options->sequence_scores_max * (int64_t)sizeof(float) +
+           avl_step_core_bytes(options) + options->sequence_scores_max * (int64_t)sizeof(float) +
            (int64_t)(options->layer_count + 1) * options->rows_max * (int64_t)sizeof(int32_t);
 }
 
@@ -101,6 +103,7 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
         attend->device_positions = memory;
     }
     AVL_TRY_GOTO(status, avl_text_rank_create(options, &attend->text_rank), err_destroy);
+    AVL_TRY_GOTO(status, avl_step_core_create(options, &attend->step_core), err_destroy);
     AVL_TRY_GOTO(status,
                  avl_selection_create(options->device, options->group, options->scores_max,
                                       options->runs_max, &attend->selection),
@@ -117,6 +120,7 @@ void avl_attend_destroy(avl_attend_t *attend) {
         return;
     avl_selection_destroy(attend->selection);
     avl_text_rank_destroy(attend->text_rank);
+    avl_step_core_destroy(attend->step_core);
     if (attend->device_slots != NULL && attend->device_slots != attend->slots)
         attend->options.device->ops->release(attend->options.device, attend->device_slots);
     if (attend->host_scores != attend->row_scores)
@@ -354,27 +358,53 @@ static float *weights_of(const avl_attend_t *attend, const avl_run_t *run) {
     return NULL;
 }
 
+/* What the run's decode row attends to, run `index` of the step. Where each KV head chooses its
+ * core, the visual span is the store, and *keep_p of its rows will be read, else 0. */
+static avl_decode_sequence_t decode_of(const avl_attend_t *attend, const avl_run_t *run, int index,
+                                       int layer, int32_t *keep_p) {
+    avl_sequence_t *sequence = run->sequence;
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    avl_decode_sequence_t decode = {.query_row = run->first_row};
+    int32_t hidden;
+    fill_text_spans(attend, run, layer, run->first_position, decode.spans, &decode.text_first);
+    decode.totals = shape->evicts_text ? avl_text_rank_totals(attend->text_rank, index) : NULL;
+    avl_row_span_t *visual = &decode.spans[AVL_SPAN_VISUAL];
+    *visual = avl_visual_store_span(sequence, layer, sequence->decode_steps + 1,
+                                    visible_first(attend, run->first_position), &hidden);
+    decode.visual_weights = weights_of(attend, run);
+    *keep_p = 0;
+    if (shape->core_in_step && shape->core_rows == 0)
+        visual->row_count = 0;
+    else if (shape->core_in_step && shape->core_rows < visual->row_count)
+        *keep_p = shape->core_rows;
+    sequence->computed_halves += visual->row_count + (*keep_p > 0 ? *keep_p : visual->row_count);
+    return decode;
+}
+
+/* The first `count` of attend->decodes, with the cores of their step. */
+static avl_status_t attend_group(avl_attend_t *attend, const avl_attention_call_t *call,
+                                 int count) {
+    AVL_TRY(avl_step_core_choose(attend->step_core, call));
+    return attend_singles(attend, call, attend->decodes, count, call->output);
+}
+
 static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_call_t *call) {
     int count = 0;
     for (int i = 0; i < attend->run_count; i++) {
-        const avl_run_t *run = &attend->runs[i];
-        if (!run->decode)
+        if (!attend->runs[i].decode)
             continue;
-        avl_sequence_t *sequence = run->sequence;
-        avl_decode_sequence_t *decode = &attend->decodes[count++];
-        int32_t hidden;
-        decode->query_row = run->first_row;
-        fill_text_spans(attend, run, call->layer, run->first_position, decode->spans,
-                        &decode->text_first);
-        decode->totals =
-            sequence->shape.evicts_text ? avl_text_rank_totals(attend->text_rank, i) : NULL;
-        decode->spans[AVL_SPAN_VISUAL] =
-            avl_visual_store_span(sequence, call->layer, sequence->decode_steps + 1,
-                                  visible_first(attend, run->first_position), &hidden);
-        decode->visual_weights = weights_of(attend, run);
-        sequence->computed_rows += decode->spans[AVL_SPAN_VISUAL].row_count;
+        int32_t keep;
+        avl_decode_sequence_t decode = decode_of(attend, &attend->runs[i], i, call->layer, &keep);
+        if (keep > 0) {
+            if (!avl_step_core_fits(attend->step_core, decode.spans[AVL_SPAN_VISUAL].row_count)) {
+                AVL_TRY(attend_group(attend, call, count));
+                count = 0;
+            }
+            avl_step_core_add(attend->step_core, &decode, keep);
+        }
+        attend->decodes[count++] = decode;
     }
-    return attend_singles(attend, call, attend->decodes, count, call->output);
+    return attend_group(attend, call, count);
 }
 
 /* Where the requests that ask for it would look if they read all visual rows. */
@@ -394,6 +424,11 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
         fill_text_spans(attend, run, call->layer, run->first_position, all.spans, &all.text_first);
         all.spans[AVL_SPAN_VISUAL] =
             (avl_row_span_t){visual->device + hidden, visual->count - hidden};
+        if (shape->core_in_step) {
+            AVL_TRY(avl_step_core_weigh(attend->step_core, call, sequence, &all, hidden,
+                                        visible_first(attend, run->first_position)));
+            continue;
+        }
         AVL_TRY(attend_singles(attend, call, &all, 1, NULL));
         if (!device->is_host)
             AVL_TRY(device->ops->download(device, attend->host_scores, attend->row_scores,
@@ -603,7 +638,8 @@ static avl_status_t choose_on_device(avl_attend_t *attend, int layer_index) {
         const avl_run_t *run = attend->item_runs[i];
         if (!run->decode)
             AVL_TRY(avl_visual_store_keep_core(run->sequence, attend->options.pages, layer_index,
-                                               &attend->items[i], &attend->choices[cores++]));
+                                               &attend->items[i], &attend->choices[cores]));
+        cores += !run->decode && !run->sequence->shape.core_in_step;
     }
     return avl_choose(device, &(avl_choose_args_t){.items = attend->choices, .item_count = cores});
 }

@@ -153,7 +153,7 @@ avl_attention_report_t avl_job_attention(const avl_job_t *job, const avl_engine_
         return report;
     int64_t layers = sequence->layer_count;
     report.decode_steps = sequence->decode_steps;
-    report.visual_rows_computed = (sequence->computed_rows + layers / 2) / layers;
+    report.visual_rows_computed = (sequence->computed_halves + layers) / (2 * layers);
     report.kv_bytes_returned = sequence->returned_pages * avl_engine_page_bytes(engine);
     const avl_visual_mass_t *mass = &sequence->mass;
     if (mass->all > 0) {

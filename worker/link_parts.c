@@ -159,6 +159,7 @@ static avl_attention_params_t attention_take(const Avl__Worker__V1__Attention *f
         .visual_store_ratio = from->visual_store_ratio,
         .visual_compute_ratio = from->visual_compute_ratio,
         .visual_update_interval = from->visual_update_interval,
+        .visual_core = (avl_visual_core_t)from->visual_core,
         .visual_selection = (avl_visual_selection_t)from->visual_selection,
         .visual_standout = from->visual_standout,
         .visual_uniform_share = from->visual_uniform_share,

@@ -6,7 +6,7 @@
 #include "base/memory.h"
 
 #define PLAN_MAGIC UINT32_C(0x504c5641) /* "AVLP" */
-#define PLAN_VERSION UINT32_C(5)
+#define PLAN_VERSION UINT32_C(6)
 #define LAYOUT_FIELDS 11
 
 typedef struct wire_header {
@@ -23,7 +23,7 @@ typedef struct wire_attention {
     int32_t flags; /* FLAG_... */
 } wire_attention_t;
 
-enum { FLAG_PROTECT_PROMPT = 1, FLAG_MEASURE_MASS = 2, FLAGS_ALL = 3 };
+enum { FLAG_PROTECT_PROMPT = 1, FLAG_MEASURE_MASS = 2, FLAG_CORE_STEP = 4, FLAGS_ALL = 7 };
 
 typedef struct wire_admission {
     uint64_t request_id;
@@ -168,7 +168,8 @@ static wire_attention_t attention_to_wire(const avl_attention_params_t *params) 
         .text_keep_min = params->text_keep_min,
         .text_policy = (int32_t)params->text_policy,
         .flags = (params->protect_prompt ? FLAG_PROTECT_PROMPT : 0) |
-                 (params->measure_captured_mass ? FLAG_MEASURE_MASS : 0),
+                 (params->measure_captured_mass ? FLAG_MEASURE_MASS : 0) |
+                 (params->visual_core == AVL_CORE_STEP ? FLAG_CORE_STEP : 0),
     };
 }
 
@@ -178,6 +179,7 @@ static avl_attention_params_t attention_from_wire(const wire_attention_t *wire) 
         .visual_store_ratio = wire->store_ratio,
         .visual_compute_ratio = wire->compute_ratio,
         .visual_update_interval = wire->update_interval,
+        .visual_core = wire->flags & FLAG_CORE_STEP ? AVL_CORE_STEP : AVL_CORE_INTERVAL,
         .visual_selection = (avl_visual_selection_t)wire->selection,
         .visual_uniform_share = wire->uniform_share,
         .visual_standout = wire->standout,

@@ -50,7 +50,9 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
         shape.scored_from = last_visual + 1 > prompt_rows - AVL_SCORING_ROWS_MAX
                                 ? last_visual + 1
                                 : prompt_rows - AVL_SCORING_ROWS_MAX;
-    shape.update_interval = attention->visual_update_interval;
+    bool each_step = attention->visual_core == AVL_CORE_STEP;
+    shape.core_in_step = each_step && shape.core_rows < shape.store_rows;
+    shape.update_interval = each_step ? 1 : attention->visual_update_interval;
     shape.long_prompt = prompt_rows >= AVL_LINEAR_MANY_ROWS;
     shape.selects = shape.core_rows < shape.visual_rows;
     shape.measures = attention->measure_captured_mass && shape.selects;
@@ -122,16 +124,16 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
  * tables. */
 static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
     return (size_t)text_capacity(shape) + (size_t)shape->visual_rows + (size_t)shape->prompt_rows +
-           (size_t)shape->core_rows + score_entries(shape);
+           (size_t)avl_sequence_core_rows(shape) + score_entries(shape);
 }
 
 /* What the device alone has besides, where it is not the host: first core and store. */
 static size_t layer_choice_entries(const avl_sequence_shape_t *shape) {
-    return (size_t)shape->core_rows + (size_t)shape->store_rows;
+    return (size_t)avl_sequence_core_rows(shape) + (size_t)shape->store_rows;
 }
 
 static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
-    return 2 * (size_t)shape->core_rows + (size_t)shape->store_rows +
+    return 2 * (size_t)avl_sequence_core_rows(shape) + (size_t)shape->store_rows +
            (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
 }
 
@@ -164,7 +166,7 @@ static void carve(avl_sequence_t *sequence) {
         avl_row_list_t *lists[] = {&layer->text.slots, &layer->visual.slots, &layer->order,
                                    &layer->core};
         const int32_t capacities[] = {text_capacity(shape), shape->visual_rows, shape->prompt_rows,
-                                      shape->core_rows};
+                                      avl_sequence_core_rows(shape)};
         for (int j = 0; j < 4; j++) {
             lists[j]->host = host;
             lists[j]->device = device;
@@ -177,7 +179,7 @@ static void carve(avl_sequence_t *sequence) {
         device += score_entries(shape);
         if (sequence->device_block != NULL) {
             layer->device_first_core = device;
-            layer->device_store = device + shape->core_rows;
+            layer->device_store = device + avl_sequence_core_rows(shape);
             device += layer_choice_entries(shape);
         }
     }
@@ -189,8 +191,8 @@ static void carve(avl_sequence_t *sequence) {
         layer->text.segment = AVL_SEGMENT_TEXT;
         layer->visual.segment = AVL_SEGMENT_VISUAL;
         layer->core_indices = host;
-        layer->first_core = layer->core_indices + shape->core_rows;
-        layer->store_positions = layer->first_core + shape->core_rows;
+        layer->first_core = layer->core_indices + avl_sequence_core_rows(shape);
+        layer->store_positions = layer->first_core + avl_sequence_core_rows(shape);
         layer->text.pages = layer->store_positions + shape->store_rows;
         layer->visual.pages = layer->text.pages + pages_of(text_capacity(shape));
         host = layer->visual.pages + pages_of(shape->visual_rows);

@@ -10,7 +10,8 @@
  *            (worker/text_store.h), in no order
  *   visual   all visual rows until the last prompt row has passed, the visual store afterwards
  *   order    both in the order of positions; only while the prompt is being read
- *   core     the part of the store that ordinary steps compute (worker/visual_store.h)
+ *   core     the part of the store that ordinary steps compute (worker/visual_store.h), where it
+ *            is chosen between steps
  *
  * Lists have their final capacity at admission; nothing is allocated later. */
 #ifndef AVL_WORKER_SEQUENCE_H
@@ -35,7 +36,8 @@ typedef struct avl_sequence_shape {
     int32_t held_rows;   /* visual rows cached once the prompt is read: m, or N to measure by */
     int32_t even_rows;   /* of the store: evenly spaced, whatever their scores */
     int32_t scored_from; /* prompt rows from here on rank the visual ones; the last one always */
-    int32_t update_interval;
+    int32_t update_interval; /* 1 where the core is chosen within a step, or is all of the store */
+    bool core_in_step; /* no core is listed: each KV head chooses its own in every decode step */
     avl_attention_params_t attention; /* that the numbers above follow from, and the rest of it */
     /* Its prompt rows go the way of many rows through products, however they are cut into chunks
      * and whatever else is in the step: so a replay repeats their bits. */
@@ -74,7 +76,7 @@ typedef struct avl_sequence_layer {
     avl_row_list_t order; /* or the store, where all visual rows are held (avl_sequence_store) */
     avl_row_list_t core;
     int32_t *core_indices; /* [core.count] places in the store, ascending */
-    /* What a prompt leaves, [core_rows] and [store_rows]: */
+    /* What a prompt leaves, [avl_sequence_core_rows] and [store_rows]: */
     int32_t *first_core;      /* what core_indices were then */
     int32_t *store_positions; /* once `selected` */
     /* The same where the device chose, NULL where it is the host: first_core, and instead of
@@ -113,10 +115,12 @@ typedef struct avl_sequence {
      * prompt's last row; NULL unless one store serves all layers. */
     float *merits;
     avl_sequence_layer_t *layers;
-    int32_t rows_done;           /* cached in all layers */
-    int32_t visual_done;         /* visual ones among them */
-    int32_t decode_steps;        /* done */
-    int64_t computed_rows;       /* visual rows read by decode steps, over steps and layers */
+    int32_t rows_done;    /* cached in all layers */
+    int32_t visual_done;  /* visual ones among them */
+    int32_t decode_steps; /* done */
+    /* Visual rows read by decode steps, over steps and layers, as halves: a row's key is one, its
+     * value the other. */
+    int64_t computed_halves;
     int64_t returned_pages;      /* by eviction */
     avl_visual_mass_t step_mass; /* of the step under way, of this rank's heads */
     avl_visual_mass_t mass;      /* of all steps before, of all ranks; same on every rank */
@@ -174,6 +178,10 @@ AVL_MUST_CHECK avl_status_t avl_sequence_create(avl_device_t *device, int32_t in
 void avl_sequence_destroy(avl_sequence_t *sequence, avl_pages_t *pages);
 
 bool avl_sequence_is_visual(const avl_sequence_t *sequence, int32_t position);
+/* Rows of a core that is listed; 0: none is. */
+static inline int32_t avl_sequence_core_rows(const avl_sequence_shape_t *shape) {
+    return shape->core_in_step ? 0 : shape->core_rows;
+}
 /* Positions of the layer's visual rows before it selects, ascending. */
 const int32_t *avl_sequence_visual_positions(const avl_sequence_t *sequence, int layer);
 /* Adds the row at `position` (which must be the layer's next) to the layer's lists and returns its

@@ -138,7 +138,8 @@ static avl_status_t list_store(avl_sequence_t *sequence, avl_sequence_layer_t *l
 static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
                                const avl_sequence_layer_t *source) {
     const avl_sequence_shape_t *shape = &sequence->shape;
-    size_t core = (size_t)shape->core_rows * sizeof(int32_t);
+    int32_t core_rows = avl_sequence_core_rows(shape);
+    size_t core = (size_t)core_rows * sizeof(int32_t);
     if (!shape->selects)
         return AVL_OK;
     memcpy(layer->store_positions, source->store_positions,
@@ -148,9 +149,9 @@ static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *l
     if (shape->held_rows > shape->store_rows)
         AVL_TRY(list_store(sequence, layer));
     const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
-    for (int32_t i = 0; i < shape->core_rows; i++)
+    for (int32_t i = 0; i < core_rows; i++)
         layer->core.host[i] = store->host[layer->core_indices[i]];
-    layer->core.count = shape->core_rows;
+    layer->core.count = core_rows;
     layer->selected = true;
     return avl_sequence_publish(sequence, &layer->core, 0);
 }

@@ -26,8 +26,7 @@ struct avl_text_rank {
 };
 
 static int kv_heads_of(const avl_attend_options_t *options) {
-    const avl_head_map_t *map = &options->head_map;
-    return (map->query_head_offset + map->query_heads - 1) / map->group + 1;
+    return avl_head_map_kv_heads(&options->head_map);
 }
 
 static int buffer_heads_of(const avl_attend_options_t *options) {

@@ -9,7 +9,7 @@ bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step) {
 }
 
 bool avl_visual_store_reselects(const avl_sequence_shape_t *shape, int32_t step) {
-    return shape->selects && shape->core_rows < shape->store_rows &&
+    return shape->selects && !shape->core_in_step && shape->core_rows < shape->store_rows &&
            avl_visual_store_updates(shape, step);
 }
 
@@ -98,6 +98,8 @@ avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
     const avl_sequence_shape_t *shape = &sequence->shape;
     AVL_ASSERT(chosen->keep == shape->store_rows);
     AVL_TRY(keep_rows(sequence, pages, layer_index, chosen->indices));
+    if (shape->core_in_step)
+        return AVL_OK;
     AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
                                layer->core_indices));
     return begin_core(sequence, layer);
@@ -144,8 +146,11 @@ avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *p
     layer->order.count = shape->store_rows;
     if (shape->store_rows < layer->visual.slots.count)
         AVL_TRY(move_rows(sequence, pages, layer));
+    layer->selected = layer->store_is_ahead = true;
+    if (shape->core_in_step)
+        return AVL_OK;
     layer->core.count = shape->core_rows;
-    layer->selected = layer->store_is_ahead = layer->core_is_ahead = true;
+    layer->core_is_ahead = true;
     *core_p = (avl_choose_item_t){
         .scores = chosen->best,
         .count = shape->store_rows,
@@ -209,8 +214,9 @@ static avl_status_t settle_store(avl_sequence_t *sequence, int layer_index) {
                          avl_sequence_visual_rows(shape, layer_index), layer->store_positions));
     for (int32_t i = 0; i < shape->store_rows; i++)
         layer->store_positions[i] = positions[layer->store_positions[i]];
-    AVL_TRY(fetch_places(sequence, layer_index, layer->device_first_core, shape->core_rows,
-                         shape->store_rows, layer->first_core));
+    if (!shape->core_in_step)
+        AVL_TRY(fetch_places(sequence, layer_index, layer->device_first_core, shape->core_rows,
+                             shape->store_rows, layer->first_core));
     layer->store_is_ahead = false;
     return AVL_OK;
 }
@@ -260,6 +266,8 @@ avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, avl_pages_t *page
     else
         avl_spread_even(shape->visual_rows, shape->store_rows, kept);
     AVL_TRY(keep_rows(sequence, pages, layer_index, kept));
+    if (shape->core_in_step)
+        return AVL_OK;
     spread_core(sequence, layer_index, 0);
     return begin_core(sequence, layer);
 }

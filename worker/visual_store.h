@@ -5,7 +5,9 @@
  * to the front of the sequence's visual pages; the other pages go back to the pool at once. The
  * `core_rows` best of them are the core. With `coverage` that is one choice for all layers, made
  * when the last row has passed the last of them; until then all visual rows stay everywhere. The
- * store never changes afterwards; the core is chosen anew after every `update_interval`-th step.
+ * store never changes afterwards; the core is chosen anew after every `update_interval`-th step, or
+ * is nothing that lasts: then every step begins with the whole store, and each KV head chooses
+ * (worker/step_core.h).
  *
  * Keys are stored rotated and never rotated again: positions stay what they were. */
 #ifndef AVL_WORKER_VISUAL_STORE_H
@@ -34,8 +36,8 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_keep_all(avl_sequence_t *sequence, 
                                                       const avl_selection_item_t *chosen);
 /* What avl_visual_store_keep does where the scores are and stay, with nothing to wait for: the
  * caller has avl_choose do what `begin` asks for, then what `core` asks for. `chosen` as
- * avl_selection_begin laid it out, every row seen. The host's copies are brought up to date when
- * somebody asks (settle). */
+ * avl_selection_begin laid it out, every row seen. Where no core is listed *core_p stays as it is.
+ * The host's copies are brought up to date when somebody asks (settle). */
 avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer,
                                               const avl_selection_item_t *chosen);
 AVL_MUST_CHECK avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *pages,

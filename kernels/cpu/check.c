@@ -90,6 +90,19 @@ avl_status_t avl_check_heads(const char *operation, const avl_kv_view_t *kv,
     return avl_check_matrix(operation, "values", kv->values, 1, kv->row_stride, row_width);
 }
 
+avl_status_t avl_check_visual_stride(const avl_decode_sequence_t *sequence, int index) {
+    int32_t stride = sequence->visual_stride;
+    AVL_CHECK_SHAPE(stride == 0 || stride >= sequence->spans[AVL_SPAN_VISUAL].row_count,
+                    "decode_attention: sequence %d has %" PRId32
+                    " visual rows for each KV head, and lists of them %" PRId32 " apart",
+                    index, sequence->spans[AVL_SPAN_VISUAL].row_count, stride);
+    AVL_CHECK_SHAPE(stride == 0 || sequence->visual_weights == NULL,
+                    "decode_attention: sequence %d wants weights of visual rows that differ from "
+                    "head to head",
+                    index);
+    return AVL_OK;
+}
+
 avl_status_t avl_check_kv_heads(const avl_kv_write_args_t *args) {
     if (args->redirects == NULL && args->positions == NULL)
         return AVL_OK;

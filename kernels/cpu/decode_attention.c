@@ -22,6 +22,13 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
                                   sequence->spans[span].row_count, 0));
         rows += sequence->spans[span].row_count;
     }
+    AVL_TRY(avl_check_visual_stride(sequence, index));
+    for (int head = 1; sequence->visual_stride > 0 && head < args->kv.kv_heads; head++) {
+        const avl_row_span_t *visual = &sequence->spans[AVL_SPAN_VISUAL];
+        AVL_TRY(avl_check_indices("decode_attention", names[AVL_SPAN_VISUAL],
+                                  visual->rows + (int64_t)head * sequence->visual_stride,
+                                  visual->row_count, 0));
+    }
     AVL_CHECK_SHAPE(rows > 0 && rows <= INT32_MAX,
                     "decode_attention: sequence %d has %" PRId64 " rows", index, rows);
     AVL_CHECK_SHAPE(sequence->query_row >= 0 && sequence->query_row <= INT32_MAX,

@@ -8,11 +8,18 @@
  * several rows at once, so that the sums are not loaded and stored for every one of them. */
 enum { PREFETCH_ROWS = 2, VALUE_ROWS = 4, CACHE_LINE_BYTES = 64 };
 
-static int64_t span_slot(const avl_decode_sequence_t *sequence, int64_t index) {
+static int64_t span_slot(const avl_decode_sequence_t *sequence, int kv_head, int64_t index) {
     int span = 0;
     while (index >= sequence->spans[span].row_count)
         index -= sequence->spans[span++].row_count;
+    if (span == AVL_SPAN_VISUAL)
+        index += (int64_t)kv_head * sequence->visual_stride;
     return sequence->spans[span].rows[index];
+}
+
+/* From one KV head's slots to the next one's: 0 where all heads read the same rows. */
+AVL_INLINE int slots_step(const avl_decode_item_t *item) {
+    return item->sequence->visual_stride > 0 ? AVL_DECODE_ROW_CHUNK : 0;
 }
 
 AVL_INLINE void prefetch_bytes(const char *memory, int64_t bytes) {
@@ -68,12 +75,14 @@ AVL_INLINE void chunk_logits(const avl_decode_item_t *item, const int64_t *slots
     const char *query =
         (const char *)args->query + item->sequence->query_row * args->query_stride * element;
     const char *keys = (const char *)kv->keys + item->first_kv_head * width * element;
+    int64_t row_bytes = kv->row_stride * element;
+    int step = slots_step(item);
     for (int r = 0; r < item->row_count; r++) {
-        const char *key = keys + slots[r] * kv->row_stride * element;
-        const char *next = keys + slots[next_row(r, item->row_count)] * kv->row_stride * element;
+        const int64_t *own = slots + r, *ahead = slots + next_row(r, item->row_count);
         int q = first_head;
-        for (int h = 0; h < item->kv_head_count; h++, key += width * element) {
-            prefetch_bytes(next + h * width * element, width * element);
+        for (int h = 0; h < item->kv_head_count; h++, own += step, ahead += step) {
+            const char *key = keys + *own * row_bytes + h * width * element;
+            prefetch_bytes(keys + *ahead * row_bytes + h * width * element, width * element);
             int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
             for (; q < end; q++) {
                 const char *head = query + q * width * element;
@@ -158,22 +167,21 @@ AVL_INLINE void values_of_rows(const avl_decode_item_t *item, const int64_t *slo
     const avl_kv_view_t *kv = &args->kv;
     int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
     const char *base = (const char *)kv->values + item->first_kv_head * width * element;
-    const char *values[VALUE_ROWS], *next[VALUE_ROWS];
-    for (int i = 0; i < rows; i++) {
-        values[i] = base + slots[first + i] * kv->row_stride * element;
-        next[i] = base + slots[next_row(first + i, item->row_count)] * kv->row_stride * element;
-    }
+    const char *values[VALUE_ROWS];
+    int64_t row_bytes = kv->row_stride * element;
+    int step = slots_step(item);
     int first_head = first_query_head(&args->heads, item->first_kv_head), q = first_head;
-    for (int h = 0; h < item->kv_head_count; h++) {
-        for (int i = 0; i < rows; i++)
-            prefetch_bytes(next[i] + h * width * element, width * element);
+    for (int h = 0; h < item->kv_head_count; h++, slots += step, base += width * element) {
+        for (int i = 0; i < rows; i++) {
+            values[i] = base + slots[first + i] * row_bytes;
+            prefetch_bytes(base + slots[next_row(first + i, item->row_count)] * row_bytes,
+                           width * element);
+        }
         int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
         for (; q < end; q++)
             add_scaled(partial_of(item, q, item->chunk), values,
                        weights + (int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + first, width,
                        dtype, rows);
-        for (int i = 0; i < rows; i++)
-            values[i] += width * element;
     }
 }
 
@@ -195,9 +203,12 @@ AVL_INLINE void chunk_values(const avl_decode_item_t *item, const int64_t *slots
 static void decode_chunk(const avl_decode_item_t *item, void *scratch) {
     const avl_decode_attention_args_t *args = item->args;
     int64_t *slots = scratch;
-    float *logits = (float *)(slots + AVL_DECODE_ROW_CHUNK);
-    for (int r = 0; r < item->row_count; r++)
-        slots[r] = span_slot(item->sequence, item->first_row + r);
+    float *logits = (float *)(slots + AVL_DECODE_ROW_CHUNK * AVL_DECODE_HEAD_BLOCK);
+    for (int h = 0; h < (slots_step(item) > 0 ? item->kv_head_count : 1); h++) {
+        for (int r = 0; r < item->row_count; r++)
+            slots[h * AVL_DECODE_ROW_CHUNK + r] =
+                span_slot(item->sequence, item->first_kv_head + h, item->first_row + r);
+    }
     if (args->kv.dtype == AVL_DTYPE_F32)
         chunk_logits(item, slots, logits, AVL_DTYPE_F32);
     else
@@ -249,13 +260,14 @@ static void decode_merge(const avl_decode_item_t *item, int head) {
     }
 }
 
-static void decode_weights(const avl_decode_item_t *item, int first, int count) {
+/* Of rows [first, first + count), summed over query heads [begin, end). */
+static void sum_weights(const avl_decode_item_t *item, int begin, int end, int first, int count,
+                        float *weights) {
     int64_t width = item->args->kv.head_width;
     int64_t visual = item->sequence->spans[AVL_SPAN_VISUAL].row_count;
-    float *weights = item->sequence->visual_weights;
     for (int j = 0; j < count; j += AVL_LANES) {
         avl_vf_t sum = {0};
-        for (int head = 0; head < item->args->heads.query_heads; head++) {
+        for (int head = begin; head < end; head++) {
             const float *total = partial_of(item, head, 0);
             avl_vf_t logit = avl_v_load_any(item->visual_logits + head * visual + first, j,
                                             count - j, AVL_DTYPE_F32);
@@ -263,4 +275,17 @@ static void decode_weights(const avl_decode_item_t *item, int first, int count) 
         }
         avl_v_store_any(weights + first, j, sum, count - j, AVL_DTYPE_F32);
     }
+}
+
+static void decode_weights(const avl_decode_item_t *item, int first, int count) {
+    const avl_decode_sequence_t *sequence = item->sequence;
+    const avl_head_map_t *heads = &item->args->heads;
+    if (!sequence->weights_by_head) {
+        sum_weights(item, 0, heads->query_heads, first, count, sequence->visual_weights);
+        return;
+    }
+    for (int h = 0; h < item->args->kv.kv_heads; h++)
+        sum_weights(item, first_query_head(heads, h), first_query_head(heads, h + 1), first, count,
+                    sequence->visual_weights +
+                        (int64_t)h * sequence->spans[AVL_SPAN_VISUAL].row_count);
 }

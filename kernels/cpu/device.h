@@ -146,10 +146,11 @@ static inline size_t avl_attention_scratch_bytes(int head_width) {
            (2 * queries * padded + queries * keys + 2 * keys * padded + 2 * queries);
 }
 
-/* Logits of one chunk for the query heads of one block of KV heads. */
+/* Logits of one chunk for the query heads of one block of KV heads; the chunk's slots, which may be
+ * each head's own. */
 static inline size_t avl_decode_scratch_bytes(int query_heads) {
     return sizeof(float) * AVL_DECODE_ROW_CHUNK * (size_t)query_heads +
-           sizeof(int64_t) * AVL_DECODE_ROW_CHUNK;
+           sizeof(int64_t) * AVL_DECODE_ROW_CHUNK * AVL_DECODE_HEAD_BLOCK;
 }
 
 avl_status_t avl_cpu_linear(avl_device_t *device, const avl_linear_args_t *args);

@@ -80,10 +80,18 @@ avl_status_t avl_cpu_topk(avl_device_t *device, const avl_topk_args_t *args) {
     return AVL_OK;
 }
 
+static void choose_item(void *context, int64_t index, int thread) {
+    const avl_choose_args_t *args = context;
+    (void)thread;
+    take_best(&args->items[index]);
+}
+
 avl_status_t avl_cpu_choose(avl_device_t *device, const avl_choose_args_t *args) {
-    (void)device;
     AVL_TRY(avl_check_choose(args));
+    int64_t work = 0; /* every list is gone through four times, and its histograms as well */
     for (int i = 0; i < args->item_count; i++)
-        take_best(&args->items[i]);
+        work += 4 * (int64_t)args->items[i].count + (3 << DIGIT_BITS_MAX);
+    avl_choose_args_t own = *args;
+    avl_cpu_parallel(avl_cpu_device(device), args->item_count, work, choose_item, &own);
     return AVL_OK;
 }

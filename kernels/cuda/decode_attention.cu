@@ -43,11 +43,13 @@ typedef struct entry {
     const int32_t *rows[AVL_SPAN_COUNT];
     int32_t counts[AVL_SPAN_COUNT];
     int32_t chunks;
-    int32_t text_first; /* text rows that stand before it are not seen */
-    float *partials;    /* [chunks][Hq][D + 2]: weighted values, largest logit, sum of weights */
-    float *totals;      /* [Hq][2]: largest logit, sum of weights */
-    float *logits;      /* NULL, or [Hq][counts[VISUAL]] */
-    float *weights;     /* with logits: where the result goes */
+    int32_t text_first;      /* text rows that stand before it are not seen */
+    int32_t visual_stride;   /* from one KV head's visual rows to the next one's, or 0 */
+    int32_t weights_by_head; /* weights are [Hk][counts[VISUAL]] */
+    float *partials; /* [chunks][Hq][D + 2]: weighted values, largest logit, sum of weights */
+    float *totals;   /* [Hq][2]: largest logit, sum of weights */
+    float *logits;   /* NULL, or [Hq][counts[VISUAL]] */
+    float *weights;  /* with logits: where the result goes */
 } entry_t;
 
 typedef struct params {
@@ -113,6 +115,8 @@ __device__ __forceinline__ void load_slots(const task_t &task, int32_t *slots) {
         int span = 0;
         while (index >= entry->counts[span])
             index -= entry->counts[span++];
+        if (span == AVL_SPAN_VISUAL)
+            index += (int64_t)task.kv_head * entry->visual_stride;
         slots[r] = entry->rows[span][index];
     }
 }
@@ -410,13 +414,18 @@ __global__ void __launch_bounds__(WEIGHT_THREADS)
     const entry_t *entry = entry_of(params, blockIdx.z);
     int64_t visual = entry->counts[AVL_SPAN_VISUAL];
     int64_t row = (int64_t)blockIdx.x * WEIGHT_THREADS + threadIdx.x;
-    if (entry->logits == nullptr || row >= visual)
+    if (entry->logits == nullptr || row >= visual || (blockIdx.y > 0 && !entry->weights_by_head))
         return;
+    int head = 0, end = params.heads.query_heads;
+    if (entry->weights_by_head) {
+        head = first_query_head(params.heads, (int)blockIdx.y);
+        end = first_query_head(params.heads, (int)blockIdx.y + 1);
+    }
     float sum = 0.0f;
-    for (int head = 0; head < params.heads.query_heads; head++)
+    for (; head < end; head++)
         sum += expf(entry->logits[head * visual + row] - entry->totals[2 * head]) *
                (1.0f / entry->totals[2 * head + 1]);
-    entry->weights[row] = sum;
+    entry->weights[blockIdx.y * visual + row] = sum;
 }
 
 /* ---- on the host ---- */
@@ -434,6 +443,7 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
     for (int span = 0; span < AVL_SPAN_COUNT; span++)
         AVL_TRY(avl_check_array("decode_attention", names[span], sequence->spans[span].rows,
                                 sequence->spans[span].row_count));
+    AVL_TRY(avl_check_visual_stride(sequence, index));
     int64_t rows = sequence_rows(sequence);
     AVL_CHECK_SHAPE(rows > 0 && rows <= INT32_MAX && rows <= (int64_t)GRID_YZ_MAX * CHUNK,
                     "decode_attention: sequence %d has %" PRId64 " rows", index, rows);
@@ -540,6 +550,8 @@ static entry_t make_entry(const avl_decode_attention_args_t *args,
     entry.partials = next;
     next += heads * entry.chunks * (args->kv.head_width + 2);
     entry.text_first = sequence->text_first;
+    entry.visual_stride = sequence->visual_stride;
+    entry.weights_by_head = sequence->weights_by_head;
     entry.totals = sequence->totals != nullptr ? sequence->totals : next;
     next += heads * 2;
     if (sequence->visual_weights != nullptr && entry.counts[AVL_SPAN_VISUAL] > 0) {
@@ -584,12 +596,15 @@ static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attentio
     }
     int chunks_max = 0;
     int64_t visual_max = 0;
+    unsigned parts = 1; /* of weights */
     for (int i = 0; i < count; i++) {
         entry_t entry = make_entry(args, &args->sequences[first + i], &next);
         entries[i] = entry;
         chunks_max = entry.chunks > chunks_max ? entry.chunks : chunks_max;
         if (entry.logits != nullptr && entry.counts[AVL_SPAN_VISUAL] > visual_max)
             visual_max = entry.counts[AVL_SPAN_VISUAL];
+        if (entry.logits != nullptr && entry.weights_by_head)
+            parts = (unsigned)args->kv.kv_heads;
     }
     if (count > INLINE_ENTRIES) {
         AVL_TRY(avl_cuda_send(cuda, scratch, entries, (size_t)count * sizeof *entries,
@@ -601,7 +616,8 @@ static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attentio
     AVL_TRY(avl_cuda_launched("decode_attention"));
     if (visual_max == 0)
         return AVL_OK;
-    dim3 weights_grid((unsigned)avl_cuda_ceil_div(visual_max, WEIGHT_THREADS), 1, (unsigned)count);
+    dim3 weights_grid((unsigned)avl_cuda_ceil_div(visual_max, WEIGHT_THREADS), parts,
+                      (unsigned)count);
     AVL_LAUNCH(weights_kernel, weights_grid, WEIGHT_THREADS, 0, cuda->stream, params);
     return avl_cuda_launched("decode_attention: weights");
 }

@@ -41,6 +41,8 @@ static void wrong_arguments_are_named(void **state) {
         {{"ask", "--visual-interval", "-3", "q"}, "--visual-interval: \"-3\""},
         {{"ask", "--visual-selection", "best", "q"},
          "--visual-selection: \"best\" is not last-row"},
+        {{"ask", "--visual-core", "never", "q"},
+         "--visual-core: \"never\" is not interval or step"},
         {{"ask", "--text-policy", "fifo", "q"}, "--text-policy: \"fifo\" is not a-vl or h2o"},
         {{"ask", "--protect-prompt", "maybe", "q"}, "--protect-prompt: \"maybe\""},
         {{"ask", "--text-keep-min", "few", "q"}, "--text-keep-min: \"few\""},

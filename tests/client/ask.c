@@ -106,11 +106,12 @@ static void options_reach_the_service(void **state) {
         "0.5", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.5",
         "--presence-penalty", "-2", "--frequency-penalty", "0.25", "--min-tokens", "3", "--stop",
         "\n\n", "--stop", "END", "--seed", "18446744073709551615", "--visual-store", "0.4",
-        "--visual-compute", "0.2", "--visual-interval", "5", "--preset", "lean",
-        "--visual-selection", "question", "--visual-uniform-share", "0.25", "--visual-standout",
-        "4", "--selection-seed", "8", "--prefill-keep", "0.5", "--prefill-layer", "3",
-        "--text-keep", "0.75", "--text-keep-min", "12", "--text-policy", "h2o", "--protect-prompt",
-        "no", "--system", "be brief", "--ignore-eos", "--timeout", "30", "what?");
+        "--visual-compute", "0.2", "--visual-interval", "5", "--visual-core", "step", "--preset",
+        "lean", "--visual-selection", "question", "--visual-uniform-share", "0.25",
+        "--visual-standout", "4", "--selection-seed", "8", "--prefill-keep", "0.5",
+        "--prefill-layer", "3", "--text-keep", "0.75", "--text-keep-min", "12", "--text-policy",
+        "h2o", "--protect-prompt", "no", "--system", "be brief", "--ignore-eos", "--timeout", "30",
+        "what?");
     program_expect(&result, 0);
     program_free(&result);
     assert_int_equal(fake_server_counts(server).with_deadline, 1);
@@ -144,6 +145,7 @@ static void options_reach_the_service(void **state) {
     assert_true(request->attention->visual_store_ratio == 0.4);
     assert_true(request->attention->visual_compute_ratio == 0.2);
     assert_int_equal(request->attention->visual_update_interval, 5);
+    assert_int_equal(request->attention->visual_core, AVL__V1__VISUAL_CORE__VISUAL_CORE_STEP);
     assert_string_equal(request->attention->preset, "lean");
     assert_int_equal(request->attention->visual_selection,
                      AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_QUESTION);

@@ -94,6 +94,8 @@ static void give(Avl__V1__AttentionParameters *given, const char *text) {
             given->preset = value;
         else if (strcmp(word, "selection") == 0)
             given->visual_selection = (Avl__V1__VisualSelection)number;
+        else if (strcmp(word, "core") == 0)
+            given->visual_core = (Avl__V1__VisualCore)number;
         else if (strcmp(word, "measure") == 0)
             given->measure_captured_mass = number != 0;
         else if (strcmp(word, "policy") == 0)
@@ -164,6 +166,10 @@ static void test_refusals(void **state) {
         {"keep=0.5 selection=2", "attention.visual_selection is question; the prefill", REFUSED},
         {"keep=0.5 uniform=0.5", "attention.visual_uniform_share is 0.5; with a prefill", REFUSED},
         {"keep=0.5 store=1 compute=0.5", "attention.visual_store_ratio is 1, which", REFUSED},
+        {"core=3", "attention.visual_core is 3, which is unknown", REFUSED},
+        {"core=-1", "attention.visual_core is -1, which is unknown", REFUSED},
+        {"core=2 interval=1", "attention.visual_update_interval is 1; visual_core step", REFUSED},
+        {"dense=1 core=2", "attention.dense excludes every other field", REFUSED},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Avl__V1__AttentionParameters given;
@@ -192,6 +198,8 @@ static void test_settled(void **state) {
         {"store=1 compute=1 selection=3 seed=5", AVL_ATTENTION(1, 1, 3)},
         {"store=1 compute=1 uniform=0.5", AVL_ATTENTION(1, 1, 3)},
         {"keep=1 layer=7", AVL_ATTENTION(0.5, 0.3, 3)},
+        {"store=1 compute=1 core=2", AVL_ATTENTION(1, 1, 3)},
+        {"core=1", AVL_ATTENTION(0.5, 0.3, 3)},
         {"text=1 min=7 policy=2 protect=0", AVL_ATTENTION(0.5, 0.3, 3)},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -265,12 +273,46 @@ static void test_defaults_give_way(void **state) {
                 params.text_keep_min == 0 && !params.protect_prompt);
 }
 
+/* A core in every step, and the interval that means nothing to it. */
+static void test_core(void **state) {
+    (void)state;
+    avl_attention_params_t operators = AVL_ATTENTION(0.3, 0.1, 5), params;
+    operators.visual_core = AVL_CORE_STEP;
+    static const struct {
+        const char *given;
+        avl_visual_core_t core;
+        int32_t interval;
+    } rows[] = {{"store=0.4", AVL_CORE_STEP, 5},       {"interval=4", AVL_CORE_INTERVAL, 4},
+                {"core=1", AVL_CORE_INTERVAL, 5},      {"core=1 interval=2", AVL_CORE_INTERVAL, 2},
+                {"preset=a-vl", AVL_CORE_INTERVAL, 3}, {"preset=lean core=2", AVL_CORE_STEP, 3},
+                {"keep=0.5 core=2", AVL_CORE_STEP, 5}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Avl__V1__AttentionParameters given, message;
+        give(&given, rows[i].given);
+        if (avl_attention_read(&given, &operators, 9, &params) != AVL_OK)
+            fail_msg("%s: %s", rows[i].given, avl_status_detail());
+        assert_int_equal(params.visual_core, rows[i].core);
+        assert_int_equal(params.visual_update_interval, rows[i].interval);
+        /* What is reported can be asked for. */
+        avl_attention_write(&params, &message);
+        assert_int_equal(message._visual_update_interval_case == 0, rows[i].core == AVL_CORE_STEP);
+        assert_int_equal(avl_attention_read(&message, &defaults, 9, &operators), AVL_OK);
+        assert_true(avl_attention_params_same_prompt(&params, &operators));
+        operators = (avl_attention_params_t)AVL_ATTENTION(0.3, 0.1, 5);
+        operators.visual_core = AVL_CORE_STEP;
+    }
+    params.visual_core = (avl_visual_core_t)2;
+    assert_int_equal(avl_attention_params_check(&params), AVL_ERR_INVALID);
+    assert_non_null(strstr(avl_status_detail(), "attention.visual_core is 2, which is unknown"));
+}
+
 static void test_there_and_back(void **state) {
     (void)state;
     const avl_attention_params_t all = {
         .visual_store_ratio = 0.4,
         .visual_compute_ratio = 0.2,
         .visual_update_interval = 7,
+        .visual_core = AVL_CORE_STEP,
         .visual_selection = AVL_VISUAL_RANDOM,
         .selection_seed = UINT64_MAX,
         .prefill_keep_ratio = 0.5,
@@ -288,6 +330,7 @@ static void test_there_and_back(void **state) {
     assert_int_equal(message.text_policy, AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O);
     Avl__Worker__V1__Attention submit;
     avl_attention_submit(&all, &submit);
+    assert_int_equal(submit.visual_core, AVL_CORE_STEP);
     assert_true(submit.visual_selection == AVL_VISUAL_RANDOM && submit.text_keep_min == 8 &&
                 submit.selection_seed == UINT64_MAX && submit.protect_prompt);
     for (size_t i = 0; i < avl_attention_preset_count; i++) {
@@ -302,9 +345,9 @@ static void test_there_and_back(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ratios),         cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_settled),        cmocka_unit_test(test_defaults_give_way),
-        cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_ratios),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_settled), cmocka_unit_test(test_defaults_give_way),
+        cmocka_unit_test(test_core),    cmocka_unit_test(test_there_and_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,16 +32,41 @@ static const lengths_t mixes[SEQUENCES] = {
     {{300, 256, 700}, 1},
 };
 
+/* What is asked for of the visual rows. */
+typedef enum form {
+    PLAIN,
+    WEIGHTS_BY_HEAD, /* sums over the query heads of each KV head */
+    OWN_ROWS,        /* each KV head reads its own, of sequences 1 to 3 */
+    FORMS,
+} form_t;
+
+enum { STRIDE_GAP = 3 };
+
 typedef struct problem {
+    form_t form;
     avl_decode_attention_args_t args;
     avl_decode_sequence_t sequences[SEQUENCES];
     int32_t *slots[SEQUENCES];
+    int32_t *own[SEQUENCES]; /* [Hk, visual rows and a gap] */
     tensor_t weights[SEQUENCES];
     tensor_t query, keys, values, output;
 } problem_t;
 
-static problem_t create_problem(const geometry_t *geometry, avl_dtype_t dtype) {
-    problem_t problem = {0};
+/* Visual rows that differ from head to head; what lies between the lists is no slot. */
+static void give_own_rows(problem_t *problem, int s, int kv_heads) {
+    avl_decode_sequence_t *sequence = &problem->sequences[s];
+    int rows = mixes[s].rows[AVL_SPAN_VISUAL], stride = rows + STRIDE_GAP;
+    problem->own[s] = malloc((size_t)kv_heads * (size_t)stride * sizeof(int32_t));
+    assert_non_null(problem->own[s]);
+    for (int i = 0; i < kv_heads * stride; i++)
+        problem->own[s][i] = i % stride < rows ? (i * 53 + 7 * s) % SLOTS : INT32_MAX;
+    sequence->spans[AVL_SPAN_VISUAL].rows = problem->own[s];
+    sequence->visual_stride = stride;
+    sequence->visual_weights = NULL;
+}
+
+static problem_t create_problem(const geometry_t *geometry, avl_dtype_t dtype, form_t form) {
+    problem_t problem = {.form = form};
     int64_t row_stride = (int64_t)geometry->kv_heads * geometry->width + ROW_GAP(6);
     int64_t query_stride = (int64_t)geometry->query_heads * geometry->width + ROW_GAP(1);
     for (int s = 0; s < SEQUENCES; s++) {
@@ -56,8 +81,13 @@ static problem_t create_problem(const geometry_t *geometry, avl_dtype_t dtype) {
             sequence->spans[span] = (avl_row_span_t){next, mixes[s].rows[span]};
             next += mixes[s].rows[span];
         }
-        problem.weights[s] = tensor_create(AVL_DTYPE_F32, mixes[s].rows[AVL_SPAN_VISUAL]);
+        problem.weights[s] =
+            tensor_create(AVL_DTYPE_F32, (int64_t)mixes[s].rows[AVL_SPAN_VISUAL] *
+                                             (form == WEIGHTS_BY_HEAD ? geometry->kv_heads : 1));
         sequence->visual_weights = mixes[s].exported ? problem.weights[s].data : NULL;
+        sequence->weights_by_head = form == WEIGHTS_BY_HEAD;
+        if (form == OWN_ROWS && s > 0)
+            give_own_rows(&problem, s, geometry->kv_heads);
     }
     problem.query = tensor_random(dtype, (SEQUENCES + 1) * query_stride, 2.0);
     problem.keys = tensor_random(dtype, SLOTS * row_stride, 2.0);
@@ -85,6 +115,7 @@ static avl_status_t run(avl_device_t *device, problem_t *problem) {
 static void destroy_problem(problem_t *problem) {
     for (int s = 0; s < SEQUENCES; s++) {
         free(problem->slots[s]);
+        free(problem->own[s]);
         tensor_destroy(&problem->weights[s]);
     }
     tensor_destroy(&problem->query);
@@ -93,21 +124,32 @@ static void destroy_problem(problem_t *problem) {
     tensor_destroy(&problem->output);
 }
 
+/* The slots that a KV head reads. */
+static void list_slots(const problem_t *problem, int s, int kv_head, int32_t *slots) {
+    memcpy(slots, problem->slots[s], SLOTS * sizeof *slots);
+    for (int i = 0; problem->own[s] != NULL && i < mixes[s].rows[AVL_SPAN_VISUAL]; i++)
+        slots[mixes[s].rows[AVL_SPAN_SYSTEM] + i] =
+            problem->own[s][kv_head * problem->sequences[s].visual_stride + i];
+}
+
 static void check_sequence(const problem_t *problem, int s, int with_output) {
     const avl_decode_attention_args_t *args = &problem->args;
     const int *rows = mixes[s].rows;
     int count = rows[0] + rows[1] + rows[2], width = args->kv.head_width;
-    static double weights[SLOTS], sums[SLOTS], expected[256];
+    int by_head = problem->form == WEIGHTS_BY_HEAD;
+    static double weights[SLOTS], sums[10][SLOTS], expected[256];
     memset(sums, 0, sizeof sums);
     int64_t row = problem->sequences[s].query_row;
     for (int head = 0; head < args->heads.query_heads; head++) {
         int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
+        int32_t slots[SLOTS];
+        list_slots(problem, s, kv_head, slots);
         reference_attend(&problem->query, row * args->query_stride + (int64_t)head * width,
                          &problem->keys, &problem->values, args->kv.row_stride,
-                         (int64_t)kv_head * width, width, problem->slots[s], count,
-                         (double)args->scale, weights, expected);
+                         (int64_t)kv_head * width, width, slots, count, (double)args->scale,
+                         weights, expected);
         for (int i = 0; i < count; i++)
-            sums[i] += weights[i];
+            sums[by_head ? kv_head : 0][i] += weights[i];
         double absolute = args->kv.dtype == AVL_DTYPE_F32 ? 2e-5 : 1e-3;
         double relative = args->kv.dtype == AVL_DTYPE_F32 ? 0 : 0x1p-7;
         for (int d = 0; with_output && d < width; d++) {
@@ -116,9 +158,10 @@ static void check_sequence(const problem_t *problem, int s, int with_output) {
                         "decode attention", index);
         }
     }
-    for (int i = 0; i < rows[AVL_SPAN_VISUAL]; i++) {
+    int visual = rows[AVL_SPAN_VISUAL], wanted = problem->sequences[s].visual_weights != NULL;
+    for (int i = 0; i < visual * (by_head ? args->kv.kv_heads : 1); i++) {
         check_close(tensor_get(&problem->weights[s], i),
-                    mixes[s].exported ? sums[rows[AVL_SPAN_SYSTEM] + i] : 0.0,
+                    wanted ? sums[i / visual][rows[AVL_SPAN_SYSTEM] + i % visual] : 0.0,
                     1e-5 * args->heads.query_heads, 0, "visual weight", i);
     }
     tensor_check_canaries(&problem->weights[s]);
@@ -127,8 +170,9 @@ static void check_sequence(const problem_t *problem, int s, int with_output) {
 static void check_geometries(avl_device_t *device, void *context) {
     (void)context;
     for (size_t g = 0; g < sizeof geometries / sizeof geometries[0]; g++) {
-        for (int f = 0; f < 2; f++) {
-            problem_t problem = create_problem(&geometries[g], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+        for (int f = 0; f < 2 * FORMS; f++) {
+            problem_t problem = create_problem(
+                &geometries[g], f % 2 ? AVL_DTYPE_BF16 : AVL_DTYPE_F32, (form_t)(f / 2));
             expect_status(run(device, &problem), AVL_OK, NULL);
             for (int s = 0; s < SEQUENCES; s++)
                 check_sequence(&problem, s, 1);
@@ -148,7 +192,7 @@ static void agrees_with_the_reference(void **unused) {
 
 static void check_weights_alone(avl_device_t *device, void *context) {
     (void)context;
-    problem_t problem = create_problem(&geometries[1], AVL_DTYPE_BF16);
+    problem_t problem = create_problem(&geometries[1], AVL_DTYPE_BF16, PLAIN);
     expect_status(run(device, &problem), AVL_OK, NULL);
     tensor_t with_output = tensor_copy(&problem.weights[0]);
     memset(problem.output.data, 0, (size_t)problem.output.count * 2);
@@ -170,8 +214,9 @@ static void exports_weights_without_output(void **unused) {
 
 static void is_independent_of_threads_and_company(void **unused) {
     (void)unused;
-    for (int f = 0; f < 2; f++) {
-        problem_t problem = create_problem(&geometries[1], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+    for (int f = 0; f < 2 * FORMS; f++) {
+        problem_t problem =
+            create_problem(&geometries[1], f % 2 ? AVL_DTYPE_BF16 : AVL_DTYPE_F32, (form_t)(f / 2));
         tensor_t first = {0}, first_weights = {0};
         for (int threads = 1; threads <= 3; threads++) {
             avl_device_t *device = open_best(threads);
@@ -200,8 +245,9 @@ static void is_independent_of_threads_and_company(void **unused) {
 
 static void check_hostile(avl_device_t *device, void *context) {
     (void)context;
-    for (int f = 0; f < 2; f++) {
-        problem_t problem = create_problem(&geometries[1], f ? AVL_DTYPE_BF16 : AVL_DTYPE_F32);
+    for (int f = 0; f < 2 * FORMS; f++) {
+        problem_t problem =
+            create_problem(&geometries[1], f % 2 ? AVL_DTYPE_BF16 : AVL_DTYPE_F32, (form_t)(f / 2));
         for (int64_t i = 0; i < problem.keys.count; i += 29) {
             tensor_set(&problem.keys, i, i % 2 ? 1e4 : -1e4);
             tensor_set(&problem.values, i, i % 3 ? 1e4 : -1e4);
@@ -233,7 +279,7 @@ static void survives_hostile_values(void **unused) {
 static void refuses_bad_arguments(void **unused) {
     (void)unused;
     avl_device_t *device = open_best(1);
-    problem_t problem = create_problem(&geometries[0], AVL_DTYPE_F32);
+    problem_t problem = create_problem(&geometries[0], AVL_DTYPE_F32, PLAIN);
     avl_decode_sequence_t good = problem.sequences[1];
     problem.sequences[1].spans[AVL_SPAN_TEXT].row_count = 0;
     expect_status(run(device, &problem), AVL_ERR_SHAPE, "sequence 1 has 0 rows");
@@ -246,11 +292,24 @@ static void refuses_bad_arguments(void **unused) {
     problem.sequences[1].query_row = -1;
     expect_status(run(device, &problem), AVL_ERR_SHAPE, "query row -1");
     problem.sequences[1] = good;
+    problem.sequences[0].visual_stride = 601;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "sequence 0 wants weights of visual rows");
+    problem.sequences[0].visual_stride = -1;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "lists of them -1 apart");
+    problem.sequences[0].visual_stride = 600;
+    expect_status(run(device, &problem), AVL_ERR_SHAPE, "has 601 visual rows for each KV head");
+    problem.sequences[0].visual_stride = 0;
     if (device->is_host) { /* row lists elsewhere cannot be looked into */
         int32_t slot = problem.slots[0][2];
         problem.slots[0][2] = -9;
         expect_status(run(device, &problem), AVL_ERR_SHAPE, "system rows holds -9");
         problem.slots[0][2] = slot;
+    }
+    if (device->is_host) {
+        give_own_rows(&problem, 2, 2);
+        problem.own[2][17 + STRIDE_GAP + 4] = -7; /* the second head's */
+        expect_status(run(device, &problem), AVL_ERR_SHAPE, "visual rows holds -7");
+        problem.own[2][17 + STRIDE_GAP + 4] = 0;
     }
     problem.args.sequence_count = -1;
     expect_status(run(device, &problem), AVL_ERR_SHAPE, "sequences");

@@ -87,6 +87,13 @@ class Model(unittest.TestCase):
                 self.assertEqual(measured.ids, answer.ids)
                 self.assertTrue(0 < report.captured_mass < report.stored_mass < 1, report)
                 self.assertTrue(report.parameters.measure_captured_mass)
+            step = ask(visual_core=pb.VISUAL_CORE_STEP).finished.attention
+            self.assertEqual(step.parameters.visual_core, pb.VISUAL_CORE_STEP)
+            self.assertFalse(step.parameters.HasField("visual_update_interval"))
+            self.assertEqual((step.visual_update_interval, step.visual_rows_stored), (0, 58))
+            self.assertAlmostEqual(step.visual_rows_computed_per_step, (58 + 29) / 2, delta=0.5 / 15)
+            measured = ask(visual_core=pb.VISUAL_CORE_STEP, measure_captured_mass=True).finished.attention
+            self.assertTrue(0 < measured.captured_mass < measured.stored_mass < 1, measured)
             mixed = ask(visual_selection=pb.VISUAL_SELECTION_QUESTION, visual_uniform_share=0.5).finished.attention
             self.assertAlmostEqual(mixed.parameters.visual_uniform_share, 0.5)
 

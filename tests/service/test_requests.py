@@ -120,6 +120,8 @@ class Requests(unittest.TestCase):
                              ({"preset": "best"}, "there are dense, a-vl"),
                              ({"visual_selection": 9}, "visual_selection is 9"),
                              ({"visual_uniform_share": 1}, "visual_uniform_share is 1"),
+                             ({"visual_core": 5}, "visual_core is 5"),
+                             ({"visual_core": pb.VISUAL_CORE_STEP, "visual_update_interval": 2}, "without an interval"),
                              ({"selection_seed": 1}, "random alone"),
                              ({"text_keep_min": 5}, "text_keep_min needs text_keep_ratio")):
             self.refused(raw(attention=pb.AttentionParameters(**fields)), "INVALID_ARGUMENT", "attention.", word)

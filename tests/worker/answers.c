@@ -24,11 +24,16 @@ static const uint64_t seeds[ANSWERS] = {7, 1234567, 3, 99, UINT64_MAX};
 static const struct setting {
     double store, compute, text;
     bool unprotected; /* text of the prompt is evicted, too: nothing is shared */
+    avl_visual_core_t core;
     avl_visual_selection_t selection;
-} settings[] = {{1, 1, 0, false, AVL_VISUAL_LAST_ROW},   {.5, .3, 0, false, AVL_VISUAL_LAST_ROW},
-                {1, .25, 0, false, AVL_VISUAL_LAST_ROW}, {.5, .3, .5, false, AVL_VISUAL_LAST_ROW},
-                {.5, .3, 0, false, AVL_VISUAL_COVERAGE}, {.5, .3, .5, true, AVL_VISUAL_LAST_ROW}};
-#define SHARING_COUNT 5
+} settings[] = {{1, 1, 0, false, AVL_CORE_INTERVAL, AVL_VISUAL_LAST_ROW},
+                {.5, .3, 0, false, AVL_CORE_INTERVAL, AVL_VISUAL_LAST_ROW},
+                {1, .25, 0, false, AVL_CORE_INTERVAL, AVL_VISUAL_LAST_ROW},
+                {.5, .1, 0, false, AVL_CORE_STEP, AVL_VISUAL_LAST_ROW},
+                {.5, .3, .5, false, AVL_CORE_INTERVAL, AVL_VISUAL_LAST_ROW},
+                {.5, .3, 0, false, AVL_CORE_INTERVAL, AVL_VISUAL_COVERAGE},
+                {.5, .3, .5, true, AVL_CORE_INTERVAL, AVL_VISUAL_LAST_ROW}};
+#define SHARING_COUNT 6
 #define SETTING_COUNT ((int)(sizeof settings / sizeof *settings))
 
 typedef struct shape {
@@ -50,6 +55,7 @@ static avl_request_t *ask(const rig_case_t *data, uint64_t id, int setting) {
     avl_request_t *request = rig_request(data, id, TOKENS);
     rig_set_attention(request, settings[setting].store, settings[setting].compute, 3);
     request->attention.visual_selection = settings[setting].selection;
+    request->attention.visual_core = settings[setting].core;
     if (settings[setting].text > 0) {
         request->attention.text_keep_ratio = settings[setting].text;
         request->attention.text_keep_min = 4;
@@ -112,6 +118,9 @@ static void check_together(const shape_t *shape, rig_result_t alone[SETTING_COUN
     char what[96];
     for (int i = 0; i < SETTING_COUNT; i++)
         for (int j = 0; j < ANSWERS; j++) {
+            /* Two ranks have a KV head in common, of which each chooses by its own query heads. */
+            if (shape->ranks == 2 && settings[i].core == AVL_CORE_STEP)
+                continue;
             snprintf(what, sizeof what, "%d ranks, %d rows, %d sequences, setting %d, answer %d",
                      shape->ranks, shape->batch_rows, shape->sequences_max, i, j);
             expect_same(rig, (uint64_t)i + 1, j, &alone[i][j], 0, what);

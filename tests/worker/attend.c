@@ -78,6 +78,52 @@ static void test_selections(void **state) {
     }
 }
 
+/* Cores within steps: on ranks that share KV heads (4 to 6) and that do not, under windows, with
+ * nothing to compute and nothing to choose, and whatever chose the store. */
+static void test_cores_in_steps(void **state) {
+    (void)state;
+    static const struct {
+        double store, compute;
+        int window;
+    } settings[] = {{.5, .3, 0}, {.3, .02, 0}, {.4, .1, 20}, {1, .25, 8},
+                    {.5, .5, 0}, {1, 1, 0},    {.6, .2, 45}};
+    static const int chunks[] = {0, 11, 17, 1};
+    for (size_t i = 0; i < ATTEND_PROMPTS; i++) {
+        for (size_t j = 0; j < sizeof settings / sizeof *settings; j++) {
+            for (int ranks = 1; ranks <= RANKS_MAX; ranks++) {
+                size_t turn = i + j + (size_t)ranks;
+                script_t script =
+                    SCRIPT(ranks, attend_prompts[i], 14, settings[j].store, settings[j].compute, 3,
+                           settings[j].window, chunks[turn % 4]);
+                script.core = AVL_CORE_STEP;
+                script.selection = (avl_visual_selection_t)((i + (size_t)ranks) % 5);
+                script.uniform = script.selection == AVL_VISUAL_QUESTION ? .5 : 0;
+                script.measures = turn % 2;
+                attend_check(script);
+            }
+        }
+    }
+}
+
+/* A core of all of the store is the store, in every step; measuring changes no bit. */
+static void test_cores_in_steps_bit_for_bit(void **state) {
+    (void)state;
+    script_t left = SCRIPT(2, attend_prompts[1], 14, .5, .5, 3, 0, 0), right = left;
+    left.core = AVL_CORE_STEP;
+    right.interval = 1;
+    attend_expect_same_bits(left, right);
+    left.store = left.compute = right.store = right.compute = 1;
+    attend_expect_same_bits(left, right);
+    left = (script_t)SCRIPT(3, attend_prompts[1], 14, .5, .2, 3, 0, 0);
+    left.core = AVL_CORE_STEP;
+    right = left;
+    right.measures = true;
+    attend_expect_same_bits(left, right);
+    right.interval = 1;
+    right.chunk_rows = 7;
+    attend_expect_same_bits(left, right);
+}
+
 /* The rows of a question add up to the same bits however they are cut into chunks. */
 static void check_chunks(avl_visual_selection_t selection) {
     trace_t *whole = calloc(1, sizeof *whole), *cut = calloc(1, sizeof *cut);
@@ -205,6 +251,8 @@ int main(void) {
         cmocka_unit_test(test_against_reference),
         cmocka_unit_test(test_sliding_window),
         cmocka_unit_test(test_selections),
+        cmocka_unit_test(test_cores_in_steps),
+        cmocka_unit_test(test_cores_in_steps_bit_for_bit),
         cmocka_unit_test(test_question_in_chunks),
         cmocka_unit_test(test_coverage_is_one_choice),
         cmocka_unit_test(test_measuring_changes_nothing),

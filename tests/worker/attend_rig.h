@@ -29,6 +29,7 @@ typedef struct script {
     int interval;
     int window;
     int chunk_rows; /* 0: the prompt at once */
+    avl_visual_core_t core;
     avl_visual_selection_t selection;
     double uniform; /* share of the store */
     double standout;
@@ -55,7 +56,7 @@ typedef struct trace {
     /* After each row from the last prompt row on: positions kept and computed. */
     int32_t store[LAYERS][ROWS_MAX], store_count;
     int32_t core[LAYERS][ROWS_MAX][ROWS_MAX], core_count;
-    int64_t computed_rows;
+    int64_t computed_halves;
     avl_visual_mass_t mass; /* of all ranks */
     avl_pages_counts_t pages;
     /* After the last step: the text rows behind the exempt ones that each KV head holds; of the

@@ -29,6 +29,10 @@ static void test_text_eviction(void **state) {
                 attend_check(script);
                 script.text.protect = true;
                 attend_check(script);
+                script.core = AVL_CORE_STEP;
+                attend_check(script);
+                script.text.protect = false;
+                attend_check(script);
             }
         }
     }

@@ -239,9 +239,9 @@ static void keep_store(avl_engine_t *engine, avl_sequence_t *sequence, int index
     }
     for (int32_t i = 0; i < shape->store_rows; i++)
         layer->store_positions[i] = sequence->visual_positions[i];
-    for (int32_t i = 0; i < shape->core_rows; i++)
+    for (int32_t i = 0; i < avl_sequence_core_rows(shape); i++)
         layer->core_indices[i] = layer->first_core[i] = i;
-    layer->core.count = shape->core_rows;
+    layer->core.count = avl_sequence_core_rows(shape);
     layer->selected = true;
 }
 

@@ -35,8 +35,8 @@ static void fill(avl_plan_t *plan) {
         .place_count = 2,
         .source = 5,
         .source_rows = 6,
-        .attention = {.5, .25, 3, AVL_VISUAL_QUESTION, 0, 1.5, 12, 0, 2, .5, 20, AVL_TEXT_H2O, true,
-                      true},
+        .attention = {.5, .25, 3, AVL_CORE_STEP, AVL_VISUAL_QUESTION, 0, 1.5, 12, 0, 2, .5, 20,
+                      AVL_TEXT_H2O, true, true},
         .token_ids = prompt,
         .places = places,
     };
@@ -169,8 +169,21 @@ static void test_filter_there_and_back(void **state) {
     (void)state;
     pair_t pair;
     open_pair(&pair);
-    avl_attention_params_t sent = {.5, .25, 3,  AVL_VISUAL_LAST_ROW, 0,     0,    0, .75,
-                                   7,  .5,  20, AVL_TEXT_A_VL,       false, false};
+    avl_attention_params_t sent = {.5,
+                                   .25,
+                                   3,
+                                   AVL_CORE_INTERVAL,
+                                   AVL_VISUAL_LAST_ROW,
+                                   0,
+                                   0,
+                                   0,
+                                   .75,
+                                   7,
+                                   .5,
+                                   20,
+                                   AVL_TEXT_A_VL,
+                                   false,
+                                   false};
     pair.sent.admissions[0].attention = sent;
     avl_plan_encode(&pair.sent, pair.buffer);
     assert_int_equal(avl_plan_decode(pair.buffer, pair.bytes, &limits, &pair.received), AVL_OK);

@@ -26,7 +26,11 @@ static const char *const case_names[CASE_COUNT] = {
 static const struct setting {
     double store, compute;
     int32_t interval;
-} settings[] = {{1, 1, 1}, {.5, .3, 3}, {.3, .15, 2}, {.1, .05, 3}, {1, .25, 4}, {.5, .5, 1}};
+    avl_visual_core_t core;
+} settings[] = {{1, 1, 1, AVL_CORE_INTERVAL},    {.5, .3, 3, AVL_CORE_INTERVAL},
+                {.4, .1, 1, AVL_CORE_STEP},      {.3, .15, 2, AVL_CORE_INTERVAL},
+                {.1, .05, 3, AVL_CORE_INTERVAL}, {1, .25, 4, AVL_CORE_INTERVAL},
+                {.5, .5, 1, AVL_CORE_INTERVAL}};
 #define SETTING_COUNT ((int)(sizeof settings / sizeof *settings))
 
 static rig_t *open_rig(int ranks, int32_t batch_rows, int64_t pages) {
@@ -49,6 +53,7 @@ static avl_request_t *mixed_request(const rig_case_t *cases, int i, uint64_t id)
     avl_request_t *request = rig_request(&cases[i % CASE_COUNT], id, 24 + i % 7);
     const struct setting *setting = &settings[i % SETTING_COUNT];
     rig_set_attention(request, setting->store, setting->compute, setting->interval);
+    request->attention.visual_core = setting->core;
     request->ignore_eos = true;
     if (i % 3 == 2)
         request->sampling = (avl_sampling_params_t){
@@ -204,6 +209,7 @@ static void test_first_token_is_dense(void **state) {
             avl_request_t *request = rig_request(&cases[i], id++, 1);
             rig_set_attention(request, settings[j].store, settings[j].compute,
                               settings[j].interval);
+            request->attention.visual_core = settings[j].core;
             assert_int_equal(rig_answer(rig, request)->tokens[0], dense);
         }
     }
@@ -461,6 +467,7 @@ static void check_random(int ranks, uint64_t seed, int request_count) {
             rig_request(&cases[random_below(RANDOM_CASES)], id, 1 + (int32_t)random_below(6));
         const struct setting *setting = &settings[random_below((uint32_t)SETTING_COUNT)];
         rig_set_attention(request, setting->store, setting->compute, setting->interval);
+        request->attention.visual_core = setting->core;
         request->ignore_eos = random_below(2) == 0;
         avl_scheduler_submit(scheduler, request);
         for (uint32_t j = random_below(3); j > 0; j--)

@@ -9,7 +9,8 @@ service's own figures come from `avl eval`. Selections, all made once after pref
   mixed-F   share F of the budget evenly spaced, the rest by the question's rows
   standout-T   rows whose question score is T times the mean; the rest evenly spaced
   coverage  the question's scores over all layers, times how much a row differs from the others; one set for all layers
-A `compute` below the store adds the published core set, chosen again from the store every third step.
+--core adds a core set: `interval`, the published one, chosen again from the store every third step for all heads, or
+`step`, in which every step each head scores the store's keys and reads the values of its best rows.
 """
 
 import argparse
@@ -147,8 +148,9 @@ class Prefill:
         keep = torch.zeros(n, total, dtype=torch.bool)
         return keep.scatter(1, scores.topk(count, -1).indices, True)
 
-    def decode(self, kind, store, compute=None, interval=3, limit=224, seed=1):
+    def decode(self, kind, store, compute=None, core_kind="interval", interval=3, limit=224, seed=1):
         """Greedy texts. kind None is dense; the first token never depends on it."""
+        in_step = compute is not None and core_kind == "step"
         weights, shape, n = self.weights, self.shape, len(self.lines)
         total, layers = len(self.columns), shape["layers"]
         generator = torch.Generator().manual_seed(seed)
@@ -181,23 +183,39 @@ class Prefill:
                 keys[i][:, :, end - 1], values[i][:, :, end - 1] = new_keys[:, :, 0], new_values[:, :, 0]
                 masks[i][:, 0, end - 1] = 0.0
                 mask = masks[i][:, :, :end]
-                if compute is not None and not update:
-                    mask = mask.clone()
-                    mask[:, 0, self.columns] = torch.where(core[i], 0.0, -torch.inf)
-                out, attention = model.attend(query, keys[i][:, :, :end], values[i][:, :, :end], mask)
-                if compute is not None and update:
-                    core[i] = self.best(attention.mean((1, 2))[:, 0, self.columns], kept[i], compute, total)
+                past_keys, past_values = keys[i][:, :, :end], values[i][:, :, :end]
+                if in_step:
+                    out = self.attend_in_step(query, past_keys, past_values, mask, kept[i], compute)
+                else:
+                    if compute is not None and not update:
+                        mask = mask.clone()
+                        mask[:, 0, self.columns] = torch.where(core[i], 0.0, -torch.inf)
+                    out, attention = model.attend(query, past_keys, past_values, mask)
+                    if compute is not None and update:
+                        core[i] = self.best(attention.mean((1, 2))[:, 0, self.columns], kept[i], compute, total)
                 x = model.finish_layer(weights, shape, i, x, out)
             token = model.logits(weights, shape, x[:, 0]).argmax(-1)
         table = torch.stack(ids, 1).tolist()
         return [self.text.answer(row[: row.index(2)] if 2 in row else row) for row in table]
+
+    def attend_in_step(self, query, keys, values, mask, kept, compute):
+        """Each KV head's best of the stored rows, by the softmax over those; attention over them and the text."""
+        group = query.shape[1] // keys.shape[1]
+        logits = (query @ keys.repeat_interleave(group, 1).transpose(2, 3))[:, :, 0]  # the query comes scaled
+        weights = logits[:, :, self.columns].masked_fill(~kept[:, None], -torch.inf).softmax(-1)
+        sums = weights.unflatten(1, (-1, group)).sum(2)
+        core = self.best(sums, kept[:, None], compute, len(self.columns)).repeat_interleave(group, 1)
+        masks = mask.repeat(1, query.shape[1], 1)
+        masks[:, :, self.columns] = torch.where(core, 0.0, -torch.inf)
+        out = (logits + masks).softmax(-1)[:, :, None] @ values.repeat_interleave(group, 1)
+        return out.transpose(1, 2).flatten(2)
 
     @staticmethod
     def best(scores, kept, compute, total):
         if compute is None:
             return kept
         best = scores.masked_fill(~kept, -1).topk(int(compute * total + 1e-9), -1).indices
-        return torch.zeros_like(kept).scatter(1, best, True)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
 
     def scores(self, *arguments, **options):
         got = self.decode(*arguments, **options)
@@ -220,15 +238,16 @@ def main():
     parser.add_argument("--count", type=int, default=100, help="examples per task")
     parser.add_argument("--stores", type=float, nargs="*", default=[0.5, 0.3, 0.2, 0.1])
     parser.add_argument("--kinds", nargs="*", default=["last", "question", "uniform", "random", "mixed-0.5"])
-    parser.add_argument("--core", action="store_true", help="with a core set, as published: chosen again every third step")
+    parser.add_argument("--core", choices=["interval", "step"], help="with a core set")
+    parser.add_argument("--compute", type=float, help="share in the core (default: about half of the store)")
     parser.add_argument("--wrong", type=int, default=0, help="print that many wrong dense answers per task")
     arguments = parser.parse_args()
     weights, shape = load(arguments.model)
     text = packing.Text()
     settings = [("dense", (None, 1))]
     for store in arguments.stores:
-        compute = round(store * (0.6 if store > 0.4 else 0.5), 3) if arguments.core else None
-        settings += [(f"{kind} {store}" + (f"/{compute}" if compute else ""), (kind, store, compute))
+        compute = arguments.compute or round(store * (0.6 if store > 0.4 else 0.5), 3) if arguments.core else None
+        settings += [(f"{kind} {store}" + (f"/{compute}" if compute else ""), (kind, store, compute, arguments.core))
                      for kind in arguments.kinds]  # fmt: skip
     results, started = {name: {} for name, _ in settings}, time.time()
     for task, examples in read_set(arguments.set, arguments.count).items():
