@@ -70,6 +70,11 @@ static void waits_for_nothing_within_a_step(void **state) {
     request->attention.visual_selection = AVL_VISUAL_COVERAGE;
     assert_in_range(count_waits(rig, request), STEP_WAITS + 1, STEP_WAITS + 3);
     assert_int_equal(rig_result(rig, 5)->end.status, AVL_OK);
+    /* Cores that nobody but their heads knows. */
+    request = make_request(&data, 6, 3);
+    request->attention.visual_core = AVL_CORE_STEP;
+    assert_int_equal(count_waits(rig, request), STEP_WAITS);
+    assert_int_equal(rig_result(rig, 6)->end.status, AVL_OK);
     /* Here the host chooses layer by layer: what it waits for is counted. */
     request = make_request(&data, 4, 3);
     request->attention.visual_uniform_share = 0.5;
@@ -82,18 +87,23 @@ static void waits_for_nothing_within_a_step(void **state) {
 static void hands_on_what_the_device_chose(void **state) {
     (void)state;
     enum { TOKENS = 5 };
-    rig_t *rig = open_rig(2);
-    rig_case_t data = rig_case_load(rig_config(rig), case_directory);
-    for (uint64_t id = 1; id <= 2; id++) {
-        avl_request_t *request = make_request(&data, id, TOKENS);
-        assert_int_equal(rig_answer(rig, request)->end.status, AVL_OK);
+    for (int core = AVL_CORE_INTERVAL; core <= AVL_CORE_STEP; core++) {
+        rig_t *rig = open_rig(2);
+        rig_case_t data = rig_case_load(rig_config(rig), case_directory);
+        for (uint64_t id = 1; id <= 3; id++) {
+            avl_request_t *request = make_request(&data, id, TOKENS);
+            request->attention.visual_core = (avl_visual_core_t)core;
+            request->attention.measure_captured_mass = id == 3; /* then the host chooses */
+            assert_int_equal(rig_answer(rig, request)->end.status, AVL_OK);
+        }
+        const rig_result_t *first = rig_result(rig, 1), *second = rig_result(rig, 2);
+        assert_int_equal(first->end.reuse.prompt_rows, 0);
+        assert_int_equal(second->end.reuse.prompt_rows, data.row_count);
+        rig_expect_tokens(second, first->tokens, first->token_count, "the same prompt again");
+        rig_expect_tokens(rig_result(rig, 3), first->tokens, first->token_count, "measured");
+        rig_case_release(&data);
+        rig_close(rig);
     }
-    const rig_result_t *first = rig_result(rig, 1), *second = rig_result(rig, 2);
-    assert_int_equal(first->end.reuse.prompt_rows, 0);
-    assert_int_equal(second->end.reuse.prompt_rows, data.row_count);
-    rig_expect_tokens(second, first->tokens, first->token_count, "the same prompt again");
-    rig_case_release(&data);
-    rig_close(rig);
 }
 
 int main(void) {

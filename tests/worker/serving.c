@@ -197,6 +197,47 @@ static void test_replay_continues(void **state) {
     rig_close(rig);
 }
 
+/* What a core within the step computes is told in half rows, behind the prefill filter as well, and
+ * measuring it changes no token. */
+static void test_cores_in_steps(void **state) {
+    (void)state;
+    rig_t *rig = open_rig(1, 512, 0);
+    rig_case_t data = rig_case_load(rig_config(rig), case_names[0]);
+    static const double keeps[] = {0, .5};
+    rig_result_t first = {0};
+    for (int i = 0; i < 3; i++) {
+        avl_request_t *request = rig_request(&data, 1 + (uint64_t)i, 21);
+        rig_set_attention(request, .3, .1, 1);
+        request->attention.visual_core = AVL_CORE_STEP;
+        request->attention.prefill_keep_ratio = keeps[i % 2];
+        request->attention.prefill_layer = 2;
+        request->attention.measure_captured_mass = i == 2;
+        request->ignore_eos = true;
+        const rig_result_t *got = rig_answer(rig, request);
+        const avl_attention_report_t *report = &got->end.attention;
+        assert_int_equal(got->end.status, AVL_OK);
+        int32_t store = avl_ratio_rows(.3, report->visual_rows_seen);
+        int32_t core = avl_ratio_rows(.1, report->visual_rows_seen);
+        assert_int_equal(report->decode_steps, 20);
+        assert_int_equal(report->visual_rows_stored, store);
+        assert_int_equal(report->visual_rows_computed, 10 * (store + core));
+        if (i == 0)
+            first = *got;
+        if (i == 2) {
+            rig_expect_tokens(got, first.tokens, first.token_count, "measured");
+            assert_true(report->captured_mass > 0 && report->captured_mass < report->stored_mass);
+        }
+    }
+    avl_request_t *request = rig_request(&data, 9, 4);
+    rig_set_attention(request, .3, .1, 1);
+    request->attention.visual_core = (avl_visual_core_t)7;
+    avl_scheduler_submit(rig_scheduler(rig), request);
+    assert_int_equal(rig_result(rig, 9)->end.status, AVL_ERR_INVALID);
+    assert_non_null(strstr(rig_result(rig, 9)->end.detail, "visual_core is 7"));
+    rig_case_release(&data);
+    rig_close(rig);
+}
+
 static void test_first_token_is_dense(void **state) {
     (void)state;
     rig_t *rig = open_rig(1, 512, 0);
@@ -499,6 +540,7 @@ int main(void) {
         cmocka_unit_test(test_preempted_as_alone),
         cmocka_unit_test(test_evicted_pages_are_returned),
         cmocka_unit_test(test_replay_continues),
+        cmocka_unit_test(test_cores_in_steps),
         cmocka_unit_test(test_first_token_is_dense),
         cmocka_unit_test(test_impossible_parameters),
         cmocka_unit_test(test_malformed_prompts),
