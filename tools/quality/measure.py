@@ -18,15 +18,17 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 BUDGETS = [".5/.3/3", ".3/.15/3", ".2/.1/3", ".1/.05/3"]
-METHODS = ["a-vl", "question", "random", "uniform", "question+visual_standout=4", "question+visual_uniform_share=.5",
-           "a-vl+visual_uniform_share=.5",
+STEP = "visual_core=step"
+METHODS = ["a-vl", "question", "coverage", "random", "uniform",
+           # The same stores, and in every step a core that reads as many bytes.
+           *(f"{name}+{STEP}" for name in ("coverage", "random", "uniform")),
            # A prefill filter alone: each budget's store is the share that goes on.
            "fastv",
            # Text eviction alone; every visual row stays.
            "a-vl:1/1/1+text_keep_ratio=.5", "h2o:.5"]
 AGAIN = "dense, again"
 CONTROL = "a-vl:1/1/1"  # attends to everything, by A-VL's path
-SUMMARISED = "a-vl"  # named beforehand, not for its figures
+SUMMARISED = ["a-vl", f"coverage+{STEP}"]  # named beforehand, not for their figures here
 START_S = 300
 
 
@@ -58,6 +60,20 @@ class Service:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def spelt_out(method, budgets):
+    """With its budgets, where those of the columns do not say it: a core in every step reads the keys of the store and the
+    values of a share k, store / 2 + k / 2, where the others read the store every `interval` steps, else a share `compute`."""
+    head, _, options = method.partition("+")
+    if STEP not in options or ":" in head:
+        return [method]
+    specs = []
+    for budget in budgets:
+        store, compute, interval = (float(part) for part in (budget + "/3").split("/")[:3])
+        share = 2 * ((interval - 1) * compute + store) / interval - store
+        specs.append(f"{head}:{budget.split('/')[0]}/{max(share, .01):.3g}+{options}")
+    return specs
 
 
 def evaluate(build, service, tasks, methods, output, *arguments):
@@ -147,7 +163,10 @@ class Report:
         self.families, self.others = {}, []
         for method in report["methods"]:
             name, family = method["method"], method["family"]
-            budget = next((b for b in budgets if self.budget_of(name) in (b, b.split("/")[0])), None)
+            own = self.budget_of(name)
+            if own and STEP in name:
+                own = own.split("/")[0]
+            budget = next((b for b in budgets if own in (b, b.split("/")[0])), None)
             if budget is not None:
                 self.families.setdefault(family, {})[budget] = name
             elif name not in ("dense", AGAIN, CONTROL):
@@ -195,16 +214,17 @@ class Report:
         return lines
 
     def summary(self):
-        """One method at each budget, the same everywhere, and how far it is from dense attention: the best of many by these
-        figures would look better than it is."""
-        family = next((name for name in [SUMMARISED] + list(self.families) if name in self.families), None)
-        if family is None:
-            return []
-        lines = self.head(f"`{family}`, difference to dense")
-        for task in self.tasks:
-            cells = [self.cell(family, budget, task) for budget in self.budgets]
-            lines.append(f"| {task} | " + " | ".join("–" if not cell else difference(cell["score_minus_dense"]) for cell in cells) + " |")
-        return lines + [""]
+        """Few methods at each budget, the same everywhere, and how far they are from dense attention: the best of many by
+        these figures would look better than it is."""
+        lines = []
+        for family in [name for name in SUMMARISED if name in self.families] or list(self.families)[:1]:
+            lines += self.head(f"`{family}`, difference to dense")
+            for task in self.tasks:
+                cells = [self.cell(family, budget, task) for budget in self.budgets]
+                figures = ("–" if not cell else difference(cell["score_minus_dense"]) for cell in cells)
+                lines.append(f"| {task} | " + " | ".join(figures) + " |")
+            lines.append("")
+        return lines
 
     def agreement(self):
         lines = []
@@ -317,6 +337,7 @@ def main():
     models = arguments.models or [os.path.join(ROOT, "models", name) for name in notes]
     os.makedirs(arguments.work, exist_ok=True)
     tasks, budgets = ensure_tasks(arguments), arguments.budgets.split(",")
+    methods = [spec for method in arguments.methods.split(",") for spec in spelt_out(method, budgets)]
     shuffled_tasks = os.path.join(arguments.work, "shuffled.jsonl")
     write_shuffled(tasks, shuffled_tasks)
     sections = []
@@ -328,7 +349,7 @@ def main():
         begin = time.monotonic()
         service = Service(arguments.build, model, arguments.service.split())
         try:
-            report = evaluate(arguments.build, service, tasks, ["dense"] + arguments.methods.split(",") + [CONTROL],
+            report = evaluate(arguments.build, service, tasks, ["dense"] + methods + [CONTROL],
                               os.path.join(plots, "figures.json"), "--budgets", arguments.budgets, "--plots", plots, *common)
             shuffled = evaluate(arguments.build, service, shuffled_tasks, ["dense"], os.path.join(arguments.work, "shuffled.json"),
                                 "--scores-only", *common)
