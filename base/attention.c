@@ -70,43 +70,9 @@ bool avl_text_policy_parse(const char *name, avl_text_policy_t *policy_p) {
     return true;
 }
 
-/* Whether even rows may stand beside those that it chooses. */
-static bool takes_even_rows(avl_visual_selection_t selection) {
-    return selection == AVL_VISUAL_LAST_ROW || selection == AVL_VISUAL_QUESTION;
-}
-
-/* Why they may not. */
-static const char *own_spread(avl_visual_selection_t selection) {
-    return selection == AVL_VISUAL_COVERAGE ? "spreads rows by itself" : "ranks no rows";
-}
-
-static avl_status_t check_standout(const avl_attention_params_t *params) {
-    double standout = params->visual_standout;
-    if (!(standout == 0 || (standout >= 1 && standout <= AVL_STANDOUT_MAX)))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_standout is %g; allowed: 0 (off), 1 to %g", standout,
-                        AVL_STANDOUT_MAX);
-    if (standout == 0)
-        return AVL_OK;
-    if (!takes_even_rows(params->visual_selection))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_standout is %g; with visual_selection %s, which %s, only "
-                        "0 is allowed",
-                        standout, avl_visual_selection_name(params->visual_selection),
-                        own_spread(params->visual_selection));
-    if (params->visual_uniform_share > 0)
-        return avl_fail(
-            AVL_ERR_INVALID,
-            "attention.visual_standout is %g; with a visual_uniform_share (%g), which it "
-            "decides by itself, only 0 is allowed",
-            standout, params->visual_uniform_share);
-    return AVL_OK;
-}
-
 /* The comparisons are written so that a NaN fails them. */
 static avl_status_t check_visual(const avl_attention_params_t *params) {
     double store = params->visual_store_ratio, compute = params->visual_compute_ratio;
-    double uniform = params->visual_uniform_share;
     if (!(store > 0 && store <= 1))
         return avl_fail(AVL_ERR_INVALID,
                         "attention.visual_store_ratio is %g; allowed: more than 0, at most 1",
@@ -126,17 +92,7 @@ static avl_status_t check_visual(const avl_attention_params_t *params) {
     if (avl_visual_selection_name(params->visual_selection) == NULL)
         return avl_fail(AVL_ERR_INVALID, "attention.visual_selection is %d, which is unknown",
                         (int)params->visual_selection);
-    if (!(uniform >= 0 && uniform < 1))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_uniform_share is %g; allowed: at least 0, less than 1",
-                        uniform);
-    if (uniform > 0 && !takes_even_rows(params->visual_selection))
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_uniform_share is %g; with visual_selection %s, which %s, "
-                        "only 0 is allowed",
-                        uniform, avl_visual_selection_name(params->visual_selection),
-                        own_spread(params->visual_selection));
-    return check_standout(params);
+    return AVL_OK;
 }
 
 static avl_status_t check_prefill(const avl_attention_params_t *params) {
@@ -161,18 +117,6 @@ static avl_status_t check_prefill(const avl_attention_params_t *params) {
                         "attention.visual_selection is %s; the prefill filter (prefill_keep_ratio "
                         "%g) goes with last-row alone, which is what it drops rows by",
                         avl_visual_selection_name(params->visual_selection), keep);
-    if (selects && params->visual_uniform_share > 0)
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_uniform_share is %g; with a prefill filter "
-                        "(prefill_keep_ratio %g), which drops rows of the even grid, only 0 is "
-                        "allowed",
-                        params->visual_uniform_share, keep);
-    if (selects && params->visual_standout > 0)
-        return avl_fail(AVL_ERR_INVALID,
-                        "attention.visual_standout is %g; with a prefill filter "
-                        "(prefill_keep_ratio %g), which drops rows of the even grid, only 0 is "
-                        "allowed",
-                        params->visual_standout, keep);
     if (selects && params->measure_captured_mass)
         return avl_fail(AVL_ERR_INVALID,
                         "attention.measure_captured_mass goes without a prefill filter "
@@ -209,8 +153,6 @@ void avl_attention_params_settle(avl_attention_params_t *params) {
         /* Nothing is selected. */
         params->visual_core = AVL_CORE_INTERVAL;
         params->visual_selection = AVL_VISUAL_LAST_ROW;
-        params->visual_uniform_share = 0;
-        params->visual_standout = 0;
         params->measure_captured_mass = false;
     }
     if (params->visual_selection != AVL_VISUAL_RANDOM)
@@ -230,8 +172,7 @@ void avl_attention_params_settle(avl_attention_params_t *params) {
 bool avl_attention_params_same_prompt(const avl_attention_params_t *a,
                                       const avl_attention_params_t *b) {
     return a->visual_selection == b->visual_selection && a->visual_core == b->visual_core &&
-           a->visual_uniform_share == b->visual_uniform_share &&
-           a->visual_standout == b->visual_standout && a->selection_seed == b->selection_seed &&
+           a->selection_seed == b->selection_seed &&
            a->prefill_keep_ratio == b->prefill_keep_ratio && a->prefill_layer == b->prefill_layer &&
            a->text_keep_ratio == b->text_keep_ratio && a->text_keep_min == b->text_keep_min &&
            a->text_policy == b->text_policy && a->protect_prompt == b->protect_prompt &&

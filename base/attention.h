@@ -39,10 +39,6 @@ typedef struct avl_attention_params {
     int32_t visual_update_interval; /* steps between reselections: >= 1; nothing to CORE_STEP */
     avl_visual_core_t visual_core;
     avl_visual_selection_t visual_selection;
-    double visual_uniform_share; /* share of the store that is evenly spaced: [0, 1) */
-    /* A row is stored for its score only if that is at least so many times the mean; evenly spaced
-     * rows fill the store: >= 1; 0: all are stored for their scores. */
-    double visual_standout;
     uint64_t selection_seed; /* of AVL_VISUAL_RANDOM */
     /* Share of the visual rows that goes on beyond layer `prefill_layer` (from 1) in prefill; 0 or
      * 1: all of them, no filter. */
@@ -64,8 +60,6 @@ typedef struct avl_attention_params {
         .visual_update_interval = (interval)                                                       \
     }
 
-#define AVL_STANDOUT_MAX 1e6
-
 /* What stands beside a prefill_keep_ratio or a text_keep_ratio unless said otherwise. */
 #define AVL_PREFILL_LAYER_DEFAULT 2
 #define AVL_TEXT_KEEP_MIN_DEFAULT 20
@@ -76,11 +70,7 @@ typedef struct avl_attention_params {
  *   visual_store_ratio     at most prefill_keep_ratio, for what the filter drops cannot be kept;
  *                          but 1 beside a visual_compute_ratio of 1, the filter alone: every layer
  *                          keeps what it saw
- *   prefill_keep_ratio     where a store is kept, with `last-row` alone, no uniform share or
- *                          standout, and nothing to measure
- *   visual_uniform_share   0 with `random` and `uniform`, which rank no rows, and with `coverage`,
- *                          which spreads them by itself
- *   visual_standout        0 with those, and with a visual_uniform_share, which it decides itself
+ *   prefill_keep_ratio     where a store is kept, with `last-row` alone and nothing to measure
  *
  * Errors: AVL_ERR_INVALID naming parameter, value and allowed range, in the words of the public
  * API. */

@@ -19,8 +19,6 @@ enum {
     KEY_INTERVAL,
     KEY_CORE,
     KEY_SELECTION,
-    KEY_UNIFORM_SHARE,
-    KEY_STANDOUT,
     KEY_SELECTION_SEED,
     KEY_PREFILL_KEEP,
     KEY_PREFILL_LAYER,
@@ -42,13 +40,6 @@ static const struct argp_option option_table[] = {
      "when the computed rows are chosen: interval, or step: in every step, by each KV head", 0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
      "what ranks the picture's rows: last-row, question, coverage, random or uniform", 0},
-    {"visual-uniform-share", KEY_UNIFORM_SHARE, "R", 0,
-     "share of the store that is evenly spaced, 0 <= R < 1", 0},
-    {"visual-standout", KEY_STANDOUT, "X", 0,
-     "rows are stored for scores of at least X times the mean, evenly spaced ones fill the store; "
-     "0 "
-     "is off",
-     0},
     {"selection-seed", KEY_SELECTION_SEED, "S", 0, "of random selection (default: --seed)", 0},
     {"prefill-keep", KEY_PREFILL_KEEP, "R", 0,
      "share of the picture's rows that later layers see in prefill, 0 < R <= 1", 0},
@@ -96,14 +87,6 @@ static error_t parse_visual(int key, const char *text, struct argp_state *state,
                        text);
         /* The message counts from 1 for its `unspecified`. */
         attention->visual_selection = (Avl__V1__VisualSelection)(selection + 1);
-        return 0;
-    case KEY_STANDOUT:
-        attention->visual_standout = avl_option_number(state, "--visual-standout", text);
-        attention->_visual_standout_case = CASE(VISUAL_STANDOUT_VISUAL_STANDOUT);
-        return 0;
-    case KEY_UNIFORM_SHARE:
-        attention->visual_uniform_share = avl_option_number(state, "--visual-uniform-share", text);
-        attention->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);
         return 0;
     case KEY_SELECTION_SEED:
         attention->selection_seed =
@@ -203,10 +186,6 @@ void avl_attention_print(const Avl__V1__AttentionParameters *attention) {
     const char *selection = selection_name(attention), *policy = policy_name(attention);
     if (selection != NULL)
         printf(", by %s", selection);
-    if (attention->_visual_uniform_share_case != 0)
-        printf(", %g of the store evenly spaced", attention->visual_uniform_share);
-    if (attention->_visual_standout_case != 0)
-        printf(" above %g times the mean, then evenly spaced", attention->visual_standout);
     if (attention->_prefill_keep_ratio_case != 0)
         printf(", %g beyond layer %u in prefill", attention->prefill_keep_ratio,
                attention->prefill_layer);
@@ -232,10 +211,6 @@ json_t *avl_attention_json(const Avl__V1__AttentionParameters *attention) {
         {"visual_core", core_name(attention) != NULL, json_string(core_name(attention))},
         {"visual_selection", selection_name(attention) != NULL,
          json_string(selection_name(attention))},
-        {"visual_uniform_share", attention->_visual_uniform_share_case != 0,
-         json_real(attention->visual_uniform_share)},
-        {"visual_standout", attention->_visual_standout_case != 0,
-         json_real(attention->visual_standout)},
         {"selection_seed", attention->_selection_seed_case != 0,
          avl_json_u64(attention->selection_seed)},
         {"prefill_keep_ratio", attention->_prefill_keep_ratio_case != 0,

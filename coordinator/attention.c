@@ -5,19 +5,20 @@
 
 #define CASE(name) AVL__V1__ATTENTION_PARAMETERS___##name
 
-/* What stands out is stored for its score, an even grid fills the store (docs/A-VL.md). */
-#define STANDOUT(store, compute)                                                                   \
+/* Rows that the question looks at and that differ from one another, read by the key in every step:
+ * what lost least, whatever was asked (docs/A-VL.md). */
+#define COVERAGE(store, compute)                                                                   \
     {                                                                                              \
         .visual_store_ratio = (store), .visual_compute_ratio = (compute),                          \
-        .visual_update_interval = 3, .visual_selection = AVL_VISUAL_QUESTION,                      \
-        .visual_standout = 4,                                                                      \
+        .visual_update_interval = 3, .visual_core = AVL_CORE_STEP,                                 \
+        .visual_selection = AVL_VISUAL_COVERAGE,                                                   \
     }
 
 /* `a-vl` is the paper's method and stays; the others are this project's choice. */
 const avl_attention_preset_t avl_attention_presets[] = {
     {"dense", AVL_ATTENTION(1, 1, 1)}, {"a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
-    {"standout", STANDOUT(0.5, 0.3)},  {"balanced", STANDOUT(0.3, 0.15)},
-    {"lean", STANDOUT(0.2, 0.1)},
+    {"quality", COVERAGE(0.5, 0.2)},   {"balanced", COVERAGE(0.3, 0.1)},
+    {"lean", COVERAGE(0.1, 0.05)},
 };
 const size_t avl_attention_preset_count =
     sizeof avl_attention_presets / sizeof *avl_attention_presets;
@@ -42,8 +43,7 @@ static avl_status_t find_preset(const char *name, avl_attention_params_t *params
 static bool has_only_dense(const Avl__V1__AttentionParameters *given) {
     return given->preset[0] == '\0' && given->_visual_store_ratio_case == 0 &&
            given->_visual_compute_ratio_case == 0 && given->_visual_update_interval_case == 0 &&
-           given->visual_selection == 0 && given->_visual_uniform_share_case == 0 &&
-           given->_visual_standout_case == 0 && given->_selection_seed_case == 0 &&
+           given->visual_selection == 0 && given->_selection_seed_case == 0 &&
            given->_prefill_keep_ratio_case == 0 && given->_prefill_layer_case == 0 &&
            given->_text_keep_ratio_case == 0 && given->_text_keep_min_case == 0 &&
            given->text_policy == 0 && given->_protect_prompt_case == 0 && given->visual_core == 0 &&
@@ -126,29 +126,16 @@ static avl_status_t read_selection(const Avl__V1__AttentionParameters *given, ui
         break;
     case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_RANDOM:
         params->visual_selection = AVL_VISUAL_RANDOM;
-        params->visual_uniform_share = params->visual_standout = 0;
         break;
     case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_UNIFORM:
         params->visual_selection = AVL_VISUAL_UNIFORM;
-        params->visual_uniform_share = params->visual_standout = 0;
         break;
     case AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_COVERAGE:
         params->visual_selection = AVL_VISUAL_COVERAGE;
-        params->visual_uniform_share = params->visual_standout = 0;
         break;
     default:
         return avl_fail(AVL_ERR_INVALID, "attention.visual_selection is %d, which is unknown",
                         (int)given->visual_selection);
-    }
-    if (given->_visual_uniform_share_case != 0) {
-        params->visual_uniform_share = given->visual_uniform_share;
-        if (given->_visual_standout_case == 0)
-            params->visual_standout = 0;
-    }
-    if (given->_visual_standout_case != 0) {
-        params->visual_standout = given->visual_standout;
-        if (given->_visual_uniform_share_case == 0)
-            params->visual_uniform_share = 0;
     }
     if (given->_selection_seed_case != 0 && params->visual_selection != AVL_VISUAL_RANDOM)
         return avl_fail(AVL_ERR_INVALID,
@@ -166,20 +153,13 @@ static void settle_filter(const Avl__V1__AttentionParameters *given,
     if (!filters || params->visual_compute_ratio == 1 || given->preset[0] != '\0')
         return;
     bool ranks_else = params->visual_selection != AVL_VISUAL_LAST_ROW;
-    bool excludes = (given->visual_selection != 0 && ranks_else) ||
-                    (given->_visual_uniform_share_case != 0 && params->visual_uniform_share != 0) ||
-                    (given->_visual_standout_case != 0 && params->visual_standout != 0) ||
-                    given->measure_captured_mass;
+    bool excludes = (given->visual_selection != 0 && ranks_else) || given->measure_captured_mass;
     if (!asks && excludes) {
         params->prefill_keep_ratio = 0;
         params->prefill_layer = 0;
     } else if (asks) {
         if (given->visual_selection == 0 && given->_selection_seed_case == 0)
             params->visual_selection = AVL_VISUAL_LAST_ROW;
-        if (given->_visual_uniform_share_case == 0)
-            params->visual_uniform_share = 0;
-        if (given->_visual_standout_case == 0)
-            params->visual_standout = 0;
         params->measure_captured_mass = given->measure_captured_mass;
     }
 }
@@ -314,14 +294,6 @@ void avl_attention_write(const avl_attention_params_t *params, Avl__V1__Attentio
         to->visual_update_interval = (uint32_t)params->visual_update_interval;
     }
     to->visual_selection = avl_attention_selection(params->visual_selection);
-    if (params->visual_uniform_share > 0) {
-        to->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);
-        to->visual_uniform_share = params->visual_uniform_share;
-    }
-    if (params->visual_standout > 0) {
-        to->_visual_standout_case = CASE(VISUAL_STANDOUT_VISUAL_STANDOUT);
-        to->visual_standout = params->visual_standout;
-    }
     if (params->visual_selection == AVL_VISUAL_RANDOM) {
         to->_selection_seed_case = CASE(SELECTION_SEED_SELECTION_SEED);
         to->selection_seed = params->selection_seed;
@@ -351,8 +323,6 @@ void avl_attention_submit(const avl_attention_params_t *params, Avl__Worker__V1_
     to->visual_update_interval = params->visual_update_interval;
     to->visual_core = (int32_t)params->visual_core;
     to->visual_selection = (int32_t)params->visual_selection;
-    to->visual_uniform_share = params->visual_uniform_share;
-    to->visual_standout = params->visual_standout;
     to->selection_seed = params->selection_seed;
     to->prefill_keep_ratio = params->prefill_keep_ratio;
     to->prefill_layer = params->prefill_layer;

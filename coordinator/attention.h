@@ -20,10 +20,10 @@ extern const size_t avl_attention_preset_count;
 
 /* What a request says over `defaults`; NULL: nothing. A preset stands in for the defaults. A
  * default that what was given cannot stand beside gives way: a compute share above the given store,
- * a store above the given filter, a filter beside another given selection than the last row's, a
- * given uniform share, a standout or a wish to measure, and each of these beside a given filter; a
- * core in every step beside a given interval. `seed` seeds random selection unless the request
- * names another. Errors: AVL_ERR_INVALID, AVL_ERR_UNSUPPORTED (text of which says what). */
+ * a store above the given filter, a filter beside another given selection than the last row's or a
+ * wish to measure, and each of these beside a given filter; a core in every step beside a given
+ * interval. `seed` seeds random selection unless the request names another. Errors:
+ * AVL_ERR_INVALID, AVL_ERR_UNSUPPORTED (text of which says what). */
 AVL_MUST_CHECK avl_status_t avl_attention_read(const Avl__V1__AttentionParameters *given,
                                                const avl_attention_params_t *defaults,
                                                uint64_t seed, avl_attention_params_t *params_p);

@@ -15,8 +15,6 @@ enum {
     KEY_INTERVAL,
     KEY_CORE,
     KEY_SELECTION,
-    KEY_UNIFORM_SHARE,
-    KEY_STANDOUT,
     KEY_PREFILL_KEEP,
     KEY_PREFILL_LAYER,
     KEY_TEXT_KEEP,
@@ -39,12 +37,6 @@ static const struct argp_option option_table[] = {
      0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
      "what ranks visual rows: last-row (default), question, coverage, random or uniform", 0},
-    {"visual-uniform-share", KEY_UNIFORM_SHARE, "RATIO", 0,
-     "share of the store that is evenly spaced; default 0", 0},
-    {"visual-standout", KEY_STANDOUT, "X", 0,
-     "rows are stored for scores of at least X times the mean, evenly spaced ones fill the store; "
-     "default 0 (off)",
-     0},
     {"prefill-keep", KEY_PREFILL_KEEP, "RATIO", 0,
      "share of the visual rows that later layers see in prefill; default 1", 0},
     {"prefill-layer", KEY_PREFILL_LAYER, "N", 0, "the last layer that sees all; default 2", 0},
@@ -109,14 +101,6 @@ static error_t parse_visual(int key, char *text, struct argp_state *state,
                 "--visual-selection %s: expected last-row, question, coverage, random or uniform",
                 text);
         given->visual_selection = avl_attention_selection(selection);
-        return 0;
-    case KEY_STANDOUT:
-        given->visual_standout = ratio(state, "visual-standout", text);
-        given->_visual_standout_case = CASE(VISUAL_STANDOUT_VISUAL_STANDOUT);
-        return 0;
-    case KEY_UNIFORM_SHARE:
-        given->_visual_uniform_share_case = CASE(VISUAL_UNIFORM_SHARE_VISUAL_UNIFORM_SHARE);
-        given->visual_uniform_share = ratio(state, "visual-uniform-share", text);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -339,8 +339,6 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
                 continue;
             item.count = avl_sequence_visual_rows(shape, layer);
             item.keep = filters ? shape->survivor_rows : shape->store_rows;
-            item.even = shape->even_rows; /* none beside a filter */
-            item.standout = shape->attention.visual_standout;
             item.unseen = avl_visual_store_hidden(
                 avl_sequence_visual_positions(run->sequence, layer), item.count, first);
         }
@@ -593,8 +591,8 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
 }
 
 /* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
- * rank has a part of the scores, every row is visible, the scores alone decide, no choice is one
- * for all layers, and neither the prefill filter nor who measures asks the host what was chosen. */
+ * rank has a part of the scores, every row is visible, no choice is one for all layers, and neither
+ * the prefill filter nor who measures asks the host what was chosen. */
 static bool chooses_on_device(const avl_attend_t *attend, int layer) {
     const avl_attend_options_t *options = &attend->options;
     if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
@@ -602,10 +600,8 @@ static bool chooses_on_device(const avl_attend_t *attend, int layer) {
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
         const avl_sequence_shape_t *shape = &run->sequence->shape;
-        const avl_selection_item_t *item = &attend->items[i];
-        if (shape->measures || item->even > 0 || item->standout > 0 ||
-            (!run->decode &&
-             (shape->filter_layers == layer + 1 || avl_sequence_selects_once(shape))))
+        if (shape->measures || (!run->decode && (shape->filter_layers == layer + 1 ||
+                                                 avl_sequence_selects_once(shape))))
             return false;
     }
     return true;

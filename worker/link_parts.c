@@ -161,8 +161,6 @@ static avl_attention_params_t attention_take(const Avl__Worker__V1__Attention *f
         .visual_update_interval = from->visual_update_interval,
         .visual_core = (avl_visual_core_t)from->visual_core,
         .visual_selection = (avl_visual_selection_t)from->visual_selection,
-        .visual_standout = from->visual_standout,
-        .visual_uniform_share = from->visual_uniform_share,
         .selection_seed = from->selection_seed,
         .prefill_keep_ratio = from->prefill_keep_ratio,
         .prefill_layer = from->prefill_layer,

@@ -6,7 +6,7 @@
 #include "base/memory.h"
 
 #define PLAN_MAGIC UINT32_C(0x504c5641) /* "AVLP" */
-#define PLAN_VERSION UINT32_C(6)
+#define PLAN_VERSION UINT32_C(7)
 #define LAYOUT_FIELDS 11
 
 typedef struct wire_header {
@@ -17,7 +17,7 @@ typedef struct wire_header {
 } wire_header_t;
 
 typedef struct wire_attention {
-    double store_ratio, compute_ratio, uniform_share, standout, prefill_keep_ratio, text_keep_ratio;
+    double store_ratio, compute_ratio, prefill_keep_ratio, text_keep_ratio;
     uint64_t selection_seed;
     int32_t update_interval, selection, prefill_layer, text_keep_min, text_policy;
     int32_t flags; /* FLAG_... */
@@ -157,8 +157,6 @@ static wire_attention_t attention_to_wire(const avl_attention_params_t *params) 
     return (wire_attention_t){
         .store_ratio = params->visual_store_ratio,
         .compute_ratio = params->visual_compute_ratio,
-        .uniform_share = params->visual_uniform_share,
-        .standout = params->visual_standout,
         .prefill_keep_ratio = params->prefill_keep_ratio,
         .text_keep_ratio = params->text_keep_ratio,
         .selection_seed = params->selection_seed,
@@ -181,8 +179,6 @@ static avl_attention_params_t attention_from_wire(const wire_attention_t *wire) 
         .visual_update_interval = wire->update_interval,
         .visual_core = wire->flags & FLAG_CORE_STEP ? AVL_CORE_STEP : AVL_CORE_INTERVAL,
         .visual_selection = (avl_visual_selection_t)wire->selection,
-        .visual_uniform_share = wire->uniform_share,
-        .visual_standout = wire->standout,
         .selection_seed = wire->selection_seed,
         .prefill_keep_ratio = wire->prefill_keep_ratio,
         .prefill_layer = wire->prefill_layer,

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "worker/spread.h"
 
 /* What travels between ranks. */
 typedef struct candidate {
@@ -24,8 +23,6 @@ struct avl_selection {
         *device_scores; /* device scratch of avl_selection_best; NULL when the device is the host */
     int32_t *device_indices;
     candidate_t *candidates; /* [ranks, most of a rank] */
-    float *tallies;          /* [items_max] */
-    float *keys; /* [most of a list or the gathered candidates] scores that the even rows win */
     float *merged_scores;
     int32_t *merged_indices;
     int32_t *picked; /* [scores_max] results of all items */
@@ -39,7 +36,7 @@ static int64_t candidates_max(int64_t scores_max, int ranks) {
 }
 
 int64_t avl_selection_bytes(int64_t scores_max) {
-    return scores_max * (int64_t)(7 * sizeof(float) + sizeof(candidate_t));
+    return scores_max * (int64_t)(6 * sizeof(float) + sizeof(candidate_t));
 }
 
 avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int64_t scores_max,
@@ -57,8 +54,6 @@ avl_status_t avl_selection_create(avl_device_t *device, avl_group_t *group, int6
         void *memory_p;
     } arrays[] = {
         {most, sizeof(candidate_t), &selection->candidates},
-        {(size_t)items_max, sizeof(float), &selection->tallies},
-        {most, sizeof(float), &selection->keys},
         {most, sizeof(float), &selection->merged_scores},
         {most, sizeof(int32_t), &selection->merged_indices},
         {count, sizeof(int32_t), &selection->picked},
@@ -110,8 +105,6 @@ void avl_selection_destroy(avl_selection_t *selection) {
     if (selection->device_indices != NULL)
         ops->release(selection->device, selection->device_indices);
     free(selection->candidates);
-    free(selection->tallies);
-    free(selection->keys);
     free(selection->merged_scores);
     free(selection->merged_indices);
     free(selection->picked);
@@ -136,21 +129,6 @@ avl_status_t avl_selection_best(avl_selection_t *selection, const float *scores,
                                                 .indices = selection->device_indices}));
     return device->ops->download(device, indices, selection->device_indices,
                                  (size_t)keep * sizeof *indices);
-}
-
-/* The `keep` best of an item's rows [first, first + count), or of the listed ones: evenly spaced
- * rows before all others. */
-static avl_status_t best_of_item(avl_selection_t *selection, const avl_selection_item_t *item,
-                                 const float *scores, int32_t first, const int32_t *rows,
-                                 int32_t count, int32_t keep, int32_t *indices) {
-    if (item->even == 0)
-        return avl_selection_best(selection, scores, count, keep, indices);
-    for (int32_t i = 0; i < count; i++) {
-        int32_t row = rows != NULL ? rows[i] : first + i;
-        bool even = avl_spread_has(item->count, item->even, row);
-        selection->keys[i] = even ? INFINITY : scores[i];
-    }
-    return avl_selection_best(selection, selection->keys, count, keep, indices);
 }
 
 avl_status_t avl_selection_begin(avl_selection_t *selection, avl_selection_item_t *items,
@@ -203,9 +181,8 @@ static avl_status_t offer(avl_selection_t *selection, const avl_selection_item_t
         int64_t to = last < start + items[i].count ? last : start + items[i].count;
         if (keep == 0)
             continue;
-        AVL_TRY(best_of_item(selection, &items[i], selection->host_weights + from,
-                             (int32_t)(from - start), NULL, (int32_t)(to - from), keep,
-                             selection->merged_indices));
+        AVL_TRY(avl_selection_best(selection, selection->host_weights + from, (int32_t)(to - from),
+                                   keep, selection->merged_indices));
         for (int32_t j = 0; j < keep; j++, own++) {
             own->index = (int32_t)from + selection->merged_indices[j];
             own->score = selection->host_weights[own->index];
@@ -234,49 +211,6 @@ static int32_t collect(avl_selection_t *selection, const avl_selection_item_t *i
     return count;
 }
 
-/* Sums of the scores of every item over its part of [first, last), or with `counts` the number of
- * them that stand out of the mean, which follows from the sums. */
-static void tally(avl_selection_t *selection, const avl_selection_item_t *items, int item_count,
-                  int64_t first, int64_t last, bool counts) {
-    int64_t start = 0;
-    for (int i = 0; i < item_count; start += items[i++].count) {
-        int64_t from = first > start ? first : start;
-        int64_t to = last < start + items[i].count ? last : start + items[i].count;
-        double least = items[i].standout * (double)selection->tallies[i], sum = 0;
-        for (int64_t j = from; j < to; j++) {
-            double score = (double)selection->host_weights[j];
-            sum += !counts ? score : score * items[i].count >= least ? 1 : 0;
-        }
-        selection->tallies[i] = (float)sum;
-    }
-}
-
-/* How many rows of each item are to be evenly spaced, where that depends on the scores. Collective
- * when one asks for it. */
-static avl_status_t settle_even(avl_selection_t *selection, avl_selection_item_t *items,
-                                int item_count, int64_t total) {
-    avl_group_t *group = selection->group;
-    int64_t first, last;
-    bool any = false;
-    for (int i = 0; i < item_count; i++)
-        any |= items[i].standout > 0;
-    if (!any)
-        return AVL_OK;
-    avl_group_slice(total, avl_group_rank(group), avl_group_ranks(group), &first, &last);
-    for (int pass = 0; pass < 2; pass++) {
-        tally(selection, items, item_count, first, last, pass == 1);
-        AVL_TRY(avl_group_all_reduce(group, selection->tallies, item_count));
-    }
-    for (int i = 0; i < item_count; i++) {
-        /* All of them where the rank failed and its scores are nothing. */
-        float above = selection->tallies[i], keep = (float)items[i].keep;
-        if (items[i].standout > 0)
-            items[i].even =
-                above > 0 ? items[i].keep - (int32_t)(above < keep ? above : keep) : items[i].keep;
-    }
-    return AVL_OK;
-}
-
 /* Stands in for offer: candidates that every rank can take, and none of them good. */
 static void offer_nothing(const avl_selection_t *selection, const avl_selection_item_t *items,
                           int item_count, int64_t total, candidate_t *own) {
@@ -294,7 +228,6 @@ static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *
     avl_group_t *group = selection->group;
     int rank = avl_group_rank(group), ranks = avl_group_ranks(group);
     AVL_TRY(avl_group_reduce_scatter(group, selection->host_weights, total));
-    AVL_TRY(settle_even(selection, items, item_count, total));
     int64_t stride = 0;
     for (int r = 0; r < ranks; r++) {
         int64_t own = offered_in_all(items, item_count, total, r, ranks);
@@ -312,8 +245,8 @@ static avl_status_t run_ranks(avl_selection_t *selection, avl_selection_item_t *
     for (int i = 0; i < item_count; start += items[i++].count) {
         avl_selection_item_t *item = &items[i];
         int32_t count = collect(selection, items, i, start, total, stride);
-        AVL_TRY(best_of_item(selection, item, selection->merged_scores, 0,
-                             selection->merged_indices, count, item->keep, item->indices));
+        AVL_TRY(avl_selection_best(selection, selection->merged_scores, count, item->keep,
+                                   item->indices));
         for (int32_t j = 0; j < item->keep; j++) {
             int32_t merged = item->indices[j];
             item->indices[j] = selection->merged_indices[merged];
@@ -328,8 +261,7 @@ static avl_status_t run_alone(avl_selection_t *selection, avl_selection_item_t *
     const float *scores = selection->host_weights;
     for (int i = 0; i < item_count; scores += items[i++].count) {
         avl_selection_item_t *item = &items[i];
-        AVL_TRY(
-            best_of_item(selection, item, scores, 0, NULL, item->count, item->keep, item->indices));
+        AVL_TRY(avl_selection_best(selection, scores, item->count, item->keep, item->indices));
         for (int32_t j = 0; j < item->keep; j++)
             item->scores[j] = scores[item->indices[j]];
     }
@@ -357,6 +289,5 @@ avl_status_t avl_selection_run(avl_selection_t *selection, avl_selection_item_t 
     if (avl_group_ranks(selection->group) > 1)
         return run_ranks(selection, items, item_count, total, own);
     AVL_TRY(own);
-    AVL_TRY(settle_even(selection, items, item_count, total));
     return run_alone(selection, items, item_count);
 }

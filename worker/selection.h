@@ -5,8 +5,7 @@
  * merged: every rank merges the same bytes, so the lists are bit-identical by construction. Several
  * sequences are chosen for at once: one reduce-scatter and one gather a layer.
  *
- * Order of merit: the evenly spaced ones that the item asks for, the larger score, then the lower
- * index (kernels/select.h). */
+ * Order of merit: the larger score, then the lower index (kernels/select.h). */
 #ifndef AVL_WORKER_SELECTION_H
 #define AVL_WORKER_SELECTION_H
 
@@ -17,12 +16,8 @@ typedef struct avl_selection avl_selection_t;
 
 /* One list to choose from. */
 typedef struct avl_selection_item {
-    int32_t count; /* scores */
-    int32_t keep;  /* <= count */
-    int32_t even;  /* so many of the kept ones are evenly spaced (worker/spread.h): <= keep */
-    /* 0, or: only rows whose score is at least so many times the mean count as chosen by score, and
-     * `even` is set by run to what they leave. */
-    double standout;
+    int32_t count;  /* scores */
+    int32_t keep;   /* <= count */
     int32_t unseen; /* the first so many were not computed (sliding window): they score 0 */
     /* Set by begin: where decode attention is to write scores[unseen..count), device memory. */
     float *weights;

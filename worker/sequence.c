@@ -42,7 +42,6 @@ avl_sequence_shape_t avl_sequence_shape(const int32_t *token_ids, int32_t prompt
     shape.system_rows = first_visual < 0 ? 0 : first_visual;
     shape.store_rows = avl_ratio_rows(attention->visual_store_ratio, shape.visual_rows);
     shape.core_rows = avl_ratio_rows(attention->visual_compute_ratio, shape.visual_rows);
-    shape.even_rows = avl_ratio_rows(attention->visual_uniform_share, shape.store_rows);
     shape.scored_from = prompt_rows - 1;
     bool asks = attention->visual_selection == AVL_VISUAL_QUESTION ||
                 attention->visual_selection == AVL_VISUAL_COVERAGE;

@@ -34,7 +34,6 @@ typedef struct avl_sequence_shape {
     int32_t store_rows;  /* m */
     int32_t core_rows;   /* k */
     int32_t held_rows;   /* visual rows cached once the prompt is read: m, or N to measure by */
-    int32_t even_rows;   /* of the store: evenly spaced, whatever their scores */
     int32_t scored_from; /* prompt rows from here on rank the visual ones; the last one always */
     int32_t update_interval; /* 1 where the core is chosen within a step, or is all of the store */
     bool core_in_step; /* no core is listed: each KV head chooses its own in every decode step */

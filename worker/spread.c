@@ -2,23 +2,9 @@
 
 #include "worker/sampler.h"
 
-static int32_t place(int32_t count, int32_t keep, int64_t which) {
-    return (int32_t)((2 * which + 1) * count / (2 * (int64_t)keep));
-}
-
 void avl_spread_even(int32_t count, int32_t keep, int32_t *indices) {
     for (int32_t i = 0; i < keep; i++)
-        indices[i] = place(count, keep, i);
-}
-
-bool avl_spread_has(int32_t count, int32_t keep, int32_t index) {
-    if (keep == 0)
-        return false;
-    /* Part `which` begins at which * count / keep, so the index lies in this one or at the border
-     * to the next. */
-    int64_t which = (int64_t)index * keep / count;
-    return place(count, keep, which) == index ||
-           (which + 1 < keep && place(count, keep, which + 1) == index);
+        indices[i] = (int32_t)((2 * (int64_t)i + 1) * count / (2 * (int64_t)keep));
 }
 
 /* Row by row: each is taken with the share that is still wanted of those that are left. */

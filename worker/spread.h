@@ -3,13 +3,10 @@
 #ifndef AVL_WORKER_SPREAD_H
 #define AVL_WORKER_SPREAD_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /* The middles of `keep` equal parts of [0, count); keep <= count. */
 void avl_spread_even(int32_t count, int32_t keep, int32_t *indices);
-/* Whether `index` is one of those. */
-bool avl_spread_has(int32_t count, int32_t keep, int32_t index);
 
 typedef enum avl_spread_purpose { /* which draw: each has its own numbers */
                                   AVL_SPREAD_STORE = 1,

@@ -107,8 +107,7 @@ static void options_reach_the_service(void **state) {
         "--presence-penalty", "-2", "--frequency-penalty", "0.25", "--min-tokens", "3", "--stop",
         "\n\n", "--stop", "END", "--seed", "18446744073709551615", "--visual-store", "0.4",
         "--visual-compute", "0.2", "--visual-interval", "5", "--visual-core", "step", "--preset",
-        "lean", "--visual-selection", "question", "--visual-uniform-share", "0.25",
-        "--visual-standout", "4", "--selection-seed", "8", "--prefill-keep", "0.5",
+        "lean", "--visual-selection", "question", "--selection-seed", "8", "--prefill-keep", "0.5",
         "--prefill-layer", "3", "--text-keep", "0.75", "--text-keep-min", "12", "--text-policy",
         "h2o", "--protect-prompt", "no", "--system", "be brief", "--ignore-eos", "--timeout", "30",
         "what?");
@@ -149,8 +148,6 @@ static void options_reach_the_service(void **state) {
     assert_string_equal(request->attention->preset, "lean");
     assert_int_equal(request->attention->visual_selection,
                      AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_QUESTION);
-    assert_true(request->attention->visual_uniform_share == 0.25);
-    assert_true(request->attention->visual_standout == 4);
     assert_int_equal(request->attention->selection_seed, 8);
     assert_true(request->attention->prefill_keep_ratio == 0.5);
     assert_int_equal(request->attention->prefill_layer, 3);

@@ -386,7 +386,7 @@ static void methods_have_names(void **state) {
     (void)state;
     avl_eval_method_t *methods = NULL;
     size_t count = 0;
-    assert_int_equal(avl_eval_methods_read("dense,a-vl,random:.2/.1/4,lean+visual_uniform_share=.5+"
+    assert_int_equal(avl_eval_methods_read("dense,a-vl,random:.2/.1/4,lean+text_keep_ratio=.5+"
                                            "text-policy=h2o+protect_prompt=false+selection_seed=7",
                                            ".5/.3/3,.3/.15", &methods, &count),
                      AVL_OK);
@@ -408,11 +408,11 @@ static void methods_have_names(void **state) {
                      AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_RANDOM);
     attention = &methods[5].attention;
     assert_string_equal(methods[5].preset, "lean");
-    assert_string_equal(methods[5].name, "lean:.3/.15+visual_uniform_share=.5+text-policy=h2o+"
+    assert_string_equal(methods[5].name, "lean:.3/.15+text_keep_ratio=.5+text-policy=h2o+"
                                          "protect_prompt=false+selection_seed=7");
-    assert_string_equal(methods[5].family, "lean+visual_uniform_share=.5+text-policy=h2o+"
+    assert_string_equal(methods[5].family, "lean+text_keep_ratio=.5+text-policy=h2o+"
                                            "protect_prompt=false+selection_seed=7");
-    assert_true(attention->visual_uniform_share == .5);
+    assert_true(attention->text_keep_ratio == .5);
     assert_int_equal(attention->text_policy, AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O);
     assert_true(attention->_protect_prompt_case != 0 && !attention->protect_prompt);
     assert_true(attention->_selection_seed_case != 0 && attention->selection_seed == 7);

@@ -106,8 +106,6 @@ static void give(Avl__V1__AttentionParameters *given, const char *text) {
         GIVE("store", visual_store_ratio, VISUAL_STORE_RATIO)
         GIVE("compute", visual_compute_ratio, VISUAL_COMPUTE_RATIO)
         GIVE("interval", visual_update_interval, VISUAL_UPDATE_INTERVAL)
-        GIVE("uniform", visual_uniform_share, VISUAL_UNIFORM_SHARE)
-        GIVE("standout", visual_standout, VISUAL_STANDOUT)
         GIVE("seed", selection_seed, SELECTION_SEED)
         GIVE("keep", prefill_keep_ratio, PREFILL_KEEP_RATIO)
         GIVE("layer", prefill_layer, PREFILL_LAYER)
@@ -128,25 +126,13 @@ static void test_refusals(void **state) {
         {"dense=1 selection=2", "attention.dense excludes every other field", REFUSED},
         {"dense=1 protect=1", "attention.dense excludes every other field", REFUSED},
         {"dense=1 text=1", "attention.dense excludes every other field", REFUSED},
-        {"preset=fast", "attention.preset \"fast\" is unknown; there are dense, a-vl", REFUSED},
+        {"preset=fast",
+         "attention.preset \"fast\" is unknown; there are dense, a-vl, "
+         "quality, balanced, lean",
+         REFUSED},
         {"selection=6", "attention.visual_selection is 6, which is unknown", REFUSED},
         {"selection=-1", "attention.visual_selection is -1, which is unknown", REFUSED},
         {"policy=3 text=0.5", "attention.text_policy is 3, which is unknown", REFUSED},
-        {"uniform=1", "attention.visual_uniform_share is 1; allowed: at least 0, less", REFUSED},
-        {"uniform=-0.1", "attention.visual_uniform_share is -0.1; allowed", REFUSED},
-        {"uniform=nan", "nan; allowed", REFUSED},
-        {"standout=0.5", "attention.visual_standout is 0.5; allowed: 0 (off), 1 to 1e+06", REFUSED},
-        {"standout=4 keep=0.6", "attention.visual_standout is 4; with a prefill filter", REFUSED},
-        {"standout=nan", "attention.visual_standout is", REFUSED},
-        {"standout=inf", "attention.visual_standout is inf; allowed", REFUSED},
-        {"standout=4 selection=4", "with visual_selection uniform", REFUSED},
-        {"standout=4 uniform=0.5", "with a visual_uniform_share (0.5)", REFUSED},
-        {"preset=lean selection=3 standout=2", "with visual_selection random", REFUSED},
-        {"dense=1 standout=2", "attention.dense excludes every other field", REFUSED},
-        {"uniform=0.5 selection=3", "with visual_selection random", REFUSED},
-        {"uniform=0.5 selection=4", "with visual_selection uniform", REFUSED},
-        {"uniform=0.5 selection=5", "with visual_selection coverage, which spreads", REFUSED},
-        {"standout=4 selection=5", "with visual_selection coverage, which spreads", REFUSED},
         {"keep=0.5 selection=5", "attention.visual_selection is coverage; the prefill", REFUSED},
         {"seed=1", "attention.selection_seed is for visual_selection random alone", REFUSED},
         {"seed=1 selection=4", "attention.selection_seed is for", REFUSED},
@@ -164,7 +150,10 @@ static void test_refusals(void **state) {
         {"protect=1", "attention.protect_prompt needs text_keep_ratio", REFUSED},
         {"text=0.5 min=0", "attention.text_keep_min is 0; allowed: 1 to", REFUSED},
         {"keep=0.5 selection=2", "attention.visual_selection is question; the prefill", REFUSED},
-        {"keep=0.5 uniform=0.5", "attention.visual_uniform_share is 0.5; with a prefill", REFUSED},
+        {"keep=0.5 preset=lean", "attention.visual_selection is coverage; the prefill", REFUSED},
+        {"keep=0.6 measure=1", "attention.measure_captured_mass goes without", REFUSED},
+        {"preset=lean core=2 interval=2", "attention.visual_update_interval is 2; visual_core",
+         REFUSED},
         {"keep=0.5 store=1 compute=0.5", "attention.visual_store_ratio is 1, which", REFUSED},
         {"core=3", "attention.visual_core is 3, which is unknown", REFUSED},
         {"core=-1", "attention.visual_core is -1, which is unknown", REFUSED},
@@ -192,11 +181,10 @@ static void test_settled(void **state) {
         {"preset=a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
         {"preset=dense", AVL_ATTENTION(1, 1, 1)},
         {"preset=dense store=0.2 interval=2", AVL_ATTENTION(0.2, 0.2, 2)},
-        {"selection=1 standout=0", AVL_ATTENTION(0.5, 0.3, 3)},
-        {"store=1 compute=1 standout=5", AVL_ATTENTION(1, 1, 3)},
-        {"selection=1 uniform=0", AVL_ATTENTION(0.5, 0.3, 3)},
+        {"selection=1", AVL_ATTENTION(0.5, 0.3, 3)},
+        {"preset=lean store=1 compute=1", AVL_ATTENTION(1, 1, 3)},
         {"store=1 compute=1 selection=3 seed=5", AVL_ATTENTION(1, 1, 3)},
-        {"store=1 compute=1 uniform=0.5", AVL_ATTENTION(1, 1, 3)},
+        {"store=1 compute=1 selection=5", AVL_ATTENTION(1, 1, 3)},
         {"keep=1 layer=7", AVL_ATTENTION(0.5, 0.3, 3)},
         {"store=1 compute=1 core=2", AVL_ATTENTION(1, 1, 3)},
         {"core=1", AVL_ATTENTION(0.5, 0.3, 3)},
@@ -241,7 +229,7 @@ static void test_defaults_give_way(void **state) {
     assert_true(params.visual_store_ratio == 0.5 && params.prefill_keep_ratio == 0);
     /* The filter, and what it excludes. */
     static const char *const excluding[] = {"selection=2", "selection=3", "selection=4",
-                                            "uniform=0.5", "standout=4",  "measure=1"};
+                                            "selection=5", "measure=1"};
     for (size_t i = 0; i < sizeof excluding / sizeof *excluding; i++) {
         give(&given, excluding[i]);
         if (avl_attention_read(&given, &operators, 9, &params) != AVL_OK)
@@ -249,7 +237,7 @@ static void test_defaults_give_way(void **state) {
         assert_true(params.prefill_keep_ratio == 0 && params.prefill_layer == 0 &&
                     params.visual_store_ratio == 0.4 && params.text_keep_ratio == 0.6);
     }
-    static const char *const suiting[] = {"selection=1", "uniform=0", "interval=5"};
+    static const char *const suiting[] = {"selection=1", "interval=5"};
     for (size_t i = 0; i < sizeof suiting / sizeof *suiting; i++) {
         give(&given, suiting[i]);
         assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_OK);
@@ -259,18 +247,43 @@ static void test_defaults_give_way(void **state) {
     assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_ERR_INVALID);
     avl_attention_params_t others = defaults;
     others.visual_selection = AVL_VISUAL_QUESTION;
-    others.visual_uniform_share = 0.2;
     others.measure_captured_mass = true;
     give(&given, "keep=0.7 preset=lean"); /* who names a preset names its selection */
     assert_int_equal(avl_attention_read(&given, &others, 9, &params), AVL_ERR_INVALID);
     give(&given, "keep=0.7");
     assert_int_equal(avl_attention_read(&given, &others, 9, &params), AVL_OK);
-    assert_true(params.prefill_keep_ratio == 0.7 && params.visual_uniform_share == 0 &&
+    assert_true(params.prefill_keep_ratio == 0.7 &&
                 params.visual_selection == AVL_VISUAL_LAST_ROW && !params.measure_captured_mass);
     give(&given, "keep=1 text=1");
     assert_int_equal(avl_attention_read(&given, &operators, 9, &params), AVL_OK);
     assert_true(params.visual_store_ratio == 0.4 && params.prefill_layer == 0 &&
                 params.text_keep_min == 0 && !params.protect_prompt);
+}
+
+/* What the names stand for: clients rely on it. */
+static void test_presets(void **state) {
+    (void)state;
+    static const struct {
+        const char *given;
+        double store, compute;
+        bool coverage; /* with cores within steps */
+    } rows[] = {{"preset=dense", 1, 1, false},
+                {"preset=a-vl", 0.5, 0.3, false},
+                {"preset=quality", 0.5, 0.2, true},
+                {"preset=balanced", 0.3, 0.1, true},
+                {"preset=lean", 0.1, 0.05, true}};
+    assert_int_equal(avl_attention_preset_count, sizeof rows / sizeof *rows);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Avl__V1__AttentionParameters given;
+        avl_attention_params_t params;
+        give(&given, rows[i].given);
+        assert_int_equal(avl_attention_read(&given, &defaults, 9, &params), AVL_OK);
+        assert_true(params.visual_store_ratio == rows[i].store &&
+                    params.visual_compute_ratio == rows[i].compute);
+        assert_int_equal(params.visual_selection,
+                         rows[i].coverage ? AVL_VISUAL_COVERAGE : AVL_VISUAL_LAST_ROW);
+        assert_int_equal(params.visual_core, rows[i].coverage ? AVL_CORE_STEP : AVL_CORE_INTERVAL);
+    }
 }
 
 /* A core in every step, and the interval that means nothing to it. */
@@ -282,10 +295,12 @@ static void test_core(void **state) {
         const char *given;
         avl_visual_core_t core;
         int32_t interval;
-    } rows[] = {{"store=0.4", AVL_CORE_STEP, 5},       {"interval=4", AVL_CORE_INTERVAL, 4},
-                {"core=1", AVL_CORE_INTERVAL, 5},      {"core=1 interval=2", AVL_CORE_INTERVAL, 2},
-                {"preset=a-vl", AVL_CORE_INTERVAL, 3}, {"preset=lean core=2", AVL_CORE_STEP, 3},
-                {"keep=0.5 core=2", AVL_CORE_STEP, 5}};
+    } rows[] = {
+        {"store=0.4", AVL_CORE_STEP, 5},       {"interval=4", AVL_CORE_INTERVAL, 4},
+        {"core=1", AVL_CORE_INTERVAL, 5},      {"core=1 interval=2", AVL_CORE_INTERVAL, 2},
+        {"preset=a-vl", AVL_CORE_INTERVAL, 3}, {"preset=a-vl core=2", AVL_CORE_STEP, 3},
+        {"preset=lean", AVL_CORE_STEP, 3},     {"preset=lean interval=2", AVL_CORE_INTERVAL, 2},
+        {"keep=0.5 core=2", AVL_CORE_STEP, 5}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Avl__V1__AttentionParameters given, message;
         give(&given, rows[i].given);
@@ -326,7 +341,7 @@ static void test_there_and_back(void **state) {
     avl_attention_write(&all, &message);
     assert_int_equal(message.visual_selection, AVL__V1__VISUAL_SELECTION__VISUAL_SELECTION_RANDOM);
     assert_true(message._selection_seed_case != 0 && message.selection_seed == UINT64_MAX);
-    assert_true(message._visual_uniform_share_case == 0 && message.prefill_layer == 3);
+    assert_true(message.prefill_layer == 3);
     assert_int_equal(message.text_policy, AVL__V1__TEXT_POLICY__TEXT_POLICY_H2O);
     Avl__Worker__V1__Attention submit;
     avl_attention_submit(&all, &submit);
@@ -345,9 +360,10 @@ static void test_there_and_back(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ratios),  cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_settled), cmocka_unit_test(test_defaults_give_way),
-        cmocka_unit_test(test_core),    cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_ratios),         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_settled),        cmocka_unit_test(test_defaults_give_way),
+        cmocka_unit_test(test_presets),        cmocka_unit_test(test_core),
+        cmocka_unit_test(test_there_and_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

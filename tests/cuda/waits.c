@@ -75,10 +75,12 @@ static void waits_for_nothing_within_a_step(void **state) {
     request->attention.visual_core = AVL_CORE_STEP;
     assert_int_equal(count_waits(rig, request), STEP_WAITS);
     assert_int_equal(rig_result(rig, 6)->end.status, AVL_OK);
-    /* Here the host chooses layer by layer: what it waits for is counted. */
+    /* The host says what goes on beyond a layer: what it waits for is counted. */
     request = make_request(&data, 4, 3);
-    request->attention.visual_uniform_share = 0.5;
+    request->attention.prefill_keep_ratio = 0.6;
+    request->attention.prefill_layer = 1;
     assert_true(count_waits(rig, request) > STEP_WAITS);
+    assert_int_equal(rig_result(rig, 4)->end.status, AVL_OK);
     rig_case_release(&data);
     rig_close(rig);
 }

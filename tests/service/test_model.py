@@ -94,8 +94,29 @@ class Model(unittest.TestCase):
             self.assertAlmostEqual(step.visual_rows_computed_per_step, (58 + 29) / 2, delta=0.5 / 15)
             measured = ask(visual_core=pb.VISUAL_CORE_STEP, measure_captured_mass=True).finished.attention
             self.assertTrue(0 < measured.captured_mass < measured.stored_mass < 1, measured)
-            mixed = ask(visual_selection=pb.VISUAL_SELECTION_QUESTION, visual_uniform_share=0.5).finished.attention
-            self.assertAlmostEqual(mixed.parameters.visual_uniform_share, 0.5)
+
+    def test_presets(self):
+        """What `avl info` lists can be asked for by its name, and does what its parameters say."""
+        case = load_cases()[0]
+        rows, steps = 196, 15
+        with Service("--tp", "2", "--dtype", "f32", "--threads", "1") as service:
+            presets = service.inference.GetModelInfo(pb.GetModelInfoRequest(), timeout=10).attention_presets
+            self.assertEqual([preset.name for preset in presets], ["dense", "a-vl", "quality", "balanced", "lean"])
+            first = set()
+            for preset in presets:
+                request = raw(case["prompt"], [case["image"]], max_tokens=steps + 1, ignore_eos=True,
+                              sampling=pb.SamplingParameters(temperature=0),
+                              attention=pb.AttentionParameters(preset=preset.name))
+                answer = Answer(service.inference.Generate(request, timeout=240))
+                report, said = answer.finished.attention, preset.parameters
+                self.assertEqual(report.parameters, said)
+                stored, core = (int(ratio * rows + 1e-9)
+                                for ratio in (said.visual_store_ratio, said.visual_compute_ratio))
+                self.assertEqual(report.visual_rows_stored, stored)
+                if said.visual_core == pb.VISUAL_CORE_STEP:
+                    self.assertAlmostEqual(report.visual_rows_computed_per_step, (stored + core) / 2, delta=0.5 / steps)
+                first.add(answer.ids[0])
+            self.assertEqual(len(first), 1)  # prefill attends to everything
 
     def test_too_many_ranks(self):
         service = Service("--tp", "7", wait=False)

@@ -119,7 +119,7 @@ class Requests(unittest.TestCase):
                              ({"dense": True, "visual_store_ratio": 0.5}, "dense excludes"),
                              ({"preset": "best"}, "there are dense, a-vl"),
                              ({"visual_selection": 9}, "visual_selection is 9"),
-                             ({"visual_uniform_share": 1}, "visual_uniform_share is 1"),
+                             ({"prefill_keep_ratio": 2}, "prefill_keep_ratio is 2"),
                              ({"visual_core": 5}, "visual_core is 5"),
                              ({"visual_core": pb.VISUAL_CORE_STEP, "visual_update_interval": 2}, "without an interval"),
                              ({"selection_seed": 1}, "random alone"),
@@ -237,6 +237,11 @@ class Requests(unittest.TestCase):
         presets = {preset.name: preset.parameters for preset in info.attention_presets}
         self.assertEqual(presets["dense"].visual_compute_ratio, 1)
         self.assertEqual((presets["a-vl"].visual_store_ratio, presets["a-vl"].visual_update_interval), (0.5, 3))
+        for name, store, compute in (("quality", .5, .2), ("balanced", .3, .1), ("lean", .1, .05)):
+            self.assertEqual((presets[name].visual_store_ratio, presets[name].visual_compute_ratio), (store, compute))
+            self.assertEqual((presets[name].visual_selection, presets[name].visual_core),
+                             (pb.VISUAL_SELECTION_COVERAGE, pb.VISUAL_CORE_STEP))
+        self.assertEqual(len(presets), 5)
 
     def test_tokenize(self):
         ids = self.service.inference.Tokenize(pb.TokenizeRequest(text="USER: <image>\nHi"), timeout=10).token_ids

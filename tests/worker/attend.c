@@ -42,17 +42,12 @@ static void test_sliding_window(void **state) {
     }
 }
 
-/* Every other way to choose, with the same budgets. */
+/* Every way to choose, with the same budgets. */
 static void test_selections(void **state) {
     (void)state;
-    static const struct {
-        avl_visual_selection_t selection;
-        double uniform, standout;
-    } ways[] = {{AVL_VISUAL_QUESTION, 0, 0},    {AVL_VISUAL_QUESTION, .5, 0},
-                {AVL_VISUAL_LAST_ROW, .3, 0},   {AVL_VISUAL_LAST_ROW, .9, 0},
-                {AVL_VISUAL_RANDOM, 0, 0},      {AVL_VISUAL_UNIFORM, 0, 0},
-                {AVL_VISUAL_QUESTION, 0, 1.2},  {AVL_VISUAL_LAST_ROW, 0, 1.5},
-                {AVL_VISUAL_QUESTION, 0, 1000}, {AVL_VISUAL_COVERAGE, 0, 0}};
+    static const avl_visual_selection_t ways[] = {AVL_VISUAL_LAST_ROW, AVL_VISUAL_QUESTION,
+                                                  AVL_VISUAL_RANDOM, AVL_VISUAL_UNIFORM,
+                                                  AVL_VISUAL_COVERAGE};
     static const struct {
         double store, compute;
         int interval, window;
@@ -67,9 +62,7 @@ static void test_selections(void **state) {
                     SCRIPT(1 + (int)(turn % 4), attend_prompts[i], 14, settings[j].store,
                            settings[j].compute, settings[j].interval, settings[j].window,
                            chunks[(turn + i) % 4]);
-                script.selection = ways[way].selection;
-                script.uniform = ways[way].uniform;
-                script.standout = ways[way].standout;
+                script.selection = ways[way];
                 script.measures = turn % 3 == 0;
                 script.seed = turn % 2 ? 7 : UINT64_C(0x123456789abcdef0);
                 attend_check(script);
@@ -97,7 +90,6 @@ static void test_cores_in_steps(void **state) {
                            settings[j].window, chunks[turn % 4]);
                 script.core = AVL_CORE_STEP;
                 script.selection = (avl_visual_selection_t)((i + (size_t)ranks) % 5);
-                script.uniform = script.selection == AVL_VISUAL_QUESTION ? .5 : 0;
                 script.measures = turn % 2;
                 attend_check(script);
             }

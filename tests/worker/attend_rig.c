@@ -259,21 +259,7 @@ static void reference_store(const reference_t *reference, int layer, const doubl
         even_places(count, keep, places);
         take_places(reference->visual, places, keep, store);
     } else {
-        double merits[ROWS_MAX];
-        memcpy(merits, weights, (size_t)count * sizeof *merits);
-        int even = avl_ratio_rows(script->uniform, keep);
-        if (script->standout > 0) {
-            double sum = 0;
-            for (int i = 0; i < count; i++)
-                sum += weights[i];
-            even = keep;
-            for (int i = 0; i < count; i++)
-                even -= even > 0 && sum > 0 && weights[i] / (sum / count) >= script->standout;
-        }
-        even_places(count, even, places);
-        for (int i = 0; i < even; i++)
-            merits[places[i]] = INFINITY;
-        best_rows(reference->visual, merits, count, keep, store);
+        best_rows(reference->visual, weights, count, keep, store);
     }
 }
 
@@ -605,8 +591,6 @@ static avl_status_t open_rank(rank_t *rank) {
     avl_attention_params_t params = AVL_ATTENTION(script->store, script->compute, script->interval);
     params.visual_core = script->core;
     params.visual_selection = script->selection;
-    params.visual_uniform_share = script->uniform;
-    params.visual_standout = script->standout;
     params.selection_seed = script->seed;
     params.measure_captured_mass = script->measures;
     params.text_keep_ratio = script->text.keep;

@@ -31,8 +31,6 @@ typedef struct script {
     int chunk_rows; /* 0: the prompt at once */
     avl_visual_core_t core;
     avl_visual_selection_t selection;
-    double uniform; /* share of the store */
-    double standout;
     uint64_t seed;
     bool measures;
     struct {

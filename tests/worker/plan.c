@@ -35,8 +35,18 @@ static void fill(avl_plan_t *plan) {
         .place_count = 2,
         .source = 5,
         .source_rows = 6,
-        .attention = {.5, .25, 3, AVL_CORE_STEP, AVL_VISUAL_QUESTION, 0, 1.5, 12, 0, 2, .5, 20,
-                      AVL_TEXT_H2O, true, true},
+        .attention = {.visual_store_ratio = .5,
+                      .visual_compute_ratio = .25,
+                      .visual_update_interval = 3,
+                      .visual_core = AVL_CORE_STEP,
+                      .visual_selection = AVL_VISUAL_RANDOM,
+                      .selection_seed = 12,
+                      .prefill_layer = 2,
+                      .text_keep_ratio = .5,
+                      .text_keep_min = 20,
+                      .text_policy = AVL_TEXT_H2O,
+                      .protect_prompt = true,
+                      .measure_captured_mass = true},
         .token_ids = prompt,
         .places = places,
     };
@@ -169,21 +179,11 @@ static void test_filter_there_and_back(void **state) {
     (void)state;
     pair_t pair;
     open_pair(&pair);
-    avl_attention_params_t sent = {.5,
-                                   .25,
-                                   3,
-                                   AVL_CORE_INTERVAL,
-                                   AVL_VISUAL_LAST_ROW,
-                                   0,
-                                   0,
-                                   0,
-                                   .75,
-                                   7,
-                                   .5,
-                                   20,
-                                   AVL_TEXT_A_VL,
-                                   false,
-                                   false};
+    avl_attention_params_t sent = AVL_ATTENTION(.5, .25, 3);
+    sent.prefill_keep_ratio = .75;
+    sent.prefill_layer = 7;
+    sent.text_keep_ratio = .5;
+    sent.text_keep_min = 20;
     pair.sent.admissions[0].attention = sent;
     avl_plan_encode(&pair.sent, pair.buffer);
     assert_int_equal(avl_plan_decode(pair.buffer, pair.bytes, &limits, &pair.received), AVL_OK);

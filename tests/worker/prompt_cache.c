@@ -157,14 +157,11 @@ static void check_selections(int ranks, int32_t batch_rows) {
     int32_t after = data.images[0].first_row + data.images[0].layout.prompt_rows;
     static const struct {
         avl_visual_selection_t selection;
-        double uniform;
         avl_visual_core_t core;
-    } ways[] = {
-        {AVL_VISUAL_QUESTION, 0, AVL_CORE_INTERVAL},  {AVL_VISUAL_QUESTION, .5, AVL_CORE_INTERVAL},
-        {AVL_VISUAL_LAST_ROW, .5, AVL_CORE_INTERVAL}, {AVL_VISUAL_LAST_ROW, .5, AVL_CORE_STEP},
-        {AVL_VISUAL_RANDOM, 0, AVL_CORE_INTERVAL},    {AVL_VISUAL_UNIFORM, 0, AVL_CORE_INTERVAL},
-        {AVL_VISUAL_QUESTION, 0, AVL_CORE_STEP},      {AVL_VISUAL_COVERAGE, 0, AVL_CORE_INTERVAL},
-        {AVL_VISUAL_COVERAGE, 0, AVL_CORE_STEP}};
+    } ways[] = {{AVL_VISUAL_QUESTION, AVL_CORE_INTERVAL}, {AVL_VISUAL_LAST_ROW, AVL_CORE_INTERVAL},
+                {AVL_VISUAL_LAST_ROW, AVL_CORE_STEP},     {AVL_VISUAL_RANDOM, AVL_CORE_INTERVAL},
+                {AVL_VISUAL_UNIFORM, AVL_CORE_INTERVAL},  {AVL_VISUAL_QUESTION, AVL_CORE_STEP},
+                {AVL_VISUAL_COVERAGE, AVL_CORE_INTERVAL}, {AVL_VISUAL_COVERAGE, AVL_CORE_STEP}};
     assert_int_equal(data.image_count, 1);
     (void)rig_answer(rig, ask(&data, 1, 90, 1, 1));
     for (int i = 0; i < (int)(sizeof ways / sizeof *ways); i++) {
@@ -172,7 +169,6 @@ static void check_selections(int ranks, int32_t batch_rows) {
         for (int j = 0; j < 4; j++) {
             avl_request_t *request = ask(&data, 10 * (uint64_t)i + 2 + (uint64_t)j, 91, .4, .2);
             request->attention.visual_selection = ways[i].selection;
-            request->attention.visual_uniform_share = ways[i].uniform;
             request->attention.visual_core = ways[i].core;
             if (ways[i].selection == AVL_VISUAL_RANDOM)
                 request->attention.selection_seed = j == 3 ? 6 : 5;

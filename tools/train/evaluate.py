@@ -6,8 +6,6 @@ service's own figures come from `avl eval`. Selections, all made once after pref
   last      the last prompt row's attention, mean over heads (the published method's store)
   question  mean over the rows behind the image
   uniform   evenly spaced over all image rows;  random  drawn per layer
-  mixed-F   share F of the budget evenly spaced, the rest by the question's rows
-  standout-T   rows whose question score is T times the mean; the rest evenly spaced
   coverage  the question's scores over all layers, times how much a row differs from the others; one set for all layers
 --core adds a core set: `interval`, the published one, chosen again from the store every third step for all heads, or
 `step`, in which every step each head scores the store's keys and reads the values of its best rows.
@@ -132,19 +130,8 @@ class Prefill:
             scores[:, even(count, total)] = 1
         elif kind == "random":
             scores = torch.rand(n, total, generator=generator)
-        elif kind in ("last", "coverage"):
-            scores = getattr(self, kind)[layer]
         else:
-            scores = self.question[layer].clone()
-            if kind.startswith("mixed-"):
-                share = int(float(kind[6:]) * count)
-                scores[:, even(share, total)] = 2
-            elif kind.startswith("standout-"):
-                out = scores >= float(kind.rsplit("-", 1)[1]) * scores.mean(-1, keepdim=True)
-                for row in range(n):
-                    share = max(0, count - int(out[row].sum()))
-                    scores[row, even(share, total)] = 2
-                scores[out] += 4
+            scores = getattr(self, kind)[layer]
         keep = torch.zeros(n, total, dtype=torch.bool)
         return keep.scatter(1, scores.topk(count, -1).indices, True)
 
@@ -237,7 +224,8 @@ def main():
     parser.add_argument("--set", required=True, help="folder with tasks.jsonl")
     parser.add_argument("--count", type=int, default=100, help="examples per task")
     parser.add_argument("--stores", type=float, nargs="*", default=[0.5, 0.3, 0.2, 0.1])
-    parser.add_argument("--kinds", nargs="*", default=["last", "question", "uniform", "random", "mixed-0.5"])
+    kinds = ["last", "question", "uniform", "random", "coverage"]
+    parser.add_argument("--kinds", nargs="*", choices=kinds, default=kinds)
     parser.add_argument("--core", choices=["interval", "step"], help="with a core set")
     parser.add_argument("--compute", type=float, help="share in the core (default: about half of the store)")
     parser.add_argument("--wrong", type=int, default=0, help="print that many wrong dense answers per task")
