@@ -34,8 +34,8 @@ typedef struct avl_choose_args {
 } avl_choose_args_t;
 
 /* For each row: the index of the largest value (the lowest on a tie, NaN never wins; all NaN: index
- * 0) and the value. logits f32 [rows, width], rows stride apart; indices i32 [rows]; values f32
- * [rows] */
+ * 0) and the value. With `strict`, of a row in which a NaN or +infinity stands the first of those.
+ * logits f32 [rows, width], rows stride apart; indices i32 [rows]; values f32 [rows] */
 typedef struct avl_argmax_args {
     const float *logits;
     int64_t stride;
@@ -43,6 +43,7 @@ typedef struct avl_argmax_args {
     int64_t width;
     int32_t *indices;
     float *values;
+    int strict;
 } avl_argmax_args_t;
 
 static inline AVL_MUST_CHECK avl_status_t avl_topk(avl_device_t *device,

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/select.h"
 #include "model/network.h"
 #include "model/rope.h"
 
@@ -119,6 +120,7 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     /* The rank's vote stands behind them. */
     decoder->logits =
         avl_arena_take(arena, logit_rows * shards->vocab_rows.count + 1, sizeof(float));
+    decoder->best = avl_arena_take(arena, 2 * logit_rows, sizeof(float));
 }
 
 avl_status_t avl_decoder_prepare(avl_model_t *model) {
@@ -134,8 +136,10 @@ avl_status_t avl_decoder_prepare(avl_model_t *model) {
         AVL_TRY(avl_alloc_aligned(rows, sizeof(int32_t), "rows of a step", lists[i]));
     AVL_TRY(avl_alloc_aligned((size_t)model->options.logit_rows_max, sizeof(int32_t),
                               "rows of a step", &decoder->logit_rows_host));
+    AVL_TRY(avl_alloc_aligned(2 * (size_t)model->options.logit_rows_max, sizeof(int32_t),
+                              "best tokens", &decoder->best_host));
     model->memory.host_bytes +=
-        (3 * rows + (size_t)model->options.logit_rows_max) * sizeof(int32_t);
+        (3 * rows + 3 * (size_t)model->options.logit_rows_max) * sizeof(int32_t);
     model->memory.host_bytes += (2 * rows + 1) * half * sizeof(float);
     if (ranks == 1 || avl_group_rank(model->group) > 0)
         return AVL_OK;
@@ -153,6 +157,7 @@ void avl_decoder_release(avl_model_t *model) {
     free(model->decoder.positions);
     free(model->decoder.lengths);
     free(model->decoder.logit_rows_host);
+    free(model->decoder.best_host);
     free(model->decoder.gathered);
 }
 
@@ -176,6 +181,10 @@ static avl_status_t check_batch(const avl_model_t *model, const avl_forward_batc
             return avl_fail(AVL_ERR_INVALID, "row %d: position %d", row, batch->positions[row]);
         pictures += batch->token_ids[row] == -1;
     }
+    if (batch->best_count < 0 || batch->best_count > batch->logit_count ||
+        (batch->best_count > 0 && (batch->best == NULL || avl_group_ranks(model->group) > 1)))
+        return avl_fail(AVL_ERR_INVALID, "the best tokens of %d of %d rows, at %d ranks",
+                        batch->best_count, batch->logit_count, avl_group_ranks(model->group));
     if (pictures != batch->embed_count)
         return avl_fail(AVL_ERR_INVALID, "%d rows await a picture's feature, %d are given",
                         pictures, batch->embed_count);
@@ -434,6 +443,31 @@ static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
     return AVL_OK;
 }
 
+/* The best tokens of the last rows, found where the logits are. */
+static avl_status_t collect_best(avl_model_t *model, const avl_forward_batch_t *batch) {
+    avl_decoder_t *decoder = &model->decoder;
+    avl_device_t *device = model->device;
+    int64_t vocab = model->config.model.text.vocab_rows, count = batch->best_count;
+    int32_t *tokens = decoder->best;
+    float *logits = (float *)decoder->best + count;
+    AVL_TRY(avl_argmax(device, &(avl_argmax_args_t){
+                                   .logits = decoder->logits + (batch->logit_count - count) * vocab,
+                                   .stride = vocab,
+                                   .rows = count,
+                                   .width = vocab,
+                                   .indices = tokens,
+                                   .values = logits,
+                                   .strict = 1,
+                               }));
+    AVL_TRY(device->ops->download(device, decoder->best_host, decoder->best,
+                                  2 * (size_t)count * sizeof(int32_t)));
+    const int32_t *host_tokens = decoder->best_host;
+    const float *host_logits = (const float *)decoder->best_host + count;
+    for (int64_t i = 0; i < count; i++)
+        batch->best[i] = (avl_best_token_t){.token_id = host_tokens[i], .logit = host_logits[i]};
+    return AVL_OK;
+}
+
 /* Embeddings of the whole vocabulary, summed over the ranks that hold its parts, and the pictures'
  * rows. */
 static avl_status_t begin_stream(avl_model_t *model, const avl_forward_batch_t *batch,
@@ -572,6 +606,9 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     }
     if (status == AVL_OK)
         status = head_part(model, rows);
-    AVL_TRY(collect_logits(model, batch->logit_count, logits, &status));
+    if (batch->logit_count > batch->best_count)
+        AVL_TRY(collect_logits(model, batch->logit_count - batch->best_count, logits, &status));
+    if (batch->best_count > 0 && status == AVL_OK)
+        status = collect_best(model, batch);
     return status;
 }

@@ -115,6 +115,13 @@ typedef struct avl_attention_hook {
  * `many_rows`, and on nothing else in the step (on the CPU): those are multiplied in large blocks
  * (kernels/linear.h: AVL_LINEAR_MANY), the others in small ones. Who wants a sequence to be
  * repeatable decides that by what never changes about it. */
+/* The largest logit, the lowest token on a tie; where a logit is NaN or +infinity, the first of
+ * those. */
+typedef struct avl_best_token {
+    int32_t token_id;
+    float logit;
+} avl_best_token_t;
+
 typedef struct avl_forward_batch {
     int rows;                 /* T <= rows_max */
     int many_rows;            /* 0..rows */
@@ -130,11 +137,16 @@ typedef struct avl_forward_batch {
     int embed_count;
     const int32_t *logit_rows; /* rows whose logits are wanted, [logit_count] */
     int logit_count;           /* <= logit_rows_max */
+    /* Of the last best_count of those no more than the best token is wanted: HOST [best_count].
+     * With one rank alone. */
+    int best_count;
+    avl_best_token_t *best;
 } avl_forward_batch_t;
 
-/* Runs the decoder. logits: HOST f32 [logit_count, vocab_rows] on rank 0 (gathered over ranks),
- * ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the group; on rank 0
- * AVL_ERR_PEER when another rank failed and logits were wanted (a vote travels with them). */
+/* Runs the decoder. logits: HOST f32 [logit_count - best_count, vocab_rows] on rank 0 (gathered
+ * over ranks), ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the
+ * group; on rank 0 AVL_ERR_PEER when another rank failed and logits were wanted (a vote travels
+ * with them). */
 AVL_MUST_CHECK avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *batch,
                                               const avl_attention_hook_t *hook, float *logits);
 

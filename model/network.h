@@ -81,6 +81,7 @@ typedef struct avl_decoder {
     void *mlp;           /* dtype [T, columns] */
     float *partial;      /* [T, hidden] */
     float *logits;       /* [L, vocabulary rows of this rank] */
+    void *best;          /* [2, L] i32 tokens and f32 logits, of as many rows as are asked for */
     int64_t many_rows;   /* of the rows at hand, how many go the way of many rows */
     /* Host memory */
     float *frequencies;       /* [D/2] */
@@ -89,6 +90,7 @@ typedef struct avl_decoder {
     int32_t *positions;       /* [T] of the rows at hand */
     int32_t *lengths;         /* [T] sequence_rows of the rows at hand */
     int32_t *logit_rows_host; /* [L] */
+    void *best_host;          /* [2, L] */
     float *gathered;          /* rank 0 of several: [L, vocabulary] in blocks of ranks */
     size_t *gather_bytes;     /* [ranks] */
 } avl_decoder_t;

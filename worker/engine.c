@@ -43,7 +43,8 @@ struct avl_engine {
     uint8_t *pixels;        /* device: one picture; NULL when the device is the host */
     size_t pixel_bytes_max; /* of one picture */
     int64_t page_bytes_all;
-    float *logits; /* leader: [sequences_max, vocab_rows] */
+    float *logits;          /* leader: [sequences_max, vocab_rows] */
+    avl_best_token_t *best; /* [sequences_max] */
     int64_t encode_ns[PICTURES_STEP_MAX];
     /* The batch of the step: [rows_max] each, logit_rows [sequences_max] */
     int32_t *token_ids, *positions, *sequence_rows, *embed_rows, *logit_rows;
@@ -358,6 +359,7 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         {rows, sizeof *engine->embed_rows, &engine->embed_rows},
         {rows, sizeof *engine->embed_features, &engine->embed_features},
         {3 * sequences, sizeof *engine->masses, &engine->masses},
+        {sequences, sizeof *engine->best, &engine->best},
         {(size_t)engine->feature_rows, sizeof *engine->feature_written, &engine->feature_written},
         {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
     };
@@ -450,6 +452,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->feature_written);
     free(engine->masses);
     free(engine->logits);
+    free(engine->best);
     free(engine);
 }
 
@@ -645,8 +648,7 @@ static bool goes_with_many(const avl_engine_t *engine, const avl_plan_run_t *pla
     return sequence != NULL && planned->row_count > 0 && sequence->shape.long_prompt;
 }
 
-/* Lays out the rows of the step: those of long prompts first, then the others. The logits are in
- * the order of the plan's runs. */
+/* Lays out the rows of the step: those of long prompts first, then the others. */
 static avl_status_t lay_out_rows(avl_engine_t *engine, const avl_plan_t *plan,
                                  avl_forward_batch_t *batch) {
     for (int many = 1; many >= 0; many--) {
@@ -659,10 +661,14 @@ static avl_status_t lay_out_rows(avl_engine_t *engine, const avl_plan_t *plan,
         if (many)
             batch->many_rows = batch->rows;
     }
-    for (int32_t i = 0; i < plan->run_count; i++) {
-        const avl_run_t *run = &engine->runs[i];
-        if (plan->runs[i].logits)
-            engine->logit_rows[batch->logit_count++] = run->first_row + run->row_count - 1;
+    /* The logits in the order of the plan, the best tokens alone behind them. */
+    for (int wish = AVL_PLAN_LOGITS; wish <= AVL_PLAN_BEST; wish++) {
+        int before = batch->logit_count;
+        for (int32_t i = 0; i < plan->run_count; i++)
+            if (plan->runs[i].logits == wish)
+                engine->logit_rows[batch->logit_count++] =
+                    engine->runs[i].first_row + engine->runs[i].row_count - 1;
+        batch->best_count = batch->logit_count - before;
     }
     return AVL_OK;
 }
@@ -714,6 +720,7 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
         .embed_features = engine->embed_features,
         .embed_rows = engine->embed_rows,
         .logit_rows = engine->logit_rows,
+        .best = engine->best,
     };
     AVL_TRY(lay_out_rows(engine, plan, &batch));
     AVL_TRY(avl_coverage_measure(engine->coverage, engine->options.group, engine->features,
@@ -732,7 +739,8 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
 
 avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *plan,
                                 avl_step_result_t *result_p) {
-    avl_step_result_t result = {.logits = engine->logits, .encode_ns = engine->encode_ns};
+    avl_step_result_t result = {
+        .logits = engine->logits, .best = engine->best, .encode_ns = engine->encode_ns};
     AVL_TRY(release_all(engine, plan));
     AVL_TRY(admit_all(engine, plan, &result.admission));
     if (result.admission == AVL_OK) {
@@ -760,6 +768,10 @@ const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine) {
 
 const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine) {
     return engine->ledgers;
+}
+
+bool avl_engine_finds_best(const avl_engine_t *engine) {
+    return !engine->options.device->is_host && avl_group_ranks(engine->options.group) == 1;
 }
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {

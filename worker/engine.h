@@ -42,8 +42,10 @@ typedef struct avl_step_result {
     avl_status_t admission; /* why the plan's admissions were undone, and the rest of the plan but
                                its releases not done */
     char admission_detail[AVL_STATUS_DETAIL_BYTES];
-    const float *logits; /* leader: [runs that want logits, vocab_rows], in the order of the runs;
-                            until the next step */
+    /* Leader, until the next step: of the runs that want logits, [those, vocab_rows], and of the
+     * runs that want the best token alone; both in the order of the runs. */
+    const float *logits;
+    const avl_best_token_t *best;
     const int64_t *encode_ns; /* [picture_count] */
 } avl_step_result_t;
 
@@ -79,6 +81,9 @@ const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine);
 const avl_ledger_t *avl_engine_ledger(const avl_engine_t *engine);
 /* Every rank's: [ranks]. */
 const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine);
+/* Whether runs may ask for their best token alone: where the device has the logits to itself, it
+ * spares their way to the host. */
+bool avl_engine_finds_best(const avl_engine_t *engine);
 /* Rows of the encoder cache, and bytes of one on one rank. */
 int32_t avl_engine_feature_rows(const avl_engine_t *engine);
 int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine);

@@ -40,7 +40,6 @@ typedef struct avl_job {
     /* What the current plan does for it: */
     bool planned;      /* it has a run */
     int32_t plan_rows; /* prompt rows of that */
-    bool plan_logits;
 } avl_job_t;
 
 /* In order; the first goes first. */

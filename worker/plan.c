@@ -390,7 +390,8 @@ static avl_status_t read_runs(reader_t *reader, const avl_plan_limits_t *limits,
             return bad("run of a sequence beyond the limit", run->sequence);
         if (!in_range(run->row_count, 0, limits->context_rows))
             return bad("rows of a run", run->row_count);
-        if (!in_range(run->logits, 0, 1) || (run->row_count == 0) != (run->token_id >= 0))
+        if (!in_range(run->logits, AVL_PLAN_NOTHING, AVL_PLAN_BEST) ||
+            (run->row_count == 0) != (run->token_id >= 0))
             return bad("a run that is neither prompt nor decode", run->token_id);
     }
     return AVL_OK;

@@ -45,11 +45,18 @@ typedef struct avl_plan_picture {
     size_t pixel_bytes;
 } avl_plan_picture_t;
 
+/* What the leader wants to know of a run's last row. */
+typedef enum avl_plan_wish {
+    AVL_PLAN_NOTHING = 0,
+    AVL_PLAN_LOGITS = 1,
+    AVL_PLAN_BEST = 2, /* the best token alone: avl_engine_finds_best */
+} avl_plan_wish_t;
+
 typedef struct avl_plan_run {
     int32_t sequence;
     int32_t row_count; /* of the prompt; 0: one decode row */
     int32_t token_id;  /* a decode row's input; -1 for the prompt */
-    int32_t logits;    /* 1: the leader wants the logits of the last row */
+    int32_t logits;    /* avl_plan_wish_t */
 } avl_plan_run_t;
 
 /* Bounds of a plan, the same on every rank. */

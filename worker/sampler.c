@@ -123,15 +123,27 @@ static double uniform(uint64_t seed, uint64_t token_index) {
 
 /* ---- greedy ---- */
 
+static bool is_strange(float logit) {
+    return isnan(logit) || logit == INFINITY;
+}
+
+static avl_status_t refuse_strange(int32_t token_id, float logit) {
+    return avl_fail(AVL_ERR_INTERNAL,
+                    "the model's logit of token %d is %g: the numbers of "
+                    "this request left the range of its format",
+                    token_id, (double)logit);
+}
+
+static avl_status_t refuse_all(void) {
+    return avl_fail(AVL_ERR_INTERNAL, "the logits are all -infinity: no token is allowed");
+}
+
 static avl_status_t refuse(const float *logits, int32_t count) {
     for (int32_t i = 0; i < count; i++) {
-        if (isnan(logits[i]) || logits[i] == INFINITY)
-            return avl_fail(AVL_ERR_INTERNAL,
-                            "the model's logit of token %d is %g: the numbers of "
-                            "this request left the range of its format",
-                            i, (double)logits[i]);
+        if (is_strange(logits[i]))
+            return refuse_strange(i, logits[i]);
     }
-    return avl_fail(AVL_ERR_INTERNAL, "the logits are all -infinity: no token is allowed");
+    return refuse_all();
 }
 
 /* The largest logit; refuses what is no number. */
@@ -562,6 +574,20 @@ avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
     else
         token.token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
     return tell(sampler, logits, params, token, token_p);
+}
+
+bool avl_sampler_wants_best(const avl_sampling_params_t *params, int32_t banned_count) {
+    return params->temperature < TEMPERATURE_LEAST && !penalises(params) && banned_count == 0 &&
+           params->logprob_count == 0;
+}
+
+avl_status_t avl_sampler_take_best(int32_t token_id, float logit, avl_sampler_token_t *token_p) {
+    if (is_strange(logit))
+        return refuse_strange(token_id, logit);
+    if (logit == -INFINITY)
+        return refuse_all();
+    *token_p = (avl_sampler_token_t){.token_id = token_id};
+    return AVL_OK;
 }
 
 avl_status_t avl_sampler_force(avl_sampler_t *sampler, const float *logits,

@@ -50,6 +50,13 @@ AVL_MUST_CHECK avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float
                                              const avl_sampler_history_t *history,
                                              avl_sampler_token_t *token_p);
 
+/* Whether the token follows from the best of the model's logits alone. */
+bool avl_sampler_wants_best(const avl_sampling_params_t *params, int32_t banned_count);
+/* What a draw of such a token gives: `token_id` is the lowest of those with the largest logit, or
+ * the first whose logit is NaN or +infinity. Errors: as avl_sampler_draw. */
+AVL_MUST_CHECK avl_status_t avl_sampler_take_best(int32_t token_id, float logit,
+                                                  avl_sampler_token_t *token_p);
+
 /* Tells of `token_id`, which is less than the vocabulary, what a draw of it would. Errors:
  * AVL_ERR_INTERNAL for logits that are NaN or +infinity. */
 AVL_MUST_CHECK avl_status_t avl_sampler_force(avl_sampler_t *sampler, const float *logits,

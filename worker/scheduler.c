@@ -434,6 +434,14 @@ static bool plan_pictures(avl_scheduler_t *scheduler, avl_job_t *job) {
     return true;
 }
 
+/* Whether the job's next token needs no more than the best of the logits. */
+static bool wants_best(const avl_scheduler_t *scheduler, const avl_job_t *job) {
+    const avl_config_t *config = avl_engine_options(scheduler->engine)->config;
+    int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
+    return avl_engine_finds_best(scheduler->engine) && job->request->forced_count == 0 &&
+           avl_sampler_wants_best(&job->sampling, avl_job_banned(job, &config->generation, banned));
+}
+
 static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_rows,
                     int32_t token_id) {
     avl_plan_t *plan = &scheduler->plan;
@@ -443,12 +451,15 @@ static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_r
     /* The token after this run is known already while there are tokens to replay; other answers to
      * the prompt may have none. */
     bool reads = job->answers != NULL && job->answers->reader == job && job->answers->living > 1;
-    job->plan_logits = ends && (job->tokens_done >= job->tokens_known || reads);
+    avl_plan_wish_t wish = AVL_PLAN_NOTHING;
+    if (ends && (job->tokens_done >= job->tokens_known || reads))
+        /* A prompt's logits are kept with it, for requests that go on otherwise. */
+        wish = prompt_rows == 0 && wants_best(scheduler, job) ? AVL_PLAN_BEST : AVL_PLAN_LOGITS;
     plan->runs[plan->run_count++] = (avl_plan_run_t){
         .sequence = job->sequence,
         .row_count = prompt_rows,
         .token_id = token_id,
-        .logits = job->plan_logits,
+        .logits = wish,
     };
 }
 
@@ -558,8 +569,14 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
     }
 }
 
+/* What a run's last row brought: one of them, or nothing. */
+typedef struct outcome {
+    const float *logits;
+    const avl_best_token_t *best;
+} outcome_t;
+
 /* Draws the job's next token, or takes the forced one, and tells it. */
-static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits) {
+static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome) {
     const avl_request_t *request = job->request;
     const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
     int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
@@ -572,11 +589,14 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const
         .banned_count = avl_job_banned(job, &options->config->generation, banned),
     };
     avl_sampler_token_t token;
-    if (request->forced_count > 0)
-        AVL_TRY(avl_sampler_force(scheduler->sampler, logits, &job->sampling,
+    if (outcome.best != NULL)
+        AVL_TRY(avl_sampler_take_best(outcome.best->token_id, outcome.best->logit, &token));
+    else if (request->forced_count > 0)
+        AVL_TRY(avl_sampler_force(scheduler->sampler, outcome.logits, &job->sampling,
                                   job->token_ids[job->tokens_done], &token));
     else
-        AVL_TRY(avl_sampler_draw(scheduler->sampler, logits, &job->sampling, &history, &token));
+        AVL_TRY(
+            avl_sampler_draw(scheduler->sampler, outcome.logits, &job->sampling, &history, &token));
     job->token_ids[job->tokens_done] = token.token_id;
     avl_event_t event = {
         .kind = AVL_EVENT_TOKEN,
@@ -591,11 +611,11 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, const
     return AVL_OK;
 }
 
-/* Takes the job's next token, from the replay or from the logits. */
-static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits,
+/* Takes the job's next token, from the replay when there is no outcome. */
+static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome,
                        int64_t now_ns) {
-    if (logits != NULL) {
-        avl_status_t status = draw_token(scheduler, job, logits);
+    if (outcome.logits != NULL || outcome.best != NULL) {
+        avl_status_t status = draw_token(scheduler, job, outcome);
         if (status != AVL_OK) {
             const avl_log_field_t field = AVL_LOG_INTEGER("request", job->request->id);
             avl_log_with(AVL_LOG_ERROR, &field, 1, "no token: %s", avl_status_detail());
@@ -620,7 +640,7 @@ static void begin_decoding(avl_scheduler_t *scheduler, avl_job_t *job) {
     avl_scheduler_reserve(scheduler, job, avl_job_pages_to_decode(job));
 }
 
-static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float *logits,
+static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome,
                          int64_t now_ns) {
     if (job->stage != AVL_STAGE_DECODE) {
         job->stage = AVL_STAGE_PREFILL;
@@ -629,13 +649,15 @@ static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, const float
                                     job->shape.prompt_rows);
         if (job->rows_done < job->shape.prompt_rows)
             return;
-        if (logits != NULL) {
-            avl_prompt_cache_add(scheduler->prompt_cache, job, logits);
-            prompt_is_read(scheduler, job, logits);
+        if (outcome.logits != NULL) {
+            avl_prompt_cache_add(scheduler->prompt_cache, job, outcome.logits);
+            prompt_is_read(scheduler, job, outcome.logits);
         }
         begin_decoding(scheduler, job);
     }
-    take_token(scheduler, job, job->tokens_done < job->tokens_known ? NULL : logits, now_ns);
+    if (job->tokens_done < job->tokens_known)
+        outcome = (outcome_t){.logits = NULL};
+    take_token(scheduler, job, outcome, now_ns);
 }
 
 /* Prompts that were taken over whole: their first token needs no computing. */
@@ -652,7 +674,8 @@ static void complete_shared(avl_scheduler_t *scheduler, int64_t now_ns) {
                                         job->shape.prompt_rows);
         prompt_is_read(scheduler, job, logits);
         begin_decoding(scheduler, job);
-        take_token(scheduler, job, job->tokens_known > 0 ? NULL : logits, now_ns);
+        take_token(scheduler, job, (outcome_t){.logits = job->tokens_known > 0 ? NULL : logits},
+                   now_ns);
     }
 }
 
@@ -682,14 +705,19 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
     const avl_plan_t *plan = &scheduler->plan;
     int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
     const float *logits = result->logits;
+    const avl_best_token_t *best = result->best;
     int64_t now_ns = avl_clock_now_ns();
     scheduler->work = work_of(plan, result);
     complete_shared(scheduler, now_ns);
     complete_pictures(scheduler, result);
     for (int32_t i = 0; i < plan->run_count; i++) {
-        bool wanted = plan->runs[i].logits;
-        complete_run(scheduler, scheduler->by_sequence[plan->runs[i].sequence],
-                     wanted ? logits : NULL, now_ns);
-        logits += wanted ? vocab_rows : 0;
+        outcome_t outcome = {.logits = NULL};
+        if (plan->runs[i].logits == AVL_PLAN_LOGITS) {
+            outcome.logits = logits;
+            logits += vocab_rows;
+        } else if (plan->runs[i].logits == AVL_PLAN_BEST) {
+            outcome.best = best++;
+        }
+        complete_run(scheduler, scheduler->by_sequence[plan->runs[i].sequence], outcome, now_ns);
     }
 }

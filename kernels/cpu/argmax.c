@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <math.h>
 
 #include "kernels/cpu/check.h"
 #include "kernels/cpu/device.h"
@@ -8,10 +9,23 @@ typedef struct argmax_run {
     const avl_argmax_args_t *args;
 } argmax_run_t;
 
+static void find_strange(const avl_argmax_args_t *args, int64_t row) {
+    const float *logits = args->logits + row * args->stride;
+    for (int64_t i = 0; i < args->width; i++) {
+        if (!isnan(logits[i]) && logits[i] != INFINITY)
+            continue;
+        args->indices[row] = (int32_t)i;
+        args->values[row] = logits[i];
+        return;
+    }
+}
+
 static void argmax_row(void *context, int64_t row, int thread) {
     const argmax_run_t *run = context;
     (void)thread;
     run->kernels->argmax(run->args, row);
+    if (run->args->strict)
+        find_strange(run->args, row);
 }
 
 avl_status_t avl_cpu_argmax(avl_device_t *device, const avl_argmax_args_t *args) {

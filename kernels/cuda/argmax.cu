@@ -5,12 +5,20 @@
 
 enum { THREADS = 512 };
 
-/* The better of two candidates: the larger value, the lower index when equal; index -1 is none. */
-__device__ __forceinline__ void take_better(float value, int index, float *best_value,
+__device__ __forceinline__ int is_strange(float value) {
+    return value != value || value == __uint_as_float(0x7f800000u);
+}
+
+/* The better of two candidates: the larger value, the lower index when equal; index -1 is none.
+ * With `strict` what is strange is better than any number, and the first of it best. */
+__device__ __forceinline__ void take_better(float value, int index, int strict, float *best_value,
                                             int *best_index) {
     if (index < 0)
         return;
-    if (*best_index < 0 || value > *best_value || (value == *best_value && index < *best_index)) {
+    int is_better = value > *best_value || (value == *best_value && index < *best_index);
+    if (strict && *best_index >= 0 && (is_strange(value) || is_strange(*best_value)))
+        is_better = is_strange(value) && (!is_strange(*best_value) || index < *best_index);
+    if (*best_index < 0 || is_better) {
         *best_value = value;
         *best_index = index;
     }
@@ -26,13 +34,13 @@ __global__ void __launch_bounds__(THREADS) argmax_kernel(avl_argmax_args_t args)
     int index = -1;
     for (int64_t j = threadIdx.x; j < args.width; j += THREADS) {
         float candidate = row[j];
-        if (candidate == candidate)
-            take_better(candidate, (int)j, &value, &index);
+        if (candidate == candidate || args.strict)
+            take_better(candidate, (int)j, args.strict, &value, &index);
     }
     for (int bit = AVL_WARP / 2; bit > 0; bit /= 2) {
         float other_value = __shfl_xor_sync(AVL_ALL_LANES, value, bit);
         int other_index = __shfl_xor_sync(AVL_ALL_LANES, index, bit);
-        take_better(other_value, other_index, &value, &index);
+        take_better(other_value, other_index, args.strict, &value, &index);
     }
     if (threadIdx.x % AVL_WARP == 0) {
         values[threadIdx.x / AVL_WARP] = value;
@@ -42,7 +50,7 @@ __global__ void __launch_bounds__(THREADS) argmax_kernel(avl_argmax_args_t args)
     if (threadIdx.x != 0)
         return;
     for (int warp = 1; warp < THREADS / AVL_WARP; warp++)
-        take_better(values[warp], indices[warp], &value, &index);
+        take_better(values[warp], indices[warp], args.strict, &value, &index);
     index = index < 0 ? 0 : index;
     args.indices[blockIdx.x] = index;
     args.values[blockIdx.x] = row[index];

@@ -236,6 +236,42 @@ static void test_company_changes_nothing(void **state) {
     compare(AVL_DTYPE_BF16);
 }
 
+/* ---- the best token alone ---- */
+
+/* Two sequences alike: of one the logits, of the other the best of them. */
+static void test_best_token(void **state) {
+    (void)state;
+    avl_group_t *group;
+    bench_t bench;
+    check(avl_group_open_single(&group));
+    open_bench(&bench, AVL_DTYPE_F32, group);
+    begin(&bench);
+    for (int32_t i = 0; i < 3; i++) {
+        add_admission(&bench, i, 20, 5);
+        add_run(&bench, i, 20, -1, AVL_PLAN_NOTHING);
+    }
+    run(&bench, NULL);
+    for (int32_t step = 0; step < STEPS; step++) {
+        begin(&bench);
+        add_run(&bench, 0, 0, 3 + step, AVL_PLAN_BEST);
+        add_run(&bench, 1, 0, 3 + step, AVL_PLAN_LOGITS);
+        add_run(&bench, 2, 0, 3 + step, AVL_PLAN_BEST);
+        avl_step_result_t result;
+        check(avl_engine_execute(bench.engine, &bench.plan, &result));
+        int32_t best = 0;
+        for (int32_t i = 1; i < VOCAB_ROWS; i++)
+            best = result.logits[i] > result.logits[best] ? i : best;
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(result.best[i].token_id, best);
+            assert_memory_equal(&result.best[i].logit, &result.logits[best], sizeof(float));
+        }
+    }
+    begin(&bench);
+    release(&bench, 0, 3);
+    run(&bench, NULL);
+    close_bench(&bench);
+}
+
 /* ---- faults ---- */
 
 enum { RANKS = 3, TEXT_BEFORE = 10, PICTURE_ROWS = 576, TEXT_BEHIND = 4, FAULT_STEPS = 3 };
@@ -385,6 +421,7 @@ static void test_one_rank_fails(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_company_changes_nothing),
+        cmocka_unit_test(test_best_token),
         cmocka_unit_test(test_one_rank_fails),
     };
     return cmocka_run_group_tests(tests, make_model, remove_model);

@@ -21,6 +21,7 @@ struct avl_engine {
     uint64_t *told_at;  /* [indices_max, context_rows + 1] after so many prompt rows */
     uint64_t *features; /* [feature_rows] what was encoded there */
     float *logits;
+    avl_best_token_t *best;
     int64_t encode_ns[PICTURES_MAX];
     int32_t feature_rows;
     int64_t step_pages;
@@ -96,6 +97,9 @@ avl_engine_t *engine_double_create(const engine_double_options_t *options) {
     engine->features = calloc((size_t)engine->feature_rows, sizeof *engine->features);
     engine->logits =
         calloc(sequences * (size_t)options->config->model.text.vocab_rows, sizeof *engine->logits);
+    engine->best = calloc(sequences, sizeof *engine->best);
+    if (engine->best == NULL)
+        abort();
     if (options->pictures_max > PICTURES_MAX || engine->sequences == NULL || engine->told == NULL ||
         engine->told_at == NULL || engine->features == NULL || engine->logits == NULL ||
         avl_alloc_aligned(engine->plan_limits.bytes_max, 1, "plans", &engine->wire) != AVL_OK ||
@@ -119,6 +123,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->told_at);
     free(engine->features);
     free(engine->logits);
+    free(engine->best);
     free(engine);
 }
 
@@ -278,7 +283,8 @@ static void check_features(const avl_engine_t *engine, int32_t index) {
 }
 
 /* Reads the run's tokens and answers. */
-static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *logits) {
+static void answer(avl_engine_t *engine, const avl_plan_run_t *run, float **logits_p,
+                   avl_best_token_t **best_p) {
     int32_t index = run->sequence, vocab_rows = engine->own.config->model.text.vocab_rows;
     avl_sequence_t *sequence = engine->sequences[index];
     for (int32_t i = 0; i < run->row_count; i++) {
@@ -295,10 +301,18 @@ static float *answer(avl_engine_t *engine, const avl_plan_run_t *run, float *log
         engine->told[index] = engine_double_token(engine->told[index], run->token_id);
     sequence->rows_done += rows_of(run);
     sequence->decode_steps += run->row_count == 0;
-    if (!run->logits)
-        return logits;
+    if (run->logits == AVL_PLAN_NOTHING)
+        return;
+    float *logits = *logits_p; /* behind the last ones there is room for this run's */
     engine_double_logits(engine->told[index], logits, vocab_rows);
-    return logits + vocab_rows;
+    if (run->logits == AVL_PLAN_LOGITS) {
+        *logits_p += vocab_rows;
+        return;
+    }
+    int32_t best = 0;
+    for (int32_t i = 1; i < vocab_rows; i++)
+        best = logits[i] > logits[best] ? i : best;
+    *(*best_p)++ = (avl_best_token_t){.token_id = best, .logit = logits[best]};
 }
 
 static void check_rows(const avl_engine_t *engine, const avl_plan_t *plan) {
@@ -324,7 +338,8 @@ avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *planned,
              (unsigned long long)engine->step);
     engine->step = plan->step;
     engine->step_pages = 0;
-    *result_p = (avl_step_result_t){.logits = engine->logits, .encode_ns = engine->encode_ns};
+    *result_p = (avl_step_result_t){
+        .logits = engine->logits, .best = engine->best, .encode_ns = engine->encode_ns};
     for (int32_t i = 0; i < plan->retirement_count; i++)
         retire(engine, plan->retirements[i]);
     for (int32_t i = 0; i < plan->release_count; i++)
@@ -344,8 +359,9 @@ avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *planned,
     check_rows(engine, plan);
     run_layers(engine, plan);
     float *logits = engine->logits;
+    avl_best_token_t *best = engine->best;
     for (int32_t i = 0; i < plan->run_count; i++)
-        logits = answer(engine, &plan->runs[i], logits);
+        answer(engine, &plan->runs[i], &logits, &best);
     return AVL_OK;
 }
 
@@ -359,6 +375,11 @@ const avl_engine_options_t *avl_engine_options(const avl_engine_t *engine) {
 
 const avl_plan_limits_t *avl_engine_plan_limits(const avl_engine_t *engine) {
     return &engine->plan_limits;
+}
+
+bool avl_engine_finds_best(const avl_engine_t *engine) {
+    (void)engine;
+    return true;
 }
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {

@@ -60,7 +60,7 @@ static void fill(avl_plan_t *plan) {
     plan->runs[plan->run_count++] =
         (avl_plan_run_t){.sequence = 2, .row_count = 7, .token_id = -1, .logits = 1};
     plan->runs[plan->run_count++] =
-        (avl_plan_run_t){.sequence = 0, .row_count = 0, .token_id = 42, .logits = 0};
+        (avl_plan_run_t){.sequence = 0, .row_count = 0, .token_id = 42, .logits = AVL_PLAN_BEST};
 }
 
 typedef struct pair {

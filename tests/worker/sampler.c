@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,6 +69,39 @@ static void test_philox(void **state) {
     }
 }
 
+/* What a device that looks for the best by itself comes to. */
+static avl_status_t take_best(const float *logits, avl_sampler_token_t *token_p) {
+    int32_t best = 0;
+    for (int32_t i = 0; i < VOCAB; i++) {
+        if (isnan(logits[i]) || logits[i] == INFINITY)
+            return avl_sampler_take_best(i, logits[i], token_p);
+        best = logits[i] > logits[best] ? i : best;
+    }
+    return avl_sampler_take_best(best, logits[best], token_p);
+}
+
+static void expect_best(const float *logits, int32_t token_id) {
+    avl_sampler_token_t token = {.token_id = -1, .logprob_count = -1};
+    assert_int_equal(take_best(logits, &token), AVL_OK);
+    assert_int_equal(token.token_id, token_id);
+    assert_int_equal(token.logprob_count, 0);
+}
+
+static void test_best_is_enough(void **state) {
+    (void)state;
+    assert_true(avl_sampler_wants_best(&(avl_sampling_params_t){.top_p = 1}, 0));
+    assert_true(avl_sampler_wants_best(
+        &(avl_sampling_params_t){.top_p = 0.5, .top_k = 3, .repetition_penalty = 1}, 0));
+    assert_false(avl_sampler_wants_best(&(avl_sampling_params_t){.top_p = 1}, 1));
+    const avl_sampling_params_t others[] = {
+        {.top_p = 1, .temperature = 1},        {.top_p = 1, .repetition_penalty = 1.1},
+        {.top_p = 1, .presence_penalty = 0.1}, {.top_p = 1, .frequency_penalty = -0.1},
+        {.top_p = 1, .logprob_count = 1},
+    };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        assert_false(avl_sampler_wants_best(&others[i], 0));
+}
+
 static void test_greedy(void **state) {
     (void)state;
     float logits[VOCAB];
@@ -75,9 +109,11 @@ static void test_greedy(void **state) {
     logits[31] = logits[12] = logits[40] = 2;
     avl_sampling_params_t greedy = {.top_p = 1};
     assert_int_equal(draw(logits, greedy, 0), 12); /* the lowest on a tie */
+    expect_best(logits, 12);
     flat(logits, -INFINITY);
     logits[49] = -1e30f;
     assert_int_equal(draw(logits, greedy, 0), 49);
+    expect_best(logits, 49);
 }
 
 static void expect_refused(const float *logits, const char *words) {
@@ -87,6 +123,10 @@ static void expect_refused(const float *logits, const char *words) {
     assert_int_equal(avl_sampler_draw(sampler, logits, &greedy, &first, &token), AVL_ERR_INTERNAL);
     assert_non_null(strstr(avl_status_detail(), words));
     assert_int_equal(avl_sampler_draw(sampler, logits, &warm, &first, &token), AVL_ERR_INTERNAL);
+    char detail[AVL_STATUS_DETAIL_BYTES];
+    snprintf(detail, sizeof detail, "%s", avl_status_detail());
+    assert_int_equal(take_best(logits, &token), AVL_ERR_INTERNAL);
+    assert_string_equal(avl_status_detail(), detail);
     assert_int_equal(token.token_id, 77);
 }
 
@@ -314,6 +354,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_best_is_enough),
         cmocka_unit_test(test_numbers_that_are_none),
         cmocka_unit_test(test_distribution),
         cmocka_unit_test(test_draws_are_a_function_of_seed_and_index),

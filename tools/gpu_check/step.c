@@ -182,8 +182,10 @@ static double read_prompts(const avl_attention_params_t *attention, int batch,
                    layout->prompt_rows, (double)result.encode_ns[PICTURES - 1] * 1e-3);
             begin_step();
         }
-        bench.plan.runs[bench.plan.run_count++] = (avl_plan_run_t){
-            .sequence = s, .row_count = bench.prompt_rows, .token_id = -1, .logits = 1};
+        bench.plan.runs[bench.plan.run_count++] = (avl_plan_run_t){.sequence = s,
+                                                                   .row_count = bench.prompt_rows,
+                                                                   .token_id = -1,
+                                                                   .logits = AVL_PLAN_LOGITS};
         times[s] = execute(NULL, "a prompt");
     }
     qsort(times, (size_t)batch, sizeof *times, by_size);
@@ -204,7 +206,7 @@ static decoded_t decode(int batch) {
             bench.plan.runs[bench.plan.run_count++] =
                 (avl_plan_run_t){.sequence = s,
                                  .token_id = (int32_t)((bench.step * 31 + (uint64_t)s) % 97),
-                                 .logits = 1};
+                                 .logits = AVL_PLAN_BEST};
         double us = execute(NULL, "a decode step");
         if (i < bench.warm_up)
             continue;
