@@ -305,7 +305,8 @@ void measure_select(void) {
                                 kept_rows(),
                                 nullptr,
                                 dense + (int64_t)s * all_rows() + system_rows,
-                                cache.chosen + (int64_t)s * visual_rows};
+                                cache.chosen + (int64_t)s * visual_rows,
+                                nullptr};
         avl_choose_args_t args = {items.data(), batch};
         double chosen =
             time_of([&](int) { must(avl_choose(device, &args), "choose"); }, inner, "choose");
