@@ -581,12 +581,13 @@ bool avl_sampler_wants_best(const avl_sampling_params_t *params, int32_t banned_
            params->logprob_count == 0;
 }
 
-avl_status_t avl_sampler_take_best(int32_t token_id, float logit, avl_sampler_token_t *token_p) {
+avl_status_t avl_sampler_take_best(avl_sampler_t *sampler, int32_t token_id, float logit,
+                                   avl_sampler_token_t *token_p) {
     if (is_strange(logit))
         return refuse_strange(token_id, logit);
     if (logit == -INFINITY)
         return refuse_all();
-    *token_p = (avl_sampler_token_t){.token_id = token_id};
+    *token_p = (avl_sampler_token_t){.token_id = token_id, .logprobs = sampler->logprobs};
     return AVL_OK;
 }
 

@@ -54,8 +54,8 @@ AVL_MUST_CHECK avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float
 bool avl_sampler_wants_best(const avl_sampling_params_t *params, int32_t banned_count);
 /* What a draw of such a token gives: `token_id` is the lowest of those with the largest logit, or
  * the first whose logit is NaN or +infinity. Errors: as avl_sampler_draw. */
-AVL_MUST_CHECK avl_status_t avl_sampler_take_best(int32_t token_id, float logit,
-                                                  avl_sampler_token_t *token_p);
+AVL_MUST_CHECK avl_status_t avl_sampler_take_best(avl_sampler_t *sampler, int32_t token_id,
+                                                  float logit, avl_sampler_token_t *token_p);
 
 /* Tells of `token_id`, which is less than the vocabulary, what a draw of it would. Errors:
  * AVL_ERR_INTERNAL for logits that are NaN or +infinity. */

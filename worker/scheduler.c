@@ -590,7 +590,8 @@ static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, outco
     };
     avl_sampler_token_t token;
     if (outcome.best != NULL)
-        AVL_TRY(avl_sampler_take_best(outcome.best->token_id, outcome.best->logit, &token));
+        AVL_TRY(avl_sampler_take_best(scheduler->sampler, outcome.best->token_id,
+                                      outcome.best->logit, &token));
     else if (request->forced_count > 0)
         AVL_TRY(avl_sampler_force(scheduler->sampler, outcome.logits, &job->sampling,
                                   job->token_ids[job->tokens_done], &token));

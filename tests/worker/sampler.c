@@ -74,10 +74,10 @@ static avl_status_t take_best(const float *logits, avl_sampler_token_t *token_p)
     int32_t best = 0;
     for (int32_t i = 0; i < VOCAB; i++) {
         if (isnan(logits[i]) || logits[i] == INFINITY)
-            return avl_sampler_take_best(i, logits[i], token_p);
+            return avl_sampler_take_best(sampler, i, logits[i], token_p);
         best = logits[i] > logits[best] ? i : best;
     }
-    return avl_sampler_take_best(best, logits[best], token_p);
+    return avl_sampler_take_best(sampler, best, logits[best], token_p);
 }
 
 static void expect_best(const float *logits, int32_t token_id) {
