@@ -108,13 +108,6 @@ typedef struct avl_attention_hook {
     avl_status_t (*survivors)(void *context, int layer, int32_t *rows, int *count_p);
 } avl_attention_hook_t;
 
-/* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after
- * the other. HOST arrays.
- *
- * A row's numbers depend, to the bit, on its sequence and on whether it is among the first
- * `many_rows`, and on nothing else in the step (on the CPU): those are multiplied in large blocks
- * (kernels/linear.h: AVL_LINEAR_MANY), the others in small ones. Who wants a sequence to be
- * repeatable decides that by what never changes about it. */
 /* The largest logit, the lowest token on a tie; where a logit is NaN or +infinity, the first of
  * those. */
 typedef struct avl_best_token {
@@ -122,6 +115,13 @@ typedef struct avl_best_token {
     float logit;
 } avl_best_token_t;
 
+/* The rows of one step: prompt chunks and single decode rows of any number of sequences, one after
+ * the other. HOST arrays.
+ *
+ * A row's numbers depend, to the bit, on its sequence and on whether it is among the first
+ * `many_rows`, and on nothing else in the step (on the CPU): those are multiplied in large blocks
+ * (kernels/linear.h: AVL_LINEAR_MANY), the others in small ones. Who wants a sequence to be
+ * repeatable decides that by what never changes about it. */
 typedef struct avl_forward_batch {
     int rows;                 /* T <= rows_max */
     int many_rows;            /* 0..rows */

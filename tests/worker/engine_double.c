@@ -98,10 +98,9 @@ avl_engine_t *engine_double_create(const engine_double_options_t *options) {
     engine->logits =
         calloc(sequences * (size_t)options->config->model.text.vocab_rows, sizeof *engine->logits);
     engine->best = calloc(sequences, sizeof *engine->best);
-    if (engine->best == NULL)
-        abort();
     if (options->pictures_max > PICTURES_MAX || engine->sequences == NULL || engine->told == NULL ||
         engine->told_at == NULL || engine->features == NULL || engine->logits == NULL ||
+        engine->best == NULL ||
         avl_alloc_aligned(engine->plan_limits.bytes_max, 1, "plans", &engine->wire) != AVL_OK ||
         avl_plan_create(&engine->plan_limits, &engine->plan) != AVL_OK ||
         avl_pages_create(options->device, 1, 1, AVL_DTYPE_F32, options->page_count,
