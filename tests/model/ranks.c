@@ -46,13 +46,23 @@ static void run(const char *path, avl_dtype_t dtype, int ranks, int token_count)
     avl_case_release(&data);
 }
 
-/* The shipped model has 6 query, 3 KV and 4 vision heads: at 6 ranks two have no vision head, at 4
- * the KV heads are shared unevenly. */
+/* The shipped model has 6 heads and 4 vision heads: at 4 ranks the heads go 2, 2, 1, 1, at 6 two
+ * ranks have no vision head. */
 static void test_shipped_model(void **state) {
     (void)state;
     const int ranks[] = {1, 2, 3, 4, 6};
     for (size_t index = 0; index < sizeof ranks / sizeof ranks[0]; index++)
         run(AVL_SOURCE_DIR "/models/cases/00", AVL_DTYPE_F32, ranks[index], 12);
+}
+
+/* 6 query and 3 KV heads, and 6 and 2: at 4 ranks the KV heads are shared unevenly, at 6 by all
+ * that read one. */
+static void test_grouped_heads(void **state) {
+    (void)state;
+    for (int ranks = 5; ranks <= 6; ranks++) {
+        run(CASES "llava-gqa/01", AVL_DTYPE_F32, ranks, 16);
+        run(CASES "next-gqa/02", AVL_DTYPE_F32, ranks, 16);
+    }
 }
 
 static void test_families(void **state) {
@@ -75,6 +85,7 @@ static void test_bf16_agrees(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shipped_model),
+        cmocka_unit_test(test_grouped_heads),
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_bf16_agrees),
     };

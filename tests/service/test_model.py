@@ -64,6 +64,25 @@ class Model(unittest.TestCase):
     def test_4_ranks(self):
         self.check_ranks(4)
 
+    def test_grouped_heads(self):
+        """Query heads that share KV heads, also among ranks: a random model, whose answers never end by themselves."""
+        folder = os.path.join(SOURCES, "tests", "data", "cases", "llava-gqa", "01")
+        with open(os.path.join(folder, "case.json")) as file:
+            case = json.load(file)
+        with open(os.path.join(folder, case["images"][0]), "rb") as file:
+            image = file.read()
+        jobs = [(dict(dense=True), case["greedy_ids"])]
+        jobs += [(dict(visual_store_ratio=run["store"], visual_compute_ratio=run["compute"],
+                       visual_update_interval=run["interval"]), run["greedy_ids"]) for run in case["avl"]]
+        model = os.path.join(SOURCES, "tests", "data", "models", case["model"])
+        for ranks in (1, 4):
+            with Service("--tp", str(ranks), "--dtype", "f32", "--threads", "1", model=model) as service:
+                calls = [service.inference.Generate(
+                    raw(case["prompt"], [image], max_tokens=len(ids), sampling=pb.SamplingParameters(temperature=0),
+                        attention=pb.AttentionParameters(**attention)), timeout=240) for attention, ids in jobs]
+                for (attention, ids), call in zip(jobs, calls):
+                    self.assertEqual(Answer(call).ids, ids, f"{attention} at {ranks} ranks")
+
     def test_methods(self):
         """Every way to choose visual rows through the public API; what was in force is reported."""
         case = load_cases()[0]
