@@ -56,11 +56,15 @@ static void waits_for_nothing_within_a_step(void **state) {
     rig_case_t data = rig_case_load(rig_config(rig), case_directory);
     avl_request_t *request = make_request(&data, 1, 3);
     assert_int_equal(count_waits(rig, request), STEP_WAITS + ENCODE_WAITS);
-    /* Text of the prompt goes as well. */
-    request = make_request(&data, 2, 3);
-    rig_set_text(request, 0.5, 4);
-    assert_int_equal(count_waits(rig, request), STEP_WAITS);
-    assert_int_equal(rig_result(rig, 2)->end.status, AVL_OK);
+    /* Text of the prompt goes as well; once the operation's scratch memory has grown to what it
+     * needs. */
+    for (uint64_t id = 7; id <= 8; id++) {
+        request = make_request(&data, id, 3);
+        rig_set_text(request, 0.5, 4);
+        int64_t waits = count_waits(rig, request);
+        assert_in_range(waits, STEP_WAITS, id == 7 ? STEP_WAITS + 1 : STEP_WAITS);
+        assert_int_equal(rig_result(rig, id)->end.status, AVL_OK);
+    }
     /* Scores of several rows, summed. */
     request = make_request(&data, 3, 3);
     request->attention.visual_selection = AVL_VISUAL_QUESTION;
