@@ -373,19 +373,21 @@ static void replace_group(stage_t *stage) {
 
 /* ---- tests ---- */
 
+#define PIECE(text) avl_tokenizer_find(stage->tokenizer, text)
+
 static void test_answer(void **state) {
     stage_t *stage = *state;
     ask(stage, 0);
     assert_int_equal(stage->groups.group.submit_count, 1);
     assert_int_equal(stage->groups.group.max_tokens, 90); /* what the context leaves */
-    event(stage, 1, 1, 412);
-    event(stage, 1, 1, 391);
+    event(stage, 1, 1, PIECE("▁five"));
+    event(stage, 1, 1, PIECE("▁objects"));
     event(stage, 1, 77, 5); /* nobody's */
     finish(stage, 1, 1, STOP, AVL_OK);
     avl_call_t *call = &stage->calls[0];
     assert_true(call->answered && call->ended && call->code == AVL_RPC_OK);
     assert_int_equal(call->id_count, 2);
-    assert_string_equal(call->text, "five objects:");
+    assert_string_equal(call->text, "five objects");
     assert_int_equal(call->completion_tokens, 2);
     assert_int_equal(stage->groups.group.cancel_count, 0);
     assert_int_equal(avl_requests_count(stage->requests), 0);
@@ -503,7 +505,7 @@ static void test_several_answers(void **state) {
     assert_false(call->ended);
     assert_int_equal(group->places, 2); /* each gives its own back */
     choice_event(stage, 1, 1, 1, 300);  /* after its end: nothing happens */
-    choice_event(stage, 1, 1, 2, 412);
+    choice_event(stage, 1, 1, 2, PIECE("▁five"));
     replace_group(stage); /* the two that are left go on, each from where it was */
     assert_int_equal(group->choice_count, 2);
     assert_int_equal(group->places, 2);
@@ -511,7 +513,7 @@ static void test_several_answers(void **state) {
     assert_int_equal(group->choices[1], 2);
     assert_int_equal(group->choice_replays[0], 1);
     assert_int_equal(group->choice_replays[1], 2);
-    choice_event(stage, 2, 1, 2, 391); /* "five objects:" */
+    choice_event(stage, 2, 1, 2, PIECE("▁objects"));
     assert_int_equal(group->cancel_count, 1);
     assert_int_equal(group->cancelled_choice, 2);
     replace_group(stage); /* before the group could say that it has ended */

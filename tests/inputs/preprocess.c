@@ -95,7 +95,7 @@ static void test_processors(void **state) {
 /* The whole way of the shipped model: file, directory, bytes, normalisation. */
 static void test_shipped_cases(void **state) {
     (void)state;
-    static const char *const cases[] = {"00", "01", "02", "03", "05"};
+    static const char *const cases[] = {"00", "01", "02", "03", "04", "05"};
     avl_config_t shipped;
     if (avl_config_load(AVL_SOURCE_DIR "/models/avl-tiny", &shipped) != AVL_OK)
         fail_msg("%s", avl_status_detail());

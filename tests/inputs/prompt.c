@@ -77,6 +77,14 @@ static avl_config_t config_with(int image_token_id) {
     return config;
 }
 
+#define SHIPPED AVL_SOURCE_DIR "/models/avl-tiny"
+
+static avl_config_t shipped(void) {
+    avl_config_t config;
+    assert_int_equal(avl_config_load(SHIPPED, &config), AVL_OK);
+    return config;
+}
+
 /* Puts the template where its entry says that such models have it. */
 static void write_template(const char *directory, const json_t *entry) {
     const char *place = json_string_value(json_object_get(entry, "place"));
@@ -219,10 +227,9 @@ static void test_unknown(void **context) {
 
 static void test_refused(void **context) {
     (void)context;
-    avl_config_t config = config_with(787);
+    avl_config_t config = shipped();
     avl_chat_template_t *chat_template = NULL;
-    assert_int_equal(
-        avl_chat_template_open(AVL_SOURCE_DIR "/models/avl-tiny", &config, &chat_template), AVL_OK);
+    assert_int_equal(avl_chat_template_open(SHIPPED, &config, &chat_template), AVL_OK);
     avl_message_part_t text = {"hi"}, empty = {""}, picture = {NULL}, spelled = {"a <image> b"},
                        broken = {"\xFF"};
     const struct {
@@ -254,14 +261,14 @@ static void test_refused(void **context) {
 
 static avl_tokenizer_t *tiny(void) {
     avl_tokenizer_t *tokenizer = NULL;
-    assert_int_equal(avl_tokenizer_open(AVL_SOURCE_DIR "/models/avl-tiny", &tokenizer), AVL_OK);
+    assert_int_equal(avl_tokenizer_open(SHIPPED, &tokenizer), AVL_OK);
     return tokenizer;
 }
 
 static void test_build(void **context) {
     (void)context;
     avl_tokenizer_t *tokenizer = tiny();
-    avl_config_t config = config_with(787);
+    avl_config_t config = shipped();
     avl_image_layout_t layouts[] = {{.prompt_rows = 3}, {.prompt_rows = 1}};
     static const char *const texts[] = {"<image>\nA<image> b", "<s><image>\nA<image> b"};
     for (size_t i = 0; i < 2; i++) { /* a bos written in the text is not doubled */
@@ -273,10 +280,10 @@ static void test_build(void **context) {
         assert_int_equal(prompt.images[0].start, 1);
         assert_int_equal(prompt.images[0].rows, 3);
         for (int32_t row = 1; row < 4; row++)
-            assert_int_equal(prompt.token_ids[row], 787);
-        assert_int_not_equal(prompt.token_ids[4], 787);
+            assert_int_equal(prompt.token_ids[row], config.model.image_token_id);
+        assert_int_not_equal(prompt.token_ids[4], config.model.image_token_id);
         assert_int_equal(prompt.images[1].rows, 1);
-        assert_int_equal(prompt.token_ids[prompt.images[1].start], 787);
+        assert_int_equal(prompt.token_ids[prompt.images[1].start], config.model.image_token_id);
         assert_true(prompt.images[1].start > 4);
         assert_true(prompt.row_count > prompt.images[1].start + 1);
         avl_prompt_free(&prompt);
@@ -288,7 +295,7 @@ static void test_build(void **context) {
 static void test_build_refused(void **context) {
     (void)context;
     avl_tokenizer_t *tokenizer = tiny();
-    avl_config_t config = config_with(787);
+    avl_config_t config = shipped();
     avl_image_layout_t layouts[] = {
         {.prompt_rows = 196}, {.prompt_rows = INT32_MAX}, {.prompt_rows = 0}};
     avl_prompt_t prompt = {0};
@@ -316,9 +323,9 @@ static void test_build_refused(void **context) {
 /* The prompts of the shipped cases, from the question to the ids. */
 static void test_cases(void **context) {
     (void)context;
-    static const char *const names[] = {"00", "01", "02", "03", "05"};
+    static const char *const names[] = {"00", "01", "02", "03", "04", "05"};
     avl_tokenizer_t *tokenizer = tiny();
-    avl_config_t config = config_with(787);
+    avl_config_t config = shipped();
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[512];
         json_error_t error;

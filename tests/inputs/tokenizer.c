@@ -220,14 +220,14 @@ static void test_streaming(void **context) {
 static void test_find(void **context) {
     (void)context;
     avl_tokenizer_t *tokenizer = open_tokenizer(AVL_SOURCE_DIR "/models/avl-tiny");
-    assert_int_equal(avl_tokenizer_find(tokenizer, "<image>"), 787);
+    assert_int_equal(avl_tokenizer_find(tokenizer, "<image>"), 913);
     assert_int_equal(avl_tokenizer_find(tokenizer, "</s>"), 2);
     assert_int_equal(avl_tokenizer_find(tokenizer, "no such token"), -1);
     assert_int_equal(avl_tokenizer_find(tokenizer, ""), -1);
-    assert_string_equal(avl_tokenizer_token(tokenizer, 788), "<pad>");
-    assert_null(avl_tokenizer_token(tokenizer, 789));
+    assert_string_equal(avl_tokenizer_token(tokenizer, 914), "<pad>");
+    assert_null(avl_tokenizer_token(tokenizer, 915));
     assert_null(avl_tokenizer_token(tokenizer, -1));
-    assert_int_equal(avl_tokenizer_id_limit(tokenizer), 789);
+    assert_int_equal(avl_tokenizer_id_limit(tokenizer), 915);
     avl_tokenizer_close(tokenizer);
 }
 

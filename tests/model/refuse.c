@@ -15,6 +15,8 @@
 #include "tests/support/safetensors_writer.h"
 
 #define MODEL AVL_SOURCE_DIR "/models/avl-tiny"
+
+enum { HIDDEN = 192, VOCAB_ROWS = 960 }; /* its widths */
 #define RANKS_MAX 8
 #define Q_PROJ "language_model.model.layers.3.self_attn.q_proj.weight"
 
@@ -170,7 +172,7 @@ static void test_more_ranks_than_heads(void **state) {
 static void test_not_finite(void **state) {
     (void)state;
     copy_t copy = copy_model();
-    uint16_t *value = find_values(&copy, Q_PROJ) + 100 * 192 + 7, sound = *value;
+    uint16_t *value = find_values(&copy, Q_PROJ) + 100 * HIDDEN + 7, sound = *value;
     *value = 0x7fc0;
     write_copy(&copy);
     expect_refusal(copy.directory, 1, 1, Q_PROJ ": value [100, 7] is not a number");
@@ -255,7 +257,7 @@ static avl_status_t run_steps(step_t *step, avl_device_t *device, avl_model_t **
                                  .positions = &position,
                                  .logit_rows = &row,
                                  .logit_count = 1};
-    float logits[832];
+    float logits[VOCAB_ROWS];
     step->first = avl_model_forward(*model_p, &batch, &hook, logits);
     state.armed = 0;
     step->second = avl_model_forward(*model_p, &batch, &hook, logits);
@@ -302,7 +304,7 @@ static void test_failing_hook(void **state) {
 static void expect_batch(avl_model_t *model, avl_forward_batch_t batch, avl_status_t expected) {
     failing_hook_t state = {0};
     avl_attention_hook_t hook = {.context = &state, .attend = attend};
-    float logits[832];
+    float logits[VOCAB_ROWS];
     assert_int_equal(avl_model_forward(model, &batch, &hook, logits), expected);
 }
 
@@ -318,8 +320,10 @@ static void test_bad_batches(void **state) {
     check(avl_group_open_single(&group));
     check(avl_device_open_cpu(1, NULL, &device));
     check(avl_model_create(&source.config, source.weights, device, group, &options, &model));
+    assert_int_equal(source.config.model.text.vocab_rows, VOCAB_ROWS);
+    assert_int_equal(source.config.model.text.hidden_width, HIDDEN);
     int32_t ids[3] = {5, 6, 7}, positions[3] = {0, 1, 2}, rows[3] = {1, 0, 0};
-    float row[192] = {0};
+    float row[HIDDEN] = {0};
     const float *features[1] = {row};
     avl_forward_batch_t good = {
         .rows = 2, .token_ids = ids, .positions = positions, .logit_rows = rows, .logit_count = 1};
@@ -333,7 +337,7 @@ static void test_bad_batches(void **state) {
     rows[0] = 2;
     expect_batch(model, good, AVL_ERR_INVALID);
     rows[0] = 1;
-    ids[1] = 832;
+    ids[1] = VOCAB_ROWS;
     expect_batch(model, good, AVL_ERR_INVALID);
     ids[1] = -2;
     expect_batch(model, good, AVL_ERR_INVALID);

@@ -146,7 +146,7 @@ class Model(unittest.TestCase):
         """A rank is killed in mid-stream; sampled and greedy answers go on as if nothing had been."""
         case = load_cases()[0]
         requests = [request_of(case, "full"), request_of(case, "avl50"),
-                    raw(case["prompt"], [case["image"]], max_tokens=40, ignore_eos=True,
+                    raw(case["prompt"], [case["image"]], max_tokens=400, ignore_eos=True,
                         sampling=pb.SamplingParameters(temperature=1, seed=5))]
         with Service("--tp", str(ranks), "--threads", "1") as service:
             undisturbed = [Answer(service.inference.Generate(r, timeout=120)).ids for r in requests]

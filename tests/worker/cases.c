@@ -51,9 +51,11 @@ static void expect_setting(rig_t *rig, const rig_case_t *data, const char *name,
     char what[600];
     snprintf(what, sizeof what, "%s, %s", data->directory, name);
     assert_int_equal(result->end.status, AVL_OK);
-    /* The reference's list ends in the end-of-sequence token. */
-    assert_int_equal(ids[count - 1], 2);
-    assert_int_equal(result->end.finish_reason, AVL_FINISH_STOP);
+    /* The reference's list ends in the end-of-sequence token, unless a small budget never gets to
+     * it. */
+    bool stops = ids[count - 1] == rig_config(rig)->generation.eos_ids[0];
+    assert_true(stops || (count == max_tokens && number(setting, "store") < 1));
+    assert_int_equal(result->end.finish_reason, stops ? AVL_FINISH_STOP : AVL_FINISH_LENGTH);
     rig_expect_tokens(result, ids, count, what);
     assert_int_equal(result->end.completion_tokens, count);
 }
@@ -106,7 +108,7 @@ static void expect_importance(rig_t *rig, const rig_case_t *data) {
 
 static void check_shipped(int rank_count) {
     rig_t *rig = rig_open(&(rig_options_t){.model = "models/avl-tiny", .ranks = rank_count});
-    static const char *const names[] = {"00", "01", "02", "03", "05"};
+    static const char *const names[] = {"00", "01", "02", "03", "04", "05"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char directory[64];
         snprintf(directory, sizeof directory, "models/cases/%s", names[i]);

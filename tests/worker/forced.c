@@ -94,7 +94,7 @@ static void replays_and_preemption_keep_them(void **state) {
     rig_case_release(&data);
     rig_close(rig);
 
-    rig = open_rig(1, 60); /* their answers outgrow it */
+    rig = open_rig(1, 72); /* their answers outgrow it */
     data = rig_case_load(rig_config(rig), "models/cases/01");
     avl_scheduler_set_growth_share(rig_scheduler(rig), 0);
     for (uint64_t id = 1; id <= REQUESTS; id++) {

@@ -254,7 +254,7 @@ static void test_tenants_share_nothing(void **state) {
 static void test_requests_come_first(void **state) {
     (void)state;
     rig_t *without = open_rig(1, 512, 0, 0);
-    rig_t *rig = open_rig(2, 512, 8, 130);
+    rig_t *rig = open_rig(2, 512, 8, 156);
     rig_case_t data = rig_case_load(rig_config(rig), "models/cases/00");
     for (uint64_t id = 1; id <= 24; id++) {
         const double *own = settings[id % SETTING_COUNT];
@@ -270,7 +270,7 @@ static void test_requests_come_first(void **state) {
     }
     avl_scheduler_counts_t counts = avl_scheduler_counts(rig_scheduler(rig));
     assert_true(counts.prompt_cache.evictions > 0);
-    assert_true(counts.pages_kept <= 130);
+    assert_true(counts.pages_kept <= 156);
     rig_case_release(&data);
     rig_close(rig);
     rig_close(without);

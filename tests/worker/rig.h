@@ -12,7 +12,7 @@
 
 #define RIG_RANKS_MAX 8
 #define RIG_RESULTS_MAX 512
-#define RIG_TOKENS_MAX 128
+#define RIG_TOKENS_MAX 256
 
 typedef struct rig_options {
     const char *model; /* directory, from the source tree's root unless it begins with / */

@@ -118,7 +118,7 @@ static void test_together_as_alone(void **state) {
     check_mixture(1, 64, 0, 2, alone); /* every prompt in chunks */
     check_mixture(1, 7, 0, 0, alone);
     check_mixture(1, 208, 0, 1, alone);
-    check_mixture(1, 512, 140, 0, alone); /* room for about two at once */
+    check_mixture(1, 512, 168, 0, alone); /* room for about two at once */
     check_mixture(3, 100, 0, 2, alone);
     free(alone);
 }
@@ -130,7 +130,7 @@ static void test_preempted_as_alone(void **state) {
     assert_non_null(alone);
     answer_alone(alone);
     for (int ranks = 1; ranks <= 2; ranks++) {
-        rig_t *rig = open_rig(ranks, 512, 110);
+        rig_t *rig = open_rig(ranks, 512, 132);
         avl_scheduler_set_growth_share(rig_scheduler(rig), 0);
         rig_case_t cases[CASE_COUNT];
         load_cases(rig, cases);
@@ -313,9 +313,14 @@ static void test_malformed_prompts(void **state) {
     rig_t *rig = open_rig(1, 512, 0);
     rig_case_t data = rig_case_load(rig_config(rig), case_names[0]);
     uint64_t id = 1;
+    int32_t vocab_rows = rig_config(rig)->model.text.vocab_rows;
+    char none[64], allowed[64], replayed[64];
+    snprintf(none, sizeof none, "row 0 of the prompt holds token %d", vocab_rows);
+    snprintf(allowed, sizeof allowed, "allowed: 0 to %d", vocab_rows - 1);
+    snprintf(replayed, sizeof replayed, "token to replay 1 is %d", vocab_rows + 68);
     avl_request_t *request = rig_request(&data, id++, 4);
-    request->token_ids[0] = 832;
-    expect_refused(rig, request, AVL_ERR_INVALID, "row 0 of the prompt holds token 832");
+    request->token_ids[0] = vocab_rows;
+    expect_refused(rig, request, AVL_ERR_INVALID, none);
     request = rig_request(&data, id++, 4);
     request->token_ids[0] = -1; /* a picture's row without a picture */
     expect_refused(rig, request, AVL_ERR_INVALID, "holds token -1");
@@ -324,10 +329,10 @@ static void test_malformed_prompts(void **state) {
     expect_refused(rig, request, AVL_ERR_INVALID, "belongs to picture 0");
     request = rig_request(&data, id++, 4);
     request->images[0].first_row = data.row_count - 10;
-    expect_refused(rig, request, AVL_ERR_INVALID, "allowed: 0 to 831");
+    expect_refused(rig, request, AVL_ERR_INVALID, allowed);
     request = rig_request(&data, id++, 4);
     request->images[0].first_row = -5;
-    expect_refused(rig, request, AVL_ERR_INVALID, "allowed: 0 to 831");
+    expect_refused(rig, request, AVL_ERR_INVALID, allowed);
     request = rig_request(&data, id++, 4);
     request->images[0].pixel_bytes--;
     expect_refused(rig, request, AVL_ERR_INVALID, "bytes of pixels");
@@ -343,10 +348,10 @@ static void test_malformed_prompts(void **state) {
     request = rig_request(&data, id++, 4);
     request->row_count = 0;
     expect_refused(rig, request, AVL_ERR_INVALID, "empty");
-    const int32_t replay[] = {5, 900};
+    const int32_t replay[] = {5, vocab_rows + 68};
     request = rig_request(&data, id++, 4);
     rig_set_replay(request, replay, 2);
-    expect_refused(rig, request, AVL_ERR_INVALID, "token to replay 1 is 900");
+    expect_refused(rig, request, AVL_ERR_INVALID, replayed);
     request = rig_request(&data, id++, 1);
     rig_set_replay(request, replay, 2);
     expect_refused(rig, request, AVL_ERR_INVALID, "2 tokens to replay");
@@ -380,10 +385,10 @@ static void test_context_limit(void **state) {
 
 static void test_pool_too_small(void **state) {
     (void)state;
-    rig_t *rig = open_rig(1, 512, 40);
+    rig_t *rig = open_rig(1, 512, 48);
     rig_case_t data = rig_case_load(rig_config(rig), case_names[0]);
-    /* Dense: 5 layers of 13 + 1 pages at least. With A-VL it fits. */
-    expect_refused(rig, rig_request(&data, 1, 4), AVL_ERR_EXHAUSTED, "the pool has 40");
+    /* Dense: 6 layers of 13 + 1 pages at least. With A-VL it fits. */
+    expect_refused(rig, rig_request(&data, 1, 4), AVL_ERR_EXHAUSTED, "the pool has 48");
     avl_request_t *request = rig_request(&data, 2, 4);
     rig_set_attention(request, .1, .05, 3);
     assert_int_equal(rig_answer(rig, request)->token_count, 4);

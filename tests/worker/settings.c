@@ -47,15 +47,15 @@ static void test_limits(void **state) {
     avl_config_t config = load_config("models/avl-tiny");
     avl_worker_settings_t settings = {.sequences_max = 3};
     avl_engine_limits_t limits = avl_worker_limits(&settings, &config);
-    assert_int_equal(limits.context_rows, 1024);
-    assert_int_equal(limits.batch_rows, 1024);
+    assert_int_equal(limits.context_rows, 2048);
+    assert_int_equal(limits.batch_rows, 2048);
     assert_int_equal(avl_engine_limits_check(&config, &limits), AVL_OK);
-    settings.context_rows = 1025;
+    settings.context_rows = 2049;
     settings.batch_rows = 100;
     limits = avl_worker_limits(&settings, &config);
     assert_int_equal(limits.batch_rows, 100);
     assert_int_equal(avl_engine_limits_check(&config, &limits), AVL_ERR_INVALID);
-    assert_non_null(strstr(avl_status_detail(), "2 to 1024"));
+    assert_non_null(strstr(avl_status_detail(), "2 to 2048"));
     /* Scaled rope reaches further than the positions it was trained on. */
     config = load_config("tests/data/models/llava-rope-dynamic");
     assert_int_equal(avl_engine_context_most(&config.model), 32 * 4);

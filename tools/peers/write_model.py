@@ -88,10 +88,12 @@ def main():
         shutil.copy(os.path.join(tiny, name), a.directory)
     with open(os.path.join(tiny, "preprocessor_config.json")) as file:
         preprocessor = json.load(file)
+    with open(os.path.join(tiny, "config.json")) as file:
+        image_token = json.load(file)["image_token_index"]
     preprocessor.update(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     config = {
         "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "torch_dtype": "bfloat16",
-        "image_token_index": 787, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+        "image_token_index": image_token, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
         "projector_hidden_act": "gelu",
         "text_config": {
             "model_type": "llama", "hidden_size": a.hidden, "intermediate_size": a.mlp, "num_hidden_layers": a.layers,

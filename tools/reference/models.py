@@ -273,8 +273,8 @@ def main():
     parser.add_argument("--out", default=os.path.join(repository, "tests", "data"))
     parser.add_argument(
         "--tokenizer",
-        default=os.path.join(repository, "models", "avl-tiny"),
-        help="directory whose tokenizer files the models get",
+        default=os.path.join(repository, "tests", "data", "models", "llava-mha"),
+        help="directory whose tokenizer files the models get (default: the one that they share)",
     )
     parser.add_argument("--only", action="append", help="a model's name; may be repeated")
     parser.add_argument(

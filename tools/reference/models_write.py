@@ -454,11 +454,16 @@ def write_weights(s, directory):
 
 def write_model(s, root, tokenizer_directory):
     directory = os.path.join(root, s["name"])
+    tokenizer = {}
+    for name in TOKENIZER_FILES:  # before the directory goes: it may be the same one
+        with open(os.path.join(tokenizer_directory, name), "rb") as file:
+            tokenizer[name] = file.read()
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(os.path.join(tokenizer_directory, name), os.path.join(directory, name))
-    tokenizer_config = json.load(open(os.path.join(directory, "tokenizer_config.json")))
+    for name, text in tokenizer.items():
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(text)
+    tokenizer_config = json.loads(tokenizer["tokenizer_config.json"])
     tokenizer_config["processor_class"] = preprocessor_json(s)["processor_class"]
     write_json(os.path.join(directory, "tokenizer_config.json"), tokenizer_config)
     write_json(os.path.join(directory, "config.json"), config_json(s))
