@@ -20,6 +20,7 @@ const avl_attention_preset_t avl_attention_presets[] = {
     {"quality", COVERAGE(0.5, 0.2)},   {"balanced", COVERAGE(0.3, 0.1)},
     {"lean", COVERAGE(0.1, 0.05)},
 };
+const avl_attention_params_t avl_attention_default = COVERAGE(0.5, 0.2);
 const size_t avl_attention_preset_count =
     sizeof avl_attention_presets / sizeof *avl_attention_presets;
 

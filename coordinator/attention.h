@@ -17,6 +17,8 @@ typedef struct avl_attention_preset {
 
 extern const avl_attention_preset_t avl_attention_presets[];
 extern const size_t avl_attention_preset_count;
+/* Where neither operator nor request says anything: the preset `quality`. */
+extern const avl_attention_params_t avl_attention_default;
 
 /* What a request says over `defaults`; NULL: nothing. A preset stands in for the defaults. A
  * default that what was given cannot stand beside gives way: a compute share above the given store,

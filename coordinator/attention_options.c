@@ -24,19 +24,20 @@ enum {
 };
 
 static const struct argp_option option_table[] = {
-    {"preset", KEY_PRESET, "NAME", 0, "parameters by name (`avl info` lists them); default a-vl",
+    {"preset", KEY_PRESET, "NAME", 0, "parameters by name (`avl info` lists them); default quality",
      0},
     {"dense", KEY_DENSE, NULL, 0, "attend to everything", 0},
     {"visual-store", KEY_STORE, "RATIO", 0,
      "share of the visual rows kept after prefill; default 0.5", 0},
-    {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.3", 0},
-    {"visual-interval", KEY_INTERVAL, "N", 0, "steps between reselections; default 3", 0},
+    {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.2", 0},
+    {"visual-interval", KEY_INTERVAL, "N", 0,
+     "steps between reselections, of visual-core interval; default 3", 0},
     {"visual-core", KEY_CORE, "NAME", 0,
-     "when the computed rows are chosen: interval (default), or step: in every step, by each KV "
-     "head",
+     "when the computed rows are chosen: step (default), in every step by each KV head, or "
+     "interval",
      0},
     {"visual-selection", KEY_SELECTION, "NAME", 0,
-     "what ranks visual rows: last-row (default), question, coverage, random or uniform", 0},
+     "what ranks visual rows: last-row, question, coverage (default), random or uniform", 0},
     {"prefill-keep", KEY_PREFILL_KEEP, "RATIO", 0,
      "share of the visual rows that later layers see in prefill; default 1", 0},
     {"prefill-layer", KEY_PREFILL_LAYER, "N", 0, "the last layer that sees all; default 2", 0},
@@ -51,7 +52,7 @@ static const struct argp_option option_table[] = {
 
 void avl_attention_options_init(avl_attention_options_t *options) {
     avl__v1__attention_parameters__init(&options->given);
-    options->params = (avl_attention_params_t)AVL_ATTENTION(0.5, 0.3, 3);
+    options->params = avl_attention_default;
 }
 
 /* What a ratio may be, avl_attention_read says. */

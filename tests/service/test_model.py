@@ -26,7 +26,8 @@ def load_cases():
 def request_of(case, setting):
     numbers = case["settings"][setting]
     attention = pb.AttentionParameters(visual_store_ratio=numbers["store"], visual_compute_ratio=numbers["compute"],
-                                       visual_update_interval=numbers["interval"])
+                                       visual_update_interval=numbers["interval"],
+                                       visual_selection=pb.VISUAL_SELECTION_LAST_ROW)
     return raw(case["prompt"], [case["image"]], max_tokens=case["max_tokens"], attention=attention,
                sampling=pb.SamplingParameters(temperature=0))
 
@@ -73,7 +74,8 @@ class Model(unittest.TestCase):
             image = file.read()
         jobs = [(dict(dense=True), case["greedy_ids"])]
         jobs += [(dict(visual_store_ratio=run["store"], visual_compute_ratio=run["compute"],
-                       visual_update_interval=run["interval"]), run["greedy_ids"]) for run in case["avl"]]
+                       visual_update_interval=run["interval"],
+                       visual_selection=pb.VISUAL_SELECTION_LAST_ROW), run["greedy_ids"]) for run in case["avl"]]
         model = os.path.join(SOURCES, "tests", "data", "models", case["model"])
         for ranks in (1, 4):
             with Service("--tp", str(ranks), "--dtype", "f32", "--threads", "1", model=model) as service:
@@ -96,12 +98,13 @@ class Model(unittest.TestCase):
             for selection in (pb.VISUAL_SELECTION_LAST_ROW, pb.VISUAL_SELECTION_QUESTION,
                               pb.VISUAL_SELECTION_RANDOM, pb.VISUAL_SELECTION_UNIFORM,
                               pb.VISUAL_SELECTION_COVERAGE):
-                answer = ask(visual_selection=selection)
+                answer = ask(visual_selection=selection, visual_core=pb.VISUAL_CORE_INTERVAL)
                 report = answer.finished.attention
                 self.assertEqual(report.parameters.visual_selection, selection)
                 self.assertEqual(report.visual_rows_stored, 58)
                 self.assertEqual(report.captured_mass, 0)
-                measured = ask(visual_selection=selection, measure_captured_mass=True)
+                measured = ask(visual_selection=selection, visual_core=pb.VISUAL_CORE_INTERVAL,
+                               measure_captured_mass=True)
                 report = measured.finished.attention
                 self.assertEqual(measured.ids, answer.ids)
                 self.assertTrue(0 < report.captured_mass < report.stored_mass < 1, report)
