@@ -29,6 +29,14 @@
 
 enum { SEQUENCES_MAX = 64, TEXT_ROWS = 48, COUNTS_MAX = 16, SETTINGS_MAX = 8 };
 
+/* The presets. */
+#define COVERAGE(store, compute)                                                                   \
+    {                                                                                              \
+        .visual_store_ratio = (store), .visual_compute_ratio = (compute),                          \
+        .visual_update_interval = 3, .visual_core = AVL_CORE_STEP,                                 \
+        .visual_selection = AVL_VISUAL_COVERAGE,                                                   \
+    }
+
 static const struct setting {
     const char *name;
     avl_attention_params_t attention;
@@ -37,6 +45,9 @@ static const struct setting {
     {".5/.3/3", AVL_ATTENTION(.5, .3, 3)},
     {".3/.15/3", AVL_ATTENTION(.3, .15, 3)},
     {".1/.05/3", AVL_ATTENTION(.1, .05, 3)},
+    {"quality", COVERAGE(.5, .1)},
+    {"balanced", COVERAGE(.3, .1)},
+    {"lean", COVERAGE(.1, .05)},
 };
 enum { SETTING_COUNT = sizeof settings / sizeof *settings };
 

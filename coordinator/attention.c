@@ -14,13 +14,14 @@
         .visual_selection = AVL_VISUAL_COVERAGE,                                                   \
     }
 
+#define QUALITY COVERAGE(0.5, 0.1)
+
 /* `a-vl` is the paper's method and stays; the others are this project's choice. */
 const avl_attention_preset_t avl_attention_presets[] = {
-    {"dense", AVL_ATTENTION(1, 1, 1)}, {"a-vl", AVL_ATTENTION(0.5, 0.3, 3)},
-    {"quality", COVERAGE(0.5, 0.2)},   {"balanced", COVERAGE(0.3, 0.1)},
-    {"lean", COVERAGE(0.1, 0.05)},
+    {"dense", AVL_ATTENTION(1, 1, 1)}, {"a-vl", AVL_ATTENTION(0.5, 0.3, 3)}, {"quality", QUALITY},
+    {"balanced", COVERAGE(0.3, 0.1)},  {"lean", COVERAGE(0.1, 0.05)},
 };
-const avl_attention_params_t avl_attention_default = COVERAGE(0.5, 0.2);
+const avl_attention_params_t avl_attention_default = QUALITY;
 const size_t avl_attention_preset_count =
     sizeof avl_attention_presets / sizeof *avl_attention_presets;
 

@@ -29,7 +29,7 @@ static const struct argp_option option_table[] = {
     {"dense", KEY_DENSE, NULL, 0, "attend to everything", 0},
     {"visual-store", KEY_STORE, "RATIO", 0,
      "share of the visual rows kept after prefill; default 0.5", 0},
-    {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.2", 0},
+    {"visual-compute", KEY_COMPUTE, "RATIO", 0, "share computed in ordinary steps; default 0.1", 0},
     {"visual-interval", KEY_INTERVAL, "N", 0,
      "steps between reselections, of visual-core interval; default 3", 0},
     {"visual-core", KEY_CORE, "NAME", 0,

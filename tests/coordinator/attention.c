@@ -269,7 +269,7 @@ static void test_presets(void **state) {
         bool coverage; /* with cores within steps */
     } rows[] = {{"preset=dense", 1, 1, false},
                 {"preset=a-vl", 0.5, 0.3, false},
-                {"preset=quality", 0.5, 0.2, true},
+                {"preset=quality", 0.5, 0.1, true},
                 {"preset=balanced", 0.3, 0.1, true},
                 {"preset=lean", 0.1, 0.05, true}};
     assert_int_equal(avl_attention_preset_count, sizeof rows / sizeof *rows);

@@ -54,7 +54,7 @@ class Requests(unittest.TestCase):
         self.assertEqual(answer.finished.seed, 7)
         chosen = answer.finished.attention  # the service's own choice
         self.assertAlmostEqual(chosen.visual_store_ratio, 0.5)
-        self.assertAlmostEqual(chosen.visual_compute_ratio, 0.2)
+        self.assertAlmostEqual(chosen.visual_compute_ratio, 0.1)
         self.assertEqual(chosen.parameters.visual_selection, pb.VISUAL_SELECTION_COVERAGE)
         self.assertEqual(chosen.parameters.visual_core, pb.VISUAL_CORE_STEP)
         self.assertGreater(answer.finished.timings.preprocess_seconds, 0)
@@ -75,10 +75,10 @@ class Requests(unittest.TestCase):
         self.assertIn(pb.STAGE_QUEUED, stages)
 
     def test_attention_given(self):
-        chosen = pb.AttentionParameters(visual_store_ratio=0.2)
+        chosen = pb.AttentionParameters(visual_store_ratio=0.05)
         report = Answer(self.generate(raw(attention=chosen))).finished.attention
-        self.assertAlmostEqual(report.visual_store_ratio, 0.2)
-        self.assertAlmostEqual(report.visual_compute_ratio, 0.2)
+        self.assertAlmostEqual(report.visual_store_ratio, 0.05)
+        self.assertAlmostEqual(report.visual_compute_ratio, 0.05)
         report = Answer(self.generate(raw(attention=pb.AttentionParameters(dense=True)))).finished.attention
         self.assertEqual((report.visual_store_ratio, report.visual_compute_ratio), (1, 1))
         report = Answer(self.generate(raw(attention=pb.AttentionParameters(preset="dense")))).finished.attention
@@ -239,7 +239,7 @@ class Requests(unittest.TestCase):
         presets = {preset.name: preset.parameters for preset in info.attention_presets}
         self.assertEqual(presets["dense"].visual_compute_ratio, 1)
         self.assertEqual((presets["a-vl"].visual_store_ratio, presets["a-vl"].visual_update_interval), (0.5, 3))
-        for name, store, compute in (("quality", .5, .2), ("balanced", .3, .1), ("lean", .1, .05)):
+        for name, store, compute in (("quality", .5, .1), ("balanced", .3, .1), ("lean", .1, .05)):
             self.assertEqual((presets[name].visual_store_ratio, presets[name].visual_compute_ratio), (store, compute))
             self.assertEqual((presets[name].visual_selection, presets[name].visual_core),
                              (pb.VISUAL_SELECTION_COVERAGE, pb.VISUAL_CORE_STEP))
