@@ -5,25 +5,6 @@
 
 enum { THREADS = 512 };
 
-__device__ __forceinline__ int is_strange(float value) {
-    return value != value || value == __uint_as_float(0x7f800000u);
-}
-
-/* The better of two candidates: the larger value, the lower index when equal; index -1 is none.
- * With `strict` what is strange is better than any number, and the first of it best. */
-__device__ __forceinline__ void take_better(float value, int index, int strict, float *best_value,
-                                            int *best_index) {
-    if (index < 0)
-        return;
-    int is_better = value > *best_value || (value == *best_value && index < *best_index);
-    if (strict && *best_index >= 0 && (is_strange(value) || is_strange(*best_value)))
-        is_better = is_strange(value) && (!is_strange(*best_value) || index < *best_index);
-    if (*best_index < 0 || is_better) {
-        *best_value = value;
-        *best_index = index;
-    }
-}
-
 __global__ void __launch_bounds__(THREADS) argmax_kernel(avl_argmax_args_t args) {
     AVL_SHARED_BYTES(shared);
     unsigned char *cursor = shared;
@@ -34,23 +15,15 @@ __global__ void __launch_bounds__(THREADS) argmax_kernel(avl_argmax_args_t args)
     int index = -1;
     for (int64_t j = threadIdx.x; j < args.width; j += THREADS) {
         float candidate = row[j];
-        if (candidate == candidate || args.strict)
-            take_better(candidate, (int)j, args.strict, &value, &index);
+        /* Where a NaN counts, it counts like +infinity: the first of both is best. */
+        if (candidate != candidate && !args.strict)
+            continue;
+        candidate = candidate == candidate ? candidate : __uint_as_float(0x7f800000u);
+        avl_take_better(candidate, (int)j, &value, &index);
     }
-    for (int bit = AVL_WARP / 2; bit > 0; bit /= 2) {
-        float other_value = __shfl_xor_sync(AVL_ALL_LANES, value, bit);
-        int other_index = __shfl_xor_sync(AVL_ALL_LANES, index, bit);
-        take_better(other_value, other_index, args.strict, &value, &index);
-    }
-    if (threadIdx.x % AVL_WARP == 0) {
-        values[threadIdx.x / AVL_WARP] = value;
-        indices[threadIdx.x / AVL_WARP] = index;
-    }
-    __syncthreads();
+    index = avl_block_best(value, index, values, indices);
     if (threadIdx.x != 0)
         return;
-    for (int warp = 1; warp < THREADS / AVL_WARP; warp++)
-        take_better(values[warp], indices[warp], args.strict, &value, &index);
     index = index < 0 ? 0 : index;
     args.indices[blockIdx.x] = index;
     args.values[blockIdx.x] = row[index];

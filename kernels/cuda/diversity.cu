@@ -65,35 +65,6 @@ __global__ void sum_kernel(diversity_t run) {
     }
 }
 
-/* The larger value, the lower index when equal; index -1 is none. */
-__device__ __forceinline__ void take_better(float value, int index, float *best_value,
-                                            int *best_index) {
-    if (index < 0)
-        return;
-    if (*best_index < 0 || value > *best_value || (value == *best_value && index < *best_index)) {
-        *best_value = value;
-        *best_index = index;
-    }
-}
-
-/* The index of the block's best; the same for every thread. */
-__device__ __forceinline__ int block_best(float value, int index, float *values, int *indices) {
-    for (int bit = AVL_WARP / 2; bit > 0; bit /= 2) {
-        float other_value = __shfl_xor_sync(AVL_ALL_LANES, value, bit);
-        int other_index = __shfl_xor_sync(AVL_ALL_LANES, index, bit);
-        take_better(other_value, other_index, &value, &index);
-    }
-    __syncthreads(); /* an earlier call may still be read */
-    if (threadIdx.x % AVL_WARP == 0) {
-        values[threadIdx.x / AVL_WARP] = value;
-        indices[threadIdx.x / AVL_WARP] = index;
-    }
-    __syncthreads();
-    for (int warp = 0; warp < (int)blockDim.x / AVL_WARP; warp++)
-        take_better(values[warp], indices[warp], &value, &index);
-    return index;
-}
-
 /* nearest[j] is row j's distance to the nearest one that came, -1 once it came itself. A thread has
  * its rows to itself, so nothing but the pick travels. */
 __global__ void __launch_bounds__(ORDER_THREADS_MAX) order_kernel(diversity_t run) {
@@ -104,10 +75,10 @@ __global__ void __launch_bounds__(ORDER_THREADS_MAX) order_kernel(diversity_t ru
     int rows = (int)run.rows, first = (int)threadIdx.x, step = (int)blockDim.x, index = -1;
     float value = 0.0f;
     for (int j = first; j < rows; j += step) {
-        take_better(-run.nearest[j], j, &value, &index);
+        avl_take_better(-run.nearest[j], j, &value, &index);
         run.nearest[j] = 2.0f;
     }
-    int pick = block_best(value, index, values, indices);
+    int pick = avl_block_best(value, index, values, indices);
     for (int count = 0; count < rows; count++) {
         const float *likeness = run.likeness + pick * run.line;
         if (pick % step == first) {
@@ -120,9 +91,9 @@ __global__ void __launch_bounds__(ORDER_THREADS_MAX) order_kernel(diversity_t ru
             float nearest = fminf(distance, run.nearest[j]);
             run.nearest[j] = nearest;
             if (nearest >= 0.0f)
-                take_better(nearest, j, &value, &index);
+                avl_take_better(nearest, j, &value, &index);
         }
-        pick = block_best(value, index, values, indices);
+        pick = avl_block_best(value, index, values, indices);
     }
 }
 

@@ -143,6 +143,35 @@ __device__ __forceinline__ float avl_block_max(float value, float *scratch) {
     return largest;
 }
 
+/* The larger value, the lower index when equal; index -1 is none. */
+__device__ __forceinline__ void avl_take_better(float value, int index, float *best_value,
+                                                int *best_index) {
+    if (index < 0)
+        return;
+    if (*best_index < 0 || value > *best_value || (value == *best_value && index < *best_index)) {
+        *best_value = value;
+        *best_index = index;
+    }
+}
+
+/* The index of the block's best; the same for every thread. values, indices: shared, [AVL_WARP]. */
+__device__ __forceinline__ int avl_block_best(float value, int index, float *values, int *indices) {
+    for (int bit = AVL_WARP / 2; bit > 0; bit /= 2) {
+        float other_value = __shfl_xor_sync(AVL_ALL_LANES, value, bit);
+        int other_index = __shfl_xor_sync(AVL_ALL_LANES, index, bit);
+        avl_take_better(other_value, other_index, &value, &index);
+    }
+    __syncthreads(); /* an earlier call may still be read */
+    if (threadIdx.x % AVL_WARP == 0) {
+        values[threadIdx.x / AVL_WARP] = value;
+        indices[threadIdx.x / AVL_WARP] = index;
+    }
+    __syncthreads();
+    for (int warp = 0; warp < (int)blockDim.x / AVL_WARP; warp++)
+        avl_take_better(values[warp], indices[warp], &value, &index);
+    return index;
+}
+
 /* tanh(u) = 1 - 2 / (1 + exp(2 u)) makes the tanh approximation x sigmoid(2 u): no cancellation for
  * large negative x. */
 __device__ __forceinline__ float avl_activate(float x, avl_activation_t activation) {
