@@ -431,8 +431,10 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
         if (!device->is_host)
             AVL_TRY(device->ops->download(device, attend->host_scores, attend->row_scores,
                                           (size_t)visual->count * sizeof(float)));
-        avl_visual_store_weigh(sequence, call->layer, sequence->decode_steps + 1, hidden,
-                               attend->host_scores);
+        bool whole = avl_visual_store_updates(shape, sequence->decode_steps + 1);
+        avl_visual_store_weigh(sequence, call->layer, hidden, attend->host_scores + hidden,
+                               whole ? NULL : sequence->layers[call->layer].core_indices,
+                               shape->core_rows);
     }
     return AVL_OK;
 }

@@ -169,9 +169,11 @@ static avl_status_t fetch(const avl_step_core_t *core, void *target, const void 
                : device->ops->download(device, target, source, (size_t)count * sizeof(int32_t));
 }
 
-/* Each head's places in the store's visible part, in host_lists. */
+/* Each head's places in the store, of which `rows` are all but the first `skipped`, in host_lists.
+ */
 static avl_status_t choose_places(avl_step_core_t *core, const avl_attention_call_t *call,
-                                  int64_t query_row, avl_row_span_t rows, int32_t keep) {
+                                  int64_t query_row, avl_row_span_t rows, int32_t skipped,
+                                  int32_t keep) {
     if (keep == 0)
         return AVL_OK;
     avl_decode_sequence_t one = {.query_row = query_row, .spans[AVL_SPAN_VISUAL] = rows};
@@ -183,29 +185,11 @@ static avl_status_t choose_places(avl_step_core_t *core, const avl_attention_cal
         choice->rows = NULL;
     }
     AVL_TRY(avl_step_core_choose(core, call));
-    return fetch(core, core->host_lists, core->lists, (int64_t)core->kv_heads * keep);
-}
-
-/* One head's: `weights` of the visual rows but the hidden ones, `chosen` among the stored ones but
- * those, `skipped` ones. */
-static void add_mass(avl_sequence_t *sequence, int layer_index, const float *weights,
-                     int32_t hidden, const int32_t *chosen, int32_t keep, int32_t skipped) {
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    const int32_t *store = sequence->layers[layer_index].store_positions;
-    avl_visual_mass_t *mass = &sequence->step_mass;
-    int32_t stored = skipped, computed = 0;
-    for (int32_t i = hidden; i < shape->visual_rows; i++) {
-        double weight = (double)weights[i - hidden];
-        mass->all += weight;
-        if (stored == shape->store_rows || store[stored] != sequence->visual_positions[i])
-            continue;
-        mass->stored += weight;
-        if (computed < keep && skipped + chosen[computed] == stored) {
-            mass->computed += weight;
-            computed++;
-        }
-        stored++;
-    }
+    int64_t places = (int64_t)core->kv_heads * keep;
+    AVL_TRY(fetch(core, core->host_lists, core->lists, places));
+    for (int64_t i = 0; i < places; i++)
+        core->host_lists[i] += skipped;
+    return AVL_OK;
 }
 
 avl_status_t avl_step_core_weigh(avl_step_core_t *core, const avl_attention_call_t *call,
@@ -216,7 +200,7 @@ avl_status_t avl_step_core_weigh(avl_step_core_t *core, const avl_attention_call
                                                  visible_first, &skipped);
     int32_t keep = sequence->shape.core_rows;
     keep = keep < store.row_count ? keep : store.row_count;
-    AVL_TRY(choose_places(core, call, all->query_row, store, keep));
+    AVL_TRY(choose_places(core, call, all->query_row, store, skipped, keep));
     avl_decode_sequence_t weighing = *all;
     int64_t rows = weighing.spans[AVL_SPAN_VISUAL].row_count;
     weighing.visual_weights = core->scores;
@@ -224,7 +208,7 @@ avl_status_t avl_step_core_weigh(avl_step_core_t *core, const avl_attention_call
     AVL_TRY(score(core, call, &weighing, 1));
     AVL_TRY(fetch(core, core->host_scores, core->scores, core->kv_heads * rows));
     for (int head = 0; head < core->kv_heads; head++)
-        add_mass(sequence, call->layer, core->host_scores + head * rows, hidden,
-                 core->host_lists + (int64_t)head * keep, keep, skipped);
+        avl_visual_store_weigh(sequence, call->layer, hidden, core->host_scores + head * rows,
+                               core->host_lists + (int64_t)head * keep, keep);
     return AVL_OK;
 }

@@ -311,24 +311,22 @@ avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_i
     return (avl_row_span_t){.rows = list->device + hidden, .row_count = list->count - hidden};
 }
 
-void avl_visual_store_weigh(avl_sequence_t *sequence, int layer_index, int32_t step, int32_t hidden,
-                            const float *weights) {
-    const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+void avl_visual_store_weigh(avl_sequence_t *sequence, int layer_index, int32_t hidden,
+                            const float *weights, const int32_t *core, int32_t core_rows) {
     const avl_sequence_shape_t *shape = &sequence->shape;
+    const int32_t *store = sequence->layers[layer_index].store_positions;
     avl_visual_mass_t *mass = &sequence->step_mass;
-    bool whole = avl_visual_store_updates(shape, step);
     int32_t stored = 0, computed = 0;
     for (int32_t i = 0; i < shape->visual_rows; i++) {
-        double weight = i < hidden ? 0 : (double)weights[i];
+        double weight = i < hidden ? 0 : (double)weights[i - hidden];
         mass->all += weight;
-        if (stored == shape->store_rows ||
-            layer->store_positions[stored] != sequence->visual_positions[i])
+        if (stored == shape->store_rows || store[stored] != sequence->visual_positions[i])
             continue;
         mass->stored += weight;
-        bool core = computed < shape->core_rows && layer->core_indices[computed] == stored;
-        if (core || whole)
+        bool in_core = core != NULL && computed < core_rows && core[computed] == stored;
+        if (in_core || core == NULL)
             mass->computed += weight;
-        computed += core;
+        computed += in_core;
         stored++;
     }
 }

@@ -67,11 +67,11 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, in
  * `visible_first`. *skipped_p: how many of the list's first rows are not visible. */
 avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer, int32_t step,
                                      int32_t visible_first, int32_t *skipped_p);
-/* Adds what decode step `step` would look at to the sequence's step_mass: `weights` [visual_rows]
- * of all visual rows, host memory; the first `hidden` are not visible and not there. The core is
- * the one that the step read. */
-void avl_visual_store_weigh(avl_sequence_t *sequence, int layer, int32_t step, int32_t hidden,
-                            const float *weights);
+/* Adds to the sequence's step_mass what a decode step would look at: host memory, `weights` of all
+ * visual rows but the first `hidden`, which are not visible. The step computed the rows at
+ * core[0..core_rows), ascending places in the store; NULL: the whole store. */
+void avl_visual_store_weigh(avl_sequence_t *sequence, int layer, int32_t hidden,
+                            const float *weights, const int32_t *core, int32_t core_rows);
 /* How many of `count` ascending positions are before `first`. */
 int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t first);
 
