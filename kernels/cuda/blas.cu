@@ -1,6 +1,11 @@
 /* kernels/cuda/blas.cu: cuBLASLt. Its matrices are column-major, so our row-major output [T, N] is
  * its N x T, the product of the transposed weight and the input.
  *
+ * The library chooses by the number of rows among algorithms that add up in different orders. A
+ * row's result must not depend on the rows beside it, so it is asked about one number of rows for
+ * each way that a product can take (kernels/linear.h), and all products that take this way get the
+ * answer.
+ *
  * Asking the library which algorithm to use costs as much as a small product, and describing one to
  * it costs as much as a launch, so both are kept per shape in a table of fixed size that forgets
  * what it must. */
@@ -14,10 +19,16 @@ namespace {
 
 constexpr int PLANS = 1024; /* a power of two: several models' worth of shapes */
 constexpr size_t WORKSPACE_BYTES = (size_t)32 << 20; /* what NVIDIA recommends for Hopper */
+/* Where K is split, the parts are kept and added in f32: others would round more often than the
+ * contract allows. */
+constexpr uint32_t REDUCTIONS = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+/* The rows that the library is asked about: of decode steps, and of prompts. */
+constexpr int64_t FEW_ROWS = 64, MANY_ROWS = 2048;
 
 /* Everything that the choice depends on; compared as bytes, so every gap is zeroed. */
 typedef struct key {
-    int64_t rows, in_width, out_width;
+    int64_t rows; /* that the library is asked about */
+    int64_t in_width, out_width;
     int64_t input_stride, weight_stride, output_stride;
     int32_t dtype, output_dtype, activation, has_bias;
     int32_t alignments[4]; /* weight, input, output, bias, in bytes */
@@ -33,6 +44,8 @@ typedef struct description {
 typedef struct plan {
     product_key_t key;
     int is_set, is_possible;
+    int64_t rows; /* that the layouts describe, and whether the algorithm takes so many */
+    int fits;
     cublasLtMatmulAlgo_t algorithm;
     description_t description; /* when it is possible; the bias is set anew for every product */
 } plan_t;
@@ -47,16 +60,23 @@ cudaDataType_t type_of(int32_t dtype) {
     return dtype == AVL_DTYPE_F32 ? CUDA_R_32F : dtype == AVL_DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
-/* The largest power of two up to 256 that divides an address. */
+/* The largest power of two up to 16 that divides an address: no algorithm asks for more, and which
+ * row a product begins at makes no difference. */
 int32_t alignment_of(const void *memory) {
-    uintptr_t bits = (uintptr_t)memory | 256;
+    uintptr_t bits = (uintptr_t)memory | 16;
     return (int32_t)(bits & ~(bits - 1));
 }
 
-product_key_t key_of(const avl_cuda_product_t *product) {
+int64_t rows_asked_about(const avl_cuda_product_t *product) {
+    int is_many = product->way == AVL_LINEAR_MANY ||
+                  (product->way == AVL_LINEAR_BY_ROWS && product->rows >= AVL_LINEAR_MANY_ROWS);
+    return is_many ? MANY_ROWS : FEW_ROWS;
+}
+
+product_key_t key_of(const avl_cuda_product_t *product, int64_t rows) {
     product_key_t key;
     memset(&key, 0, sizeof key);
-    key.rows = product->rows;
+    key.rows = rows;
     key.in_width = product->in_width;
     key.out_width = product->out_width;
     key.input_stride = product->input_stride;
@@ -124,20 +144,20 @@ avl_status_t describe_operation(const avl_cuda_product_t *product, description_t
                          sizeof product->bias);
 }
 
-avl_status_t describe_layouts(const avl_cuda_product_t *product, description_t *description) {
+avl_status_t describe_layouts(const avl_cuda_product_t *product, int64_t rows,
+                              description_t *description) {
     cudaDataType_t type = type_of(product->dtype);
     AVL_TRY(blas_status(
         cublasLtMatrixLayoutCreate(&description->weight, type, (uint64_t)product->in_width,
                                    (uint64_t)product->out_width, product->weight_stride),
         "describing the weight"));
     AVL_TRY(blas_status(cublasLtMatrixLayoutCreate(&description->input, type,
-                                                   (uint64_t)product->in_width,
-                                                   (uint64_t)product->rows, product->input_stride),
+                                                   (uint64_t)product->in_width, (uint64_t)rows,
+                                                   product->input_stride),
                         "describing the input"));
-    return blas_status(cublasLtMatrixLayoutCreate(&description->output,
-                                                  type_of(product->output_dtype),
-                                                  (uint64_t)product->out_width,
-                                                  (uint64_t)product->rows, product->output_stride),
+    return blas_status(cublasLtMatrixLayoutCreate(
+                           &description->output, type_of(product->output_dtype),
+                           (uint64_t)product->out_width, (uint64_t)rows, product->output_stride),
                        "describing the output");
 }
 
@@ -147,11 +167,16 @@ avl_status_t describe_preference(const product_key_t *key, description_t *descri
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     static const int sources[] = {0, 1, 2, 2};
     size_t workspace_bytes = WORKSPACE_BYTES;
+    uint32_t reductions = REDUCTIONS;
     AVL_TRY(blas_status(cublasLtMatmulPreferenceCreate(&description->preference),
                         "stating preferences"));
     AVL_TRY(blas_status(cublasLtMatmulPreferenceSetAttribute(
                             description->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                             &workspace_bytes, sizeof workspace_bytes),
+                        "stating preferences"));
+    AVL_TRY(blas_status(cublasLtMatmulPreferenceSetAttribute(
+                            description->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                            &reductions, sizeof reductions),
                         "stating preferences"));
     for (int i = 0; i < 4; i++) {
         uint32_t bytes = (uint32_t)key->alignments[sources[i]];
@@ -173,7 +198,11 @@ struct avl_cuda_blas {
 
 namespace {
 
-/* Splitting K by atomic additions would make results change from run to run. */
+/* Answers that say no more than that the library has no way for this product. */
+int is_refusal(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
 avl_status_t find_plan(avl_cuda_blas_t *blas, const description_t *description, plan_t *plan) {
     cublasLtMatmulHeuristicResult_t results[8];
     int found = 0;
@@ -181,11 +210,8 @@ avl_status_t find_plan(avl_cuda_blas_t *blas, const description_t *description, 
         blas->handle, description->operation, description->weight, description->input,
         description->output, description->output, description->preference,
         (int)(sizeof results / sizeof *results), results, &found);
-    plan->is_possible = 0;
-    plan->is_set = 1;
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && found == 0))
+    if (is_refusal(status))
         return AVL_OK;
-    plan->is_set = 0;
     AVL_TRY(blas_status(status, "choosing an algorithm"));
     for (int i = 0; i < found && !plan->is_possible; i++) {
         uint32_t reduction = 0;
@@ -194,62 +220,92 @@ avl_status_t find_plan(avl_cuda_blas_t *blas, const description_t *description, 
             cublasLtMatmulAlgoConfigGetAttribute(
                 &results[i].algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
                 sizeof reduction, &written) != CUBLAS_STATUS_SUCCESS ||
-            reduction == CUBLASLT_REDUCTION_SCHEME_INPLACE)
+            (reduction & ~REDUCTIONS) != 0)
             continue;
         plan->algorithm = results[i].algo;
-        plan->is_possible = 1;
+        plan->is_possible = plan->fits = 1;
     }
+    return AVL_OK;
+}
+
+/* Makes the plan's layouts those of the product. */
+avl_status_t fit_rows(avl_cuda_blas_t *blas, const avl_cuda_product_t *product, plan_t *plan) {
+    const description_t *description = &plan->description;
+    uint64_t rows = (uint64_t)product->rows;
+    cublasLtMatmulHeuristicResult_t result;
+    if (!plan->is_possible || plan->rows == product->rows)
+        return AVL_OK;
+    plan->rows = 0;
+    AVL_TRY(blas_status(cublasLtMatrixLayoutSetAttribute(
+                            description->input, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
+                        "describing the input"));
+    AVL_TRY(blas_status(cublasLtMatrixLayoutSetAttribute(
+                            description->output, CUBLASLT_MATRIX_LAYOUT_COLS, &rows, sizeof rows),
+                        "describing the output"));
+    plan->fits =
+        cublasLtMatmulAlgoCheck(blas->handle, description->operation, description->weight,
+                                description->input, description->output, description->output,
+                                &plan->algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+        result.workspaceSize <= WORKSPACE_BYTES;
+    plan->rows = product->rows;
+    return AVL_OK;
+}
+
+/* Forgets what the place held and finds out how the product is made. */
+avl_status_t make_plan(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
+                       const product_key_t *key, plan_t *plan) {
+    destroy_description(&plan->description);
+    memset(plan, 0, sizeof *plan);
+    plan->key = *key;
+    plan->rows = key->rows;
+    description_t *description = &plan->description;
+    AVL_TRY(describe_operation(product, description));
+    AVL_TRY(describe_layouts(product, key->rows, description));
+    AVL_TRY(describe_preference(key, description));
+    AVL_TRY(find_plan(blas, description, plan));
     plan->is_set = 1;
     return AVL_OK;
 }
 
-avl_status_t run(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
-                 const description_t *description, const plan_t *plan) {
-    float one = 1.0f, zero = 0.0f;
-    return blas_status(cublasLtMatmul(blas->handle, description->operation, &one, product->weight,
-                                      description->weight, product->input, description->input,
-                                      &zero, product->output, description->output, product->output,
-                                      description->output, &plan->algorithm, blas->workspace,
-                                      WORKSPACE_BYTES, blas->stream),
-                       "a product");
-}
-
-} // namespace
-
-/* Forgets what the place held and finds out how the product is made. */
-static avl_status_t make_plan(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
-                              const product_key_t *key, plan_t *plan) {
-    destroy_description(&plan->description);
-    memset(plan, 0, sizeof *plan);
-    plan->key = *key;
-    description_t description = {};
-    avl_status_t status = AVL_OK;
-    AVL_TRY_GOTO(status, describe_operation(product, &description), err);
-    AVL_TRY_GOTO(status, describe_layouts(product, &description), err);
-    AVL_TRY_GOTO(status, describe_preference(key, &description), err);
-    AVL_TRY_GOTO(status, find_plan(blas, &description, plan), err);
-    plan->description = description;
-    return AVL_OK;
-
-err:
-    plan->is_set = 0;
-    destroy_description(&description);
-    return status;
-}
-
-avl_status_t avl_cuda_blas_product(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
-                                   int *done_p) {
-    *done_p = 0;
-    product_key_t key = key_of(product);
+/* The plan for the product when the library is asked about `rows`, ready for this one's. */
+avl_status_t plan_of(avl_cuda_blas_t *blas, const avl_cuda_product_t *product, int64_t rows,
+                     plan_t **plan_p) {
+    product_key_t key = key_of(product, rows);
     plan_t *plan = &blas->plans[hash_of(&key)];
     if (!plan->is_set || memcmp(&plan->key, &key, sizeof key) != 0)
         AVL_TRY(make_plan(blas, product, &key, plan));
     else if (plan->is_possible && product->bias != nullptr)
         AVL_TRY(set_operation(plan->description.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                               &product->bias, sizeof product->bias));
-    if (!plan->is_possible)
+    AVL_TRY(fit_rows(blas, product, plan));
+    *plan_p = plan;
+    return AVL_OK;
+}
+
+} // namespace
+
+avl_status_t avl_cuda_blas_product(avl_cuda_blas_t *blas, const avl_cuda_product_t *product,
+                                   int *done_p) {
+    plan_t *plan = nullptr;
+    float one = 1.0f, zero = 0.0f;
+    *done_p = 0;
+    AVL_TRY(plan_of(blas, product, rows_asked_about(product), &plan));
+    /* Too many rows for the answer, by the workspace that it takes: an answer of their own. */
+    if (plan->is_possible && !plan->fits)
+        AVL_TRY(plan_of(blas, product, product->rows, &plan));
+    if (!plan->is_possible || !plan->fits)
         return AVL_OK;
-    AVL_TRY(run(blas, product, &plan->description, plan));
+    const description_t *description = &plan->description;
+    cublasStatus_t status =
+        cublasLtMatmul(blas->handle, description->operation, &one, product->weight,
+                       description->weight, product->input, description->input, &zero,
+                       product->output, description->output, product->output, description->output,
+                       &plan->algorithm, blas->workspace, WORKSPACE_BYTES, blas->stream);
+    if (is_refusal(status)) {
+        plan->is_possible = 0;
+        return AVL_OK;
+    }
+    AVL_TRY(blas_status(status, "a product"));
     *done_p = 1;
     return AVL_OK;
 }

@@ -1,5 +1,5 @@
-/* kernels/cuda/blas.h: matrix products by cuBLASLt (blas.cu); the tests put a plain product in its
- * place. */
+/* kernels/cuda/blas.h: matrix products by cuBLASLt (blas.cu), for which tests/cuda/shim has a
+ * stand-in. */
 #ifndef AVL_KERNELS_CUDA_BLAS_H
 #define AVL_KERNELS_CUDA_BLAS_H
 

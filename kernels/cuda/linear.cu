@@ -166,8 +166,9 @@ avl_status_t avl_cuda_linear(avl_device_t *device, const avl_linear_args_t *args
         return launch_finish(cuda, &finish);
     }
     int is_plain = args->bias == nullptr && args->activation == AVL_ACTIVATION_NONE;
+    /* The library's epilogue reads a bias in vectors. */
     int is_fused =
-        args->output_dtype == AVL_DTYPE_F32 &&
+        args->output_dtype == AVL_DTYPE_F32 && avl_cuda_divides((uintptr_t)args->bias, 16) &&
         (args->activation == AVL_ACTIVATION_NONE || args->activation == AVL_ACTIVATION_RELU);
     return is_plain || is_fused ? run_product(cuda, args) : run_in_two_steps(cuda, args);
 }
