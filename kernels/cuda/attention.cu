@@ -73,14 +73,18 @@ typedef struct task {
 } task_t;
 
 /* A tile of keys or values on its way to shared memory: rows behind the list and columns behind the
- * head become zero. */
+ * head become zero. A thread has one column of vectors to itself; where a row has not as many as
+ * threads, some have none, which is cheaper than working out who has what. */
 template <int WIDTH>
 __device__ __forceinline__ void fetch_tile(const params_t &params, const task_t &task,
                                            const void *cache, int tile,
                                            uint16_t (*target)[WIDTH + PADDING]) {
-    constexpr int PARTS = WIDTH / VECTOR;
-    for (int i = (int)threadIdx.x; i < KEYS * PARTS; i += THREADS) {
-        int row = i / PARTS, column = i % PARTS * VECTOR;
+    constexpr int LANES = WIDTH <= 64 ? 8 : 16; /* of a row */
+    static_assert(WIDTH <= LANES * VECTOR && KEYS % (THREADS / LANES) == 0, "a tile is covered");
+    for (int i = (int)threadIdx.x; i < KEYS * LANES; i += THREADS) {
+        int row = i / LANES, column = i % LANES * VECTOR;
+        if (column >= WIDTH)
+            continue;
         int is_there = tile + row < task.end && column < params.kv.head_width;
         const uint16_t *source = (const uint16_t *)cache;
         if (is_there)
