@@ -327,8 +327,24 @@ static void refused_calls(void **) {
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
     AVL_LAUNCH(write_one, dim3(1, 70000), 32, 0, stream, out);
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
-    AVL_LAUNCH(write_one, 1, 32, (size_t)1 << 20, stream, out);
-    assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
+    /* More than 48 KB of shared memory must be asked for, kernel by kernel. */
+    AVL_LAUNCH(write_one, 1, 32, (size_t)48 << 10, stream, out);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    AVL_LAUNCH(write_one, 1, 32, ((size_t)48 << 10) + 16, stream, out);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    assert_int_equal(
+        cudaFuncSetAttribute(write_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10),
+        cudaSuccess);
+    AVL_LAUNCH(write_one, 1, 32, (size_t)64 << 10, stream, out);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    AVL_LAUNCH(write_one, 1, 32, (size_t)65 << 10, stream, out);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    AVL_LAUNCH(half_ends, 1, 64, (size_t)64 << 10, stream, 0);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    assert_int_equal(
+        cudaFuncSetAttribute(write_one, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 20),
+        cudaErrorInvalidValue);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
     assert_int_equal(cudaGetLastError(), cudaSuccess);
     /* Host memory is not device memory, and a copy ends within its allocation. */
     assert_int_equal(cudaMemcpyAsync(&host, out, sizeof host, cudaMemcpyHostToDevice, stream),

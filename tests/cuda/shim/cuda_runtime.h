@@ -215,8 +215,10 @@ cudaError_t cudaFreeHost(void *memory);
 cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
-template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int) {
-    return cudaSuccess;
+cudaError_t avl_shim_set_shared_most(void (*kernel)(void), int bytes);
+template <typename F>
+static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes) {
+    return avl_shim_set_shared_most((void (*)(void))kernel, bytes);
 }
 
 /* ---- launching ---- */
@@ -231,7 +233,7 @@ void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task);
 /* Calls body(context) as every thread of the grid. */
 void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void *),
                        void *context);
-cudaError_t avl_shim_check_launch(dim3 grid, dim3 block, size_t shared_bytes);
+cudaError_t avl_shim_check_launch(void (*kernel)(void), dim3 grid, dim3 block, size_t shared_bytes);
 /* A kernel's arguments may not point to host memory: a finding. */
 void avl_shim_check_arguments(const void *arguments, size_t bytes);
 
@@ -246,7 +248,7 @@ template <typename... P, typename... A>
 static inline void avl_shim_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                    cudaStream_t stream, A... arguments) {
     typedef avl_shim_kernel_task<P...> task_t;
-    if (avl_shim_check_launch(grid, block, shared_bytes) != cudaSuccess)
+    if (avl_shim_check_launch((void (*)(void))kernel, grid, block, shared_bytes) != cudaSuccess)
         return;
     task_t *task = new (std::nothrow)
         task_t{{}, kernel, grid, block, shared_bytes, std::tuple<std::decay_t<P>...>(arguments...)};

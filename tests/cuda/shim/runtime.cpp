@@ -10,7 +10,8 @@
 enum { ALIGNMENT = 256, THREADS_MAX = 1024, GRID_YZ_MAX = 65535 };
 
 static const size_t total_bytes = (size_t)1 << 30;
-static const size_t shared_bytes_max = 227 << 10; /* of an H200 */
+static const size_t shared_bytes_max = 227 << 10;  /* of an H200 */
+static const size_t shared_bytes_plain = 48 << 10; /* without cudaFuncSetAttribute */
 
 struct allocation_t {
     allocation_t *next;
@@ -197,12 +198,48 @@ void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task) {
         run_until(stream, stream->enqueued);
 }
 
-cudaError_t avl_shim_check_launch(dim3 grid, dim3 block, size_t shared_bytes) {
+/* Kernels that may have more shared memory than others. */
+struct raised_t {
+    void (*kernel)(void);
+    size_t bytes;
+};
+enum { RAISED_MAX = 256 };
+static raised_t raised[RAISED_MAX];
+static int raised_count;
+
+cudaError_t avl_shim_set_shared_most(void (*kernel)(void), int bytes) {
+    if (bytes < 0 || (size_t)bytes > shared_bytes_max)
+        return result(cudaErrorInvalidValue);
+    pthread_mutex_lock(&allocations_lock);
+    int i = 0;
+    while (i < raised_count && raised[i].kernel != kernel)
+        i++;
+    if (i < RAISED_MAX) {
+        raised[i] = {kernel, (size_t)bytes};
+        raised_count = max(raised_count, i + 1);
+    }
+    pthread_mutex_unlock(&allocations_lock);
+    return result(cudaSuccess);
+}
+
+static size_t shared_most(void (*kernel)(void)) {
+    size_t most = shared_bytes_plain;
+    pthread_mutex_lock(&allocations_lock);
+    for (int i = 0; i < raised_count; i++)
+        if (raised[i].kernel == kernel)
+            most = max(most, raised[i].bytes);
+    pthread_mutex_unlock(&allocations_lock);
+    return most;
+}
+
+cudaError_t avl_shim_check_launch(void (*kernel)(void), dim3 grid, dim3 block,
+                                  size_t shared_bytes) {
     uint64_t threads = (uint64_t)block.x * block.y * block.z;
     int is_valid = threads > 0 && threads <= THREADS_MAX && grid.x > 0 && grid.x <= INT_MAX &&
-                   grid.y > 0 && grid.y <= GRID_YZ_MAX && grid.z > 0 && grid.z <= GRID_YZ_MAX &&
-                   shared_bytes <= shared_bytes_max;
-    return result(is_valid ? cudaSuccess : cudaErrorInvalidConfiguration);
+                   grid.y > 0 && grid.y <= GRID_YZ_MAX && grid.z > 0 && grid.z <= GRID_YZ_MAX;
+    if (!is_valid)
+        return result(cudaErrorInvalidConfiguration);
+    return result(shared_bytes <= shared_most(kernel) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
