@@ -37,14 +37,21 @@ struct avl_attend {
     float *host_scores;               /* the same memory when the device is the host */
     avl_publish_item_t *pieces;       /* [3 * runs_max + 2] of lists that grew in this layer */
     int piece_count;
-    avl_choose_item_t *choices; /* [runs_max] */
     int item_count;
+    avl_choose_item_t *choices; /* [runs_max * most choices of a run] */
 };
+
+/* A run's choices in a layer, at most: its store in every layer, or store and survivors. */
+static size_t choices_max(const avl_attend_options_t *options) {
+    return (size_t)options->runs_max *
+           (size_t)(options->layer_count < 2 ? 2 : options->layer_count);
+}
 
 int64_t avl_attend_bytes(const avl_attend_options_t *options) {
     return avl_selection_bytes(options->scores_max) + avl_text_rank_bytes(options) +
            avl_step_core_bytes(options) + options->sequence_scores_max * (int64_t)sizeof(float) +
-           (int64_t)(options->layer_count + 1) * options->rows_max * (int64_t)sizeof(int32_t);
+           (int64_t)(options->layer_count + 1) * options->rows_max * (int64_t)sizeof(int32_t) +
+           (int64_t)(choices_max(options) * sizeof(avl_choose_item_t));
 }
 
 avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t **attend_p) {
@@ -68,7 +75,7 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
         {runs, sizeof *attend->items, &attend->items},
         {runs, sizeof *attend->item_runs, &attend->item_runs},
         {3 * runs + 2, sizeof *attend->pieces, &attend->pieces},
-        {runs, sizeof *attend->choices, &attend->choices},
+        {choices_max(options), sizeof *attend->choices, &attend->choices},
     };
     avl_status_t status;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
@@ -320,32 +327,39 @@ static avl_status_t begin_selection(avl_attend_t *attend, int layer) {
     for (int i = 0; i < attend->run_count; i++) {
         const avl_run_t *run = &attend->runs[i];
         const avl_sequence_shape_t *shape = &run->sequence->shape;
-        avl_selection_item_t item = {0};
         int32_t first = visible_first(attend, run->end_position - 1);
+        bool filters = shape->filter_layers == layer + 1;
         if (!avl_visual_store_ranks(shape))
             continue;
-        if (run->decode) {
-            if (!avl_visual_store_reselects(shape, run->sequence->decode_steps + 1))
-                continue;
-            item.count = shape->store_rows;
-            item.keep = shape->core_rows;
-            item.unseen = avl_visual_store_hidden(run->sequence->layers[layer].store_positions,
-                                                  item.count, first);
-        } else {
-            bool filters = shape->filter_layers == layer + 1;
-            if (!avl_run_ends_prompt(run) || (!shape->selects && !filters))
-                continue;
-            if (avl_sequence_selects_once(shape) && layer + 1 < attend->options.layer_count)
-                continue;
-            item.count = avl_sequence_visual_rows(shape, layer);
-            item.keep = filters ? shape->survivor_rows : shape->store_rows;
-            item.unseen = avl_visual_store_hidden(
-                avl_sequence_visual_positions(run->sequence, layer), item.count, first);
-        }
+        if (run->decode && !avl_visual_store_reselects(shape, run->sequence->decode_steps + 1))
+            continue;
+        if (!run->decode && (!avl_run_ends_prompt(run) || (!shape->selects && !filters)))
+            continue;
+        if (!run->decode && avl_sequence_selects_once(shape) &&
+            layer + 1 < attend->options.layer_count)
+            continue;
         attend->item_runs[attend->item_count] = run;
-        attend->items[attend->item_count++] = item;
+        attend->items[attend->item_count++] = (avl_selection_item_t){
+            .count = run->decode ? shape->store_rows : avl_sequence_visual_rows(shape, layer),
+            .unseen = avl_visual_store_hidden_rows(run->sequence, layer, first, NULL),
+        };
     }
     return avl_selection_begin(attend->selection, attend->items, attend->item_count);
+}
+
+/* Under a sliding window the host must know which stored rows are hidden. */
+static avl_status_t settle_hidden(avl_attend_t *attend, int layer) {
+    for (int i = 0; i < attend->run_count; i++) {
+        const avl_run_t *run = &attend->runs[i];
+        bool splits = false;
+        if (!run->decode || !run->sequence->shape.selects)
+            continue;
+        (void)avl_visual_store_hidden_rows(run->sequence, layer,
+                                           visible_first(attend, run->first_position), &splits);
+        if (splits)
+            AVL_TRY(avl_visual_store_settle(run->sequence, layer));
+    }
+    return AVL_OK;
 }
 
 static float *weights_of(const avl_attend_t *attend, const avl_run_t *run) {
@@ -415,6 +429,7 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
         if (!run->decode || !shape->measures)
             continue;
         const avl_row_list_t *visual = &sequence->layers[call->layer].visual.slots;
+        AVL_TRY(avl_visual_store_settle(sequence, call->layer));
         int32_t hidden = avl_visual_store_hidden(sequence->visual_positions, visual->count,
                                                  visible_first(attend, run->first_position));
         avl_decode_sequence_t all = {.query_row = run->first_row,
@@ -433,7 +448,8 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
                                           (size_t)visual->count * sizeof(float)));
         bool whole = avl_visual_store_updates(shape, sequence->decode_steps + 1);
         avl_visual_store_weigh(sequence, call->layer, hidden, attend->host_scores + hidden,
-                               whole ? NULL : sequence->layers[call->layer].core_indices,
+                               whole ? NULL
+                                     : avl_sequence_core(&sequence->layers[call->layer])->host,
                                shape->core_rows);
     }
     return AVL_OK;
@@ -592,81 +608,64 @@ static avl_status_t spread_rows(avl_attend_t *attend, int layer) {
     return AVL_OK;
 }
 
-/* Whether all choices of this layer can be made where the scores are, with nothing to wait for: no
- * rank has a part of the scores, every row is visible, no choice is one for all layers, and neither
- * the prefill filter nor who measures asks the host what was chosen. */
-static bool chooses_on_device(const avl_attend_t *attend, int layer) {
-    const avl_attend_options_t *options = &attend->options;
-    if (options->device->is_host || avl_group_ranks(options->group) > 1 || options->window > 0)
-        return false;
+/* The layers whose rows a run chooses in this one: all of them by the last. */
+static int first_chosen(const avl_run_t *run, int layer) {
+    return !run->decode && avl_sequence_selects_once(&run->sequence->shape) ? 0 : layer;
+}
+
+/* Stores, later cores, and what goes on behind the prefill filter. */
+static int list_stores(avl_attend_t *attend, int layer) {
+    int count = 0;
+    for (int i = 0; i < attend->item_count; i++) {
+        const avl_selection_item_t *item = &attend->items[i];
+        avl_sequence_t *sequence = attend->item_runs[i]->sequence;
+        int first = first_chosen(attend->item_runs[i], layer);
+        if (attend->item_runs[i]->decode) {
+            attend->choices[count++] =
+                avl_visual_store_core_choice(sequence, layer, item->scores, false);
+            continue;
+        }
+        if (sequence->shape.filter_layers == layer + 1)
+            attend->choices[count++] = avl_visual_store_filter_choice(sequence, item->scores);
+        for (int j = first; sequence->shape.selects && j <= layer; j++)
+            attend->choices[count++] =
+                avl_visual_store_choice(sequence, j, item->scores, j == first ? item->best : NULL);
+    }
+    return count;
+}
+
+static int list_first_cores(avl_attend_t *attend, int layer) {
+    int count = 0;
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
         const avl_sequence_shape_t *shape = &run->sequence->shape;
-        if (shape->measures || (!run->decode && (shape->filter_layers == layer + 1 ||
-                                                 avl_sequence_selects_once(shape))))
-            return false;
-    }
-    return true;
-}
-
-static avl_status_t choose_on_device(avl_attend_t *attend, int layer_index) {
-    for (int i = 0; i < attend->item_count; i++) {
-        const avl_selection_item_t *item = &attend->items[i];
-        const avl_run_t *run = attend->item_runs[i];
-        avl_sequence_layer_t *layer = &run->sequence->layers[layer_index];
-        if (!run->decode) {
-            attend->choices[i] = avl_visual_store_keep_begin(run->sequence, layer_index, item);
+        if (run->decode || !shape->selects || shape->core_in_step)
             continue;
-        }
-        attend->choices[i] = (avl_choose_item_t){
-            .scores = item->weights,
-            .count = item->count,
-            .keep = item->keep,
-            .rows = layer->visual.slots.device,
-            .list = layer->core.device,
-        };
-        layer->core.count = item->keep;
-        layer->core_is_ahead = true;
+        for (int j = first_chosen(run, layer); j <= layer; j++)
+            attend->choices[count++] =
+                avl_visual_store_core_choice(run->sequence, j, attend->items[i].best, true);
     }
-    avl_device_t *device = attend->options.device;
-    AVL_TRY(avl_choose(
-        device, &(avl_choose_args_t){.items = attend->choices, .item_count = attend->item_count}));
-    int cores = 0;
-    for (int i = 0; i < attend->item_count; i++) {
-        const avl_run_t *run = attend->item_runs[i];
-        if (!run->decode)
-            AVL_TRY(avl_visual_store_keep_core(run->sequence, attend->options.pages, layer_index,
-                                               &attend->items[i], &attend->choices[cores]));
-        cores += !run->decode && !run->sequence->shape.core_in_step;
-    }
-    return avl_choose(device, &(avl_choose_args_t){.items = attend->choices, .item_count = cores});
+    return count;
 }
 
 /* Joins the collectives of a selection whatever `own` says. */
 static avl_status_t select_rows(avl_attend_t *attend, int layer, avl_status_t own) {
     if (attend->item_count == 0)
         return own;
-    if (chooses_on_device(attend, layer)) {
-        AVL_TRY(own);
-        return choose_on_device(attend, layer);
-    }
-    AVL_TRY(avl_selection_run(attend->selection, attend->items, attend->item_count, own));
+    avl_device_t *device = attend->options.device;
+    AVL_TRY(avl_selection_sum(attend->selection, attend->items, attend->item_count, own));
+    AVL_TRY(avl_choose(device, &(avl_choose_args_t){.items = attend->choices,
+                                                    .item_count = list_stores(attend, layer)}));
     for (int i = 0; i < attend->item_count; i++) {
         const avl_run_t *run = attend->item_runs[i];
         const avl_sequence_shape_t *shape = &run->sequence->shape;
         if (!run->decode && shape->filter_layers == layer + 1)
-            AVL_TRY(avl_visual_store_filter(run->sequence, attend->selection, layer,
-                                            &attend->items[i]));
-        if (run->decode)
-            AVL_TRY(avl_visual_store_reselect(run->sequence, layer, &attend->items[i]));
-        else if (avl_sequence_selects_once(shape))
-            AVL_TRY(avl_visual_store_keep_all(run->sequence, attend->options.pages,
-                                              attend->selection, &attend->items[i]));
-        else if (shape->selects)
-            AVL_TRY(avl_visual_store_keep(run->sequence, attend->options.pages, attend->selection,
-                                          layer, &attend->items[i]));
+            AVL_TRY(avl_visual_store_filter(run->sequence));
+        for (int j = first_chosen(run, layer); !run->decode && shape->selects && j <= layer; j++)
+            AVL_TRY(avl_visual_store_keep(run->sequence, attend->options.pages, j));
     }
-    return AVL_OK;
+    return avl_choose(device, &(avl_choose_args_t){.items = attend->choices,
+                                                   .item_count = list_first_cores(attend, layer)});
 }
 
 static avl_status_t attend_rows(avl_attend_t *attend, const avl_attention_call_t *call) {
@@ -687,9 +686,11 @@ static avl_status_t rank_text(avl_attend_t *attend, const avl_attention_call_t *
 
 avl_status_t avl_attend_layer(void *context, const avl_attention_call_t *call) {
     avl_attend_t *attend = context;
+    avl_status_t status = settle_hidden(attend, call->layer);
     /* Follows from the plan alone, and so does whether it fails. */
     AVL_TRY(begin_selection(attend, call->layer));
-    avl_status_t status = attend_rows(attend, call);
+    if (status == AVL_OK)
+        status = attend_rows(attend, call);
     /* Ranking text looks at all visual rows. */
     AVL_TRY(rank_text(attend, call, call->layer, &status));
     if (status == AVL_OK)
@@ -754,6 +755,6 @@ avl_status_t avl_attend_join(void *context, int layer) {
     if (attend->item_count == 0)
         return AVL_OK;
     avl_status_t status =
-        avl_selection_run(attend->selection, attend->items, attend->item_count, own);
+        avl_selection_sum(attend->selection, attend->items, attend->item_count, own);
     return status == AVL_ERR_INTERNAL ? AVL_OK : status;
 }

@@ -80,6 +80,10 @@ static size_t merit_entries(const avl_sequence_shape_t *shape) {
     return avl_sequence_selects_once(shape) ? (size_t)shape->visual_rows : 0;
 }
 
+static size_t survivor_entries(const avl_sequence_shape_t *shape) {
+    return shape->filter_layers > 0 ? (size_t)shape->survivor_rows : 0;
+}
+
 static size_t score_entries(const avl_sequence_shape_t *shape) {
     return avl_sequence_sums_scores(shape) ? (size_t)shape->visual_rows : 0;
 }
@@ -119,21 +123,36 @@ avl_sequence_price_t avl_sequence_price(const avl_sequence_shape_t *shape, int l
     return price;
 }
 
-/* Per layer: the four lists and the sums of scores, places and positions of the store, two page
- * tables. */
-static size_t layer_list_entries(const avl_sequence_shape_t *shape) {
-    return (size_t)text_capacity(shape) + (size_t)shape->visual_rows + (size_t)shape->prompt_rows +
-           (size_t)avl_sequence_core_rows(shape) + score_entries(shape);
+enum { LAYER_LISTS = 7 };
+
+/* A layer's lists, and the most that each will hold. */
+static void layer_lists(avl_sequence_layer_t *layer, const avl_sequence_shape_t *shape,
+                        avl_row_list_t *lists[LAYER_LISTS], int32_t capacities[LAYER_LISTS]) {
+    avl_row_list_t *const own[] = {&layer->text.slots, &layer->visual.slots, &layer->order,
+                                   &layer->store,      &layer->core,         &layer->first_core,
+                                   &layer->later_core};
+    int32_t core = avl_sequence_core_rows(shape);
+    const int32_t most[] = {text_capacity(shape),
+                            shape->visual_rows,
+                            shape->prompt_rows,
+                            shape->store_rows,
+                            core,
+                            core,
+                            core};
+    memcpy(lists, own, sizeof own);
+    memcpy(capacities, most, sizeof most);
 }
 
-/* What the device alone has besides, where it is not the host: first core and store. */
-static size_t layer_choice_entries(const avl_sequence_shape_t *shape) {
-    return (size_t)avl_sequence_core_rows(shape) + (size_t)shape->store_rows;
-}
-
-static size_t layer_host_entries(const avl_sequence_shape_t *shape) {
-    return 2 * (size_t)avl_sequence_core_rows(shape) + (size_t)shape->store_rows +
-           (size_t)pages_of(text_capacity(shape)) + (size_t)pages_of(shape->visual_rows);
+/* On host and device: the lists of all layers and the sums of scores; merits and survivors. */
+static size_t list_entries(const avl_sequence_shape_t *shape, int layer_count) {
+    avl_sequence_layer_t layer;
+    avl_row_list_t *lists[LAYER_LISTS];
+    int32_t capacities[LAYER_LISTS];
+    size_t entries = score_entries(shape);
+    layer_lists(&layer, shape, lists, capacities);
+    for (int i = 0; i < LAYER_LISTS; i++)
+        entries += (size_t)capacities[i];
+    return (size_t)layer_count * entries + merit_entries(shape) + survivor_entries(shape);
 }
 
 /* What stands before the lists, in whole cache lines. */
@@ -143,8 +162,8 @@ static size_t head_bytes(int layer_count) {
 }
 
 int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
-    /* At worst every row is visual and stored: four lists, their scores and three arrays of
-     * rows_max, less one for text, and the page tables; and the merits once. */
+    /* At worst every row is visual and stored: seven lists of rows_max with their scores, less one
+     * for text, and the page tables; merits, survivors and three arrays once. */
     int64_t rows = 7 * (int64_t)rows_max + 2 * (int64_t)pages_of(rows_max) + 2;
     int64_t bytes = (rows * layer_count + 5 * (int64_t)rows_max) * (int64_t)sizeof(int32_t);
     return (int64_t)head_bytes(layer_count) +
@@ -152,7 +171,7 @@ int64_t avl_sequence_list_bytes(int32_t rows_max, int layer_count) {
 }
 
 int64_t avl_sequence_device_bytes(int32_t rows_max, int layer_count) {
-    int64_t bytes = (6 * (int64_t)layer_count + 1) * rows_max * (int64_t)sizeof(int32_t);
+    int64_t bytes = (7 * (int64_t)layer_count + 2) * rows_max * (int64_t)sizeof(int32_t);
     return (bytes + AVL_ALIGNMENT_BYTES - 1) / AVL_ALIGNMENT_BYTES * AVL_ALIGNMENT_BYTES;
 }
 
@@ -162,11 +181,10 @@ static void carve(avl_sequence_t *sequence) {
     int32_t *device = sequence->device_block != NULL ? sequence->device_block : host;
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         avl_sequence_layer_t *layer = &sequence->layers[i];
-        avl_row_list_t *lists[] = {&layer->text.slots, &layer->visual.slots, &layer->order,
-                                   &layer->core};
-        const int32_t capacities[] = {text_capacity(shape), shape->visual_rows, shape->prompt_rows,
-                                      avl_sequence_core_rows(shape)};
-        for (int j = 0; j < 4; j++) {
+        avl_row_list_t *lists[LAYER_LISTS];
+        int32_t capacities[LAYER_LISTS];
+        layer_lists(layer, shape, lists, capacities);
+        for (int j = 0; j < LAYER_LISTS; j++) {
             lists[j]->host = host;
             lists[j]->device = device;
             host += capacities[j];
@@ -176,23 +194,17 @@ static void carve(avl_sequence_t *sequence) {
             layer->scores = (float *)(void *)device;
         host += score_entries(shape);
         device += score_entries(shape);
-        if (sequence->device_block != NULL) {
-            layer->device_first_core = device;
-            layer->device_store = device + avl_sequence_core_rows(shape);
-            device += layer_choice_entries(shape);
-        }
     }
     if (merit_entries(shape) > 0)
         sequence->merits = (float *)(void *)device;
-    host += merit_entries(shape);
+    sequence->survivors = host + merit_entries(shape);
+    sequence->device_survivors = device + merit_entries(shape);
+    host = sequence->survivors + survivor_entries(shape);
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         avl_sequence_layer_t *layer = &sequence->layers[i];
         layer->text.segment = AVL_SEGMENT_TEXT;
         layer->visual.segment = AVL_SEGMENT_VISUAL;
-        layer->core_indices = host;
-        layer->first_core = layer->core_indices + avl_sequence_core_rows(shape);
-        layer->store_positions = layer->first_core + avl_sequence_core_rows(shape);
-        layer->text.pages = layer->store_positions + shape->store_rows;
+        layer->text.pages = host;
         layer->visual.pages = layer->text.pages + pages_of(text_capacity(shape));
         host = layer->visual.pages + pages_of(shape->visual_rows);
     }
@@ -200,7 +212,6 @@ static void carve(avl_sequence_t *sequence) {
     sequence->text_positions = sequence->token_ids + shape->prompt_rows;
     sequence->visual_positions = sequence->text_positions + text_rows_max(shape);
     sequence->feature_rows = sequence->visual_positions + shape->visual_rows;
-    sequence->survivors = sequence->feature_rows + shape->visual_rows;
 }
 
 static void fill_positions(avl_sequence_t *sequence) {
@@ -214,15 +225,14 @@ static void fill_positions(avl_sequence_t *sequence) {
 }
 
 static size_t device_bytes(const avl_sequence_shape_t *shape, int layer_count) {
-    size_t entries = layer_list_entries(shape) + layer_choice_entries(shape);
-    return ((size_t)layer_count * entries + merit_entries(shape)) * sizeof(int32_t);
+    return list_entries(shape, layer_count) * sizeof(int32_t);
 }
 
 static size_t host_bytes(const avl_sequence_shape_t *shape, int layer_count) {
-    size_t entries = (size_t)layer_count * layer_host_entries(shape) + (size_t)shape->prompt_rows +
-                     (size_t)shape->rows_max + (size_t)shape->visual_rows +
-                     (size_t)(shape->filter_layers > 0 ? shape->survivor_rows : 0);
-    entries += (size_t)layer_count * layer_list_entries(shape) + merit_entries(shape);
+    size_t tables = (size_t)(pages_of(text_capacity(shape)) + pages_of(shape->visual_rows));
+    size_t entries = list_entries(shape, layer_count) + (size_t)layer_count * tables +
+                     (size_t)shape->prompt_rows + (size_t)shape->rows_max +
+                     (size_t)shape->visual_rows;
     return head_bytes(layer_count) + entries * sizeof(int32_t);
 }
 
@@ -371,22 +381,26 @@ void avl_sequence_retire(avl_sequence_t *sequence, avl_pages_t *pages) {
     sequence->decode_steps = 0;
 }
 
-bool avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
-                             int32_t count) {
+avl_status_t avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
+                                     int32_t count) {
     avl_segment_rows_t *visual = &sequence->layers[layer_index].visual;
     avl_page_owner_t owner = owner_of(sequence, layer_index, AVL_SEGMENT_VISUAL);
+    bool replaced = false;
     for (int32_t i = 0; i < pages_of(count); i++) {
         if (!avl_pages_is_shared(pages, visual->pages[i]))
             continue;
         int32_t page = avl_pages_take(pages, owner);
         if (page < 0)
-            return false;
+            return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
+                            (long long)avl_pages_counts(pages).total,
+                            (unsigned long long)sequence->request_id);
         avl_pages_give(pages, visual->pages[i], owner);
         visual->pages[i] = page;
         for (int32_t j = 0; j < AVL_PAGE_ROWS && i * AVL_PAGE_ROWS + j < visual->slots.count; j++)
             visual->slots.host[i * AVL_PAGE_ROWS + j] = page * AVL_PAGE_ROWS + j;
+        replaced = true;
     }
-    return true;
+    return replaced ? avl_sequence_publish(sequence, &visual->slots, 0) : AVL_OK;
 }
 
 avl_status_t avl_sequence_publish(const avl_sequence_t *sequence, const avl_row_list_t *list,
@@ -395,4 +409,14 @@ avl_status_t avl_sequence_publish(const avl_sequence_t *sequence, const avl_row_
         return AVL_OK;
     return sequence->device->ops->upload(sequence->device, list->device + first, list->host + first,
                                          (size_t)(list->count - first) * sizeof(int32_t));
+}
+
+avl_status_t avl_sequence_list(const avl_sequence_t *sequence, avl_row_list_t *list,
+                               const avl_row_list_t *from, const int32_t *places, int32_t count) {
+    for (int32_t i = 0; i < count; i++) {
+        AVL_ASSERT(places[i] < from->count);
+        list->host[i] = from->host[places[i]];
+    }
+    list->count = count;
+    return avl_sequence_publish(sequence, list, 0);
 }

@@ -74,20 +74,17 @@ typedef struct avl_sequence_layer {
     avl_segment_rows_t visual;
     avl_row_list_t order; /* or the store, where all visual rows are held (avl_sequence_store) */
     avl_row_list_t core;
-    int32_t *core_indices; /* [core.count] places in the store, ascending */
-    /* What a prompt leaves, [avl_sequence_core_rows] and [store_rows]: */
-    int32_t *first_core;      /* what core_indices were then */
-    int32_t *store_positions; /* once `selected` */
-    /* The same where the device chose, NULL where it is the host: first_core, and instead of
-     * positions the stored rows' places among the layer's visual ones. */
-    int32_t *device_first_core, *device_store;
+    /* Ascending places: those of the stored rows among the layer's visual ones, [store_rows], once
+     * `selected`; and in the store those of the core that the prompt left and of the latest that a
+     * decode step chose, [avl_sequence_core_rows] (avl_sequence_core). */
+    avl_row_list_t store, first_core, later_core;
     float *scores; /* [visual_rows] device: sums over the scoring rows but the last; or NULL */
     bool selected;
-    bool filled_hole; /* this step's decode row went to each head's hole (worker/text_rank.h) */
-    /* The device made the core in force by itself: core.host and core_indices are of an older one
-     * until avl_visual_store_settle. Only what inspects a sequence looks at them. */
-    bool core_is_ahead;
-    bool store_is_ahead; /* the same of first_core and store_positions, which others begin with */
+    bool core_is_later; /* later_core is in force */
+    bool filled_hole;   /* this step's decode row went to each head's hole (worker/text_rank.h) */
+    /* The device chose, and the host's copies of store and first_core, or of the core in force, are
+     * of before until avl_visual_store_settle. Never where the device is the host. */
+    bool store_is_ahead, core_is_ahead;
 } avl_sequence_layer_t;
 
 /* Where the attention of decode steps would lie if they read all visual rows: sums over steps,
@@ -108,6 +105,8 @@ typedef struct avl_sequence {
     int32_t *text_positions;   /* [text capacity] */
     int32_t *visual_positions; /* [visual_rows] */
     int32_t *survivors;        /* [survivor_rows] positions of those, once `filtered` */
+    int32_t
+        *device_survivors; /* their places among the visual rows; survivors' memory on the host */
     bool filtered;
     int32_t *feature_rows; /* [visual_rows] in the engine's features */
     /* [visual_rows] device: sums over layers of the scores so far, in the step that reads the
@@ -189,6 +188,10 @@ int32_t avl_sequence_append(avl_sequence_t *sequence, avl_pages_t *pages, int la
                             int32_t position);
 /* The slots of the layer's store, once selected. */
 const avl_row_list_t *avl_sequence_store(const avl_sequence_t *sequence, int layer);
+/* Places in the store of the core in force. */
+static inline const avl_row_list_t *avl_sequence_core(const avl_sequence_layer_t *layer) {
+    return layer->core_is_later ? &layer->later_core : &layer->first_core;
+}
 /* Drops the visual, or the text rows of index >= count and gives back the pages that hold none of
  * the others. */
 void avl_sequence_cut_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
@@ -214,12 +217,17 @@ bool avl_sequence_can_share(const avl_sequence_t *sequence, const avl_sequence_t
 AVL_MUST_CHECK avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,
                                                const avl_sequence_t *source, int32_t rows);
 /* Makes sure that the pages of the first `count` visual rows are the sequence's alone; what they
- * held is lost. Returns false when the pool is dry. */
-bool avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages, int layer,
-                             int32_t count);
+ * held is lost. Errors: those of an upload; AVL_ERR_INTERNAL for a dry pool. */
+AVL_MUST_CHECK avl_status_t avl_sequence_own_visual(avl_sequence_t *sequence, avl_pages_t *pages,
+                                                    int layer, int32_t count);
 
 /* Brings list entries [first, count) to the device. */
 AVL_MUST_CHECK avl_status_t avl_sequence_publish(const avl_sequence_t *sequence,
                                                  const avl_row_list_t *list, int32_t first);
+
+/* Makes `list` the entries of `from` at the first `count` places (host memory). */
+AVL_MUST_CHECK avl_status_t avl_sequence_list(const avl_sequence_t *sequence, avl_row_list_t *list,
+                                              const avl_row_list_t *from, const int32_t *places,
+                                              int32_t count);
 
 #endif

@@ -123,37 +123,25 @@ static avl_status_t list_order(avl_sequence_t *sequence, avl_sequence_layer_t *l
     return avl_sequence_publish(sequence, &layer->order, 0);
 }
 
-/* The store among all visual rows. */
-static avl_status_t list_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
-    for (int32_t i = 0, row = 0; i < sequence->shape.store_rows; i++) {
-        while (sequence->visual_positions[row] < layer->store_positions[i])
-            row++;
-        layer->order.host[i] = layer->visual.slots.host[row];
-    }
-    layer->order.count = sequence->shape.store_rows;
-    return avl_sequence_publish(sequence, &layer->order, 0);
-}
-
 /* The store and its first core. */
 static avl_status_t take_store(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
                                const avl_sequence_layer_t *source) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     int32_t core_rows = avl_sequence_core_rows(shape);
-    size_t core = (size_t)core_rows * sizeof(int32_t);
     if (!shape->selects)
         return AVL_OK;
-    memcpy(layer->store_positions, source->store_positions,
-           (size_t)shape->store_rows * sizeof(int32_t));
-    memcpy(layer->first_core, source->first_core, core);
-    memcpy(layer->core_indices, source->first_core, core);
-    if (shape->held_rows > shape->store_rows)
-        AVL_TRY(list_store(sequence, layer));
-    const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
-    for (int32_t i = 0; i < core_rows; i++)
-        layer->core.host[i] = store->host[layer->core_indices[i]];
-    layer->core.count = core_rows;
+    layer->store.count = shape->store_rows;
+    memcpy(layer->store.host, source->store.host,
+           (size_t)shape->store_rows * sizeof *layer->store.host);
+    layer->first_core.count = core_rows;
+    memcpy(layer->first_core.host, source->first_core.host,
+           (size_t)core_rows * sizeof *layer->first_core.host);
     layer->selected = true;
-    return avl_sequence_publish(sequence, &layer->core, 0);
+    if (shape->held_rows > shape->store_rows)
+        AVL_TRY(avl_sequence_list(sequence, &layer->order, &layer->visual.slots, layer->store.host,
+                                  shape->store_rows));
+    const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
+    return avl_sequence_list(sequence, &layer->core, store, layer->first_core.host, core_rows);
 }
 
 avl_status_t avl_sequence_share(avl_sequence_t *sequence, avl_pages_t *pages,

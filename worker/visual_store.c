@@ -1,7 +1,5 @@
 #include "worker/visual_store.h"
 
-#include <string.h>
-
 #include "worker/spread.h"
 
 bool avl_visual_store_updates(const avl_sequence_shape_t *shape, int32_t step) {
@@ -18,264 +16,162 @@ bool avl_visual_store_ranks(const avl_sequence_shape_t *shape) {
            shape->attention.visual_selection != AVL_VISUAL_UNIFORM;
 }
 
-/* Makes the store's rows of places core_indices[0..core_rows) the core list. */
-static avl_status_t list_core(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
-    const avl_row_list_t *store = avl_sequence_store(sequence, (int)(layer - sequence->layers));
-    layer->core.count = sequence->shape.core_rows;
-    for (int32_t i = 0; i < layer->core.count; i++) {
-        AVL_ASSERT(layer->core_indices[i] < store->count);
-        layer->core.host[i] = store->host[layer->core_indices[i]];
-    }
-    layer->core_is_ahead = false;
-    return avl_sequence_publish(sequence, &layer->core, 0);
+avl_choose_item_t avl_visual_store_choice(avl_sequence_t *sequence, int layer_index,
+                                          const float *scores, float *best) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    AVL_ASSERT(!layer->selected);
+    layer->store_is_ahead = !sequence->device->is_host;
+    return (avl_choose_item_t){
+        .scores = scores,
+        .count = layer->visual.slots.count,
+        .keep = sequence->shape.store_rows,
+        .indices = layer->store.device,
+        .rows = layer->visual.slots.device,
+        .list = layer->order.device, /* has no further use in this layer */
+        .best = best,
+    };
 }
 
-/* Lists the chosen rows. The list `order` has no further use in this layer. */
-static avl_status_t list_kept(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
-                              const int32_t *kept) {
-    layer->order.count = sequence->shape.store_rows;
-    for (int32_t i = 0; i < layer->order.count; i++)
-        layer->order.host[i] = layer->visual.slots.host[kept[i]];
-    return avl_sequence_publish(sequence, &layer->order, 0);
-}
-
-/* Moves the chosen rows, which the device's list `order` names, to the front. */
-static avl_status_t move_rows(avl_sequence_t *sequence, avl_pages_t *pages,
-                              avl_sequence_layer_t *layer) {
-    const avl_row_list_t *targets = &layer->visual.slots;
-    const avl_row_list_t *sources = &layer->order;
-    int32_t count = sequence->shape.store_rows;
+/* The rows that the device's list `order` names are the store: moves them to the front, unless all
+ * are held. */
+avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    const avl_sequence_shape_t *shape = &sequence->shape;
+    int32_t count = shape->store_rows;
+    AVL_ASSERT(!layer->selected);
+    layer->store.count = layer->order.count = count;
+    layer->selected = true;
+    if (shape->held_rows > count || count == layer->visual.slots.count)
+        return AVL_OK;
     /* Rows that came from another sequence stay where they are for that one. */
-    if (!avl_sequence_own_visual(sequence, pages, (int)(layer - sequence->layers), count))
-        return avl_fail(AVL_ERR_INTERNAL, "the page pool (%lld pages) ran dry at request %llu",
-                        (long long)avl_pages_counts(pages).total,
-                        (unsigned long long)sequence->request_id);
-    AVL_TRY(avl_sequence_publish(sequence, targets, 0));
+    AVL_TRY(avl_sequence_own_visual(sequence, pages, layer_index, count));
     avl_kv_view_t view = avl_pages_view(pages);
     AVL_TRY(avl_kv_move(sequence->device, &(avl_kv_move_args_t){
                                               .keys = avl_pages_keys(pages),
                                               .values = avl_pages_values(pages),
-                                              .sources = sources->device,
-                                              .targets = targets->device,
+                                              .sources = layer->order.device,
+                                              .targets = layer->visual.slots.device,
                                               .rows = count,
                                               .row_width = view.row_stride,
                                               .dtype = view.dtype,
                                           }));
-    avl_sequence_cut_visual(sequence, pages, (int)(layer - sequence->layers), count);
+    avl_sequence_cut_visual(sequence, pages, layer_index, count);
     return AVL_OK;
 }
 
-/* Keeps the visual rows of these indices, which may stand in store_positions. */
-static avl_status_t keep_rows(avl_sequence_t *sequence, avl_pages_t *pages, int layer_index,
-                              const int32_t *kept) {
+/* The list of the first core's places, or of a later one's, which is in force from now on. */
+static avl_row_list_t *begin_core(avl_sequence_t *sequence, avl_sequence_layer_t *layer,
+                                  bool is_first) {
+    avl_row_list_t *places = is_first ? &layer->first_core : &layer->later_core;
+    layer->core_is_later = !is_first;
+    layer->core.count = places->count = sequence->shape.core_rows;
+    return places;
+}
+
+avl_choose_item_t avl_visual_store_core_choice(avl_sequence_t *sequence, int layer_index,
+                                               const float *scores, bool is_first) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    const int32_t *positions = avl_sequence_visual_positions(sequence, layer_index);
-    AVL_ASSERT(!layer->selected);
-    if (shape->held_rows > shape->store_rows) {
-        AVL_TRY(list_kept(sequence, layer, kept));
-    } else if (shape->store_rows < layer->visual.slots.count) {
-        AVL_TRY(list_kept(sequence, layer, kept));
-        AVL_TRY(move_rows(sequence, pages, layer));
-    }
-    for (int32_t i = 0; i < shape->store_rows; i++)
-        layer->store_positions[i] = positions[kept[i]];
-    layer->selected = true;
-    return AVL_OK;
-}
-
-/* The rows in core_indices are the core that the prompt leaves. */
-static avl_status_t begin_core(avl_sequence_t *sequence, avl_sequence_layer_t *layer) {
-    memcpy(layer->first_core, layer->core_indices,
-           (size_t)sequence->shape.core_rows * sizeof *layer->first_core);
-    return list_core(sequence, layer);
-}
-
-avl_status_t avl_visual_store_keep(avl_sequence_t *sequence, avl_pages_t *pages,
-                                   avl_selection_t *selection, int layer_index,
-                                   const avl_selection_item_t *chosen) {
-    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    AVL_ASSERT(chosen->keep == shape->store_rows);
-    AVL_TRY(keep_rows(sequence, pages, layer_index, chosen->indices));
-    if (shape->core_in_step)
-        return AVL_OK;
-    AVL_TRY(avl_selection_best(selection, chosen->scores, shape->store_rows, shape->core_rows,
-                               layer->core_indices));
-    return begin_core(sequence, layer);
-}
-
-avl_status_t avl_visual_store_keep_all(avl_sequence_t *sequence, avl_pages_t *pages,
-                                       avl_selection_t *selection,
-                                       const avl_selection_item_t *chosen) {
-    const avl_sequence_layer_t *first = &sequence->layers[0];
-    AVL_ASSERT(avl_sequence_selects_once(&sequence->shape));
-    AVL_TRY(avl_visual_store_keep(sequence, pages, selection, 0, chosen));
-    for (int i = 1; i < sequence->layer_count; i++) {
-        AVL_TRY(keep_rows(sequence, pages, i, chosen->indices));
-        if (first->core.count == 0)
-            continue;
-        memcpy(sequence->layers[i].core_indices, first->core_indices,
-               (size_t)first->core.count * sizeof *first->core_indices);
-        AVL_TRY(begin_core(sequence, &sequence->layers[i]));
-    }
-    return AVL_OK;
-}
-
-avl_choose_item_t avl_visual_store_keep_begin(avl_sequence_t *sequence, int layer_index,
-                                              const avl_selection_item_t *chosen) {
-    const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    AVL_ASSERT(!layer->selected && chosen->keep == sequence->shape.store_rows);
+    AVL_ASSERT(layer->selected && !sequence->shape.core_in_step);
+    avl_row_list_t *places = begin_core(sequence, layer, is_first);
+    layer->core_is_ahead = !is_first && !sequence->device->is_host;
     return (avl_choose_item_t){
-        .scores = chosen->weights,
-        .count = chosen->count,
-        .keep = chosen->keep,
-        .indices = layer->device_store,
-        .rows = layer->visual.slots.device,
-        .list = layer->order.device,
-        .best = chosen->best,
-    };
-}
-
-avl_status_t avl_visual_store_keep_core(avl_sequence_t *sequence, avl_pages_t *pages,
-                                        int layer_index, const avl_selection_item_t *chosen,
-                                        avl_choose_item_t *core_p) {
-    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    AVL_ASSERT(shape->held_rows == shape->store_rows);
-    layer->order.count = shape->store_rows;
-    if (shape->store_rows < layer->visual.slots.count)
-        AVL_TRY(move_rows(sequence, pages, layer));
-    layer->selected = layer->store_is_ahead = true;
-    if (shape->core_in_step)
-        return AVL_OK;
-    layer->core.count = shape->core_rows;
-    layer->core_is_ahead = true;
-    *core_p = (avl_choose_item_t){
-        .scores = chosen->best,
-        .count = shape->store_rows,
-        .keep = shape->core_rows,
-        .indices = layer->device_first_core,
-        .rows = layer->visual.slots.device,
+        .scores = scores,
+        .count = layer->store.count,
+        .keep = places->count,
+        .indices = places->device,
+        .rows = avl_sequence_store(sequence, layer_index)->device,
         .list = layer->core.device,
     };
-    return AVL_OK;
-}
-
-avl_status_t avl_visual_store_filter(avl_sequence_t *sequence, avl_selection_t *selection,
-                                     int layer_index, avl_selection_item_t *chosen) {
-    const avl_sequence_shape_t *shape = &sequence->shape;
-    AVL_ASSERT(!sequence->filtered && chosen->keep == shape->survivor_rows);
-    for (int32_t i = 0; i < chosen->keep; i++)
-        sequence->survivors[i] = sequence->visual_positions[chosen->indices[i]];
-    sequence->filtered = true;
-    if (!shape->selects)
-        return AVL_OK;
-    /* The best of the best are the best of all. */
-    int32_t *best = sequence->layers[layer_index].store_positions; /* until they are positions */
-    AVL_TRY(avl_selection_best(selection, chosen->scores, chosen->keep, shape->store_rows, best));
-    for (int32_t i = 0; i < shape->store_rows; i++) {
-        chosen->indices[i] = chosen->indices[best[i]];
-        chosen->scores[i] = chosen->scores[best[i]];
-    }
-    chosen->keep = shape->store_rows;
-    return AVL_OK;
-}
-
-avl_status_t avl_visual_store_reselect(avl_sequence_t *sequence, int layer_index,
-                                       const avl_selection_item_t *chosen) {
-    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    AVL_ASSERT(layer->selected && chosen->keep == sequence->shape.core_rows);
-    memcpy(layer->core_indices, chosen->indices, (size_t)chosen->keep * sizeof *chosen->indices);
-    return list_core(sequence, layer);
 }
 
 /* Fetches `count` ascending places below `limit`. */
-static avl_status_t fetch_places(const avl_sequence_t *sequence, int layer_index,
-                                 const int32_t *source, int32_t count, int32_t limit,
-                                 int32_t *places) {
+static avl_status_t fetch_places(const avl_sequence_t *sequence, const char *what, int32_t *places,
+                                 const int32_t *source, int32_t count, int32_t limit) {
     avl_device_t *device = sequence->device;
-    AVL_TRY(device->ops->download(device, places, source, (size_t)count * sizeof *places));
+    if (places != source)
+        AVL_TRY(device->ops->download(device, places, source, (size_t)count * sizeof *places));
     for (int32_t i = 0, least = 0; i < count; i++) {
         if (places[i] < least || places[i] >= limit)
-            return avl_fail(AVL_ERR_INTERNAL,
-                            "layer %d: chosen row %d is number %d; allowed: %d to %d", layer_index,
-                            i, places[i], least, limit - 1);
+            return avl_fail(
+                AVL_ERR_INTERNAL, "request %llu, %s: row %d is number %d; allowed: %d to %d",
+                (unsigned long long)sequence->request_id, what, i, places[i], least, limit - 1);
         least = places[i] + 1;
     }
     return AVL_OK;
 }
 
-static avl_status_t settle_store(avl_sequence_t *sequence, int layer_index) {
-    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+avl_choose_item_t avl_visual_store_filter_choice(avl_sequence_t *sequence, const float *scores) {
+    AVL_ASSERT(!sequence->filtered);
+    return (avl_choose_item_t){
+        .scores = scores,
+        .count = sequence->shape.visual_rows,
+        .keep = sequence->shape.survivor_rows,
+        .indices = sequence->device_survivors,
+    };
+}
+
+avl_status_t avl_visual_store_filter(avl_sequence_t *sequence) {
     const avl_sequence_shape_t *shape = &sequence->shape;
-    const int32_t *positions = avl_sequence_visual_positions(sequence, layer_index);
-    AVL_TRY(fetch_places(sequence, layer_index, layer->device_store, shape->store_rows,
-                         avl_sequence_visual_rows(shape, layer_index), layer->store_positions));
-    for (int32_t i = 0; i < shape->store_rows; i++)
-        layer->store_positions[i] = positions[layer->store_positions[i]];
-    if (!shape->core_in_step)
-        AVL_TRY(fetch_places(sequence, layer_index, layer->device_first_core, shape->core_rows,
-                             shape->store_rows, layer->first_core));
-    layer->store_is_ahead = false;
+    int32_t *survivors = sequence->survivors;
+    AVL_TRY(fetch_places(sequence, "behind the prefill filter", survivors,
+                         sequence->device_survivors, shape->survivor_rows, shape->visual_rows));
+    for (int32_t i = 0; i < shape->survivor_rows; i++)
+        survivors[i] = sequence->visual_positions[survivors[i]];
+    sequence->filtered = true;
     return AVL_OK;
 }
 
 avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer_index) {
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    if (layer->store_is_ahead)
-        AVL_TRY(settle_store(sequence, layer_index));
-    if (!layer->core_is_ahead)
-        return AVL_OK;
-    AVL_TRY(sequence->device->ops->download(sequence->device, layer->core.host, layer->core.device,
-                                            (size_t)layer->core.count * sizeof *layer->core.host));
-    /* A part of the store, in the same order. */
-    int32_t place = 0;
-    for (int32_t i = 0; i < layer->core.count; i++, place++) {
-        while (place < layer->visual.slots.count &&
-               layer->visual.slots.host[place] != layer->core.host[i])
-            place++;
-        if (place == layer->visual.slots.count)
-            return avl_fail(AVL_ERR_INTERNAL, "layer %d: core row %d is in slot %d, not a store's",
-                            layer_index, i, layer->core.host[i]);
-        layer->core_indices[i] = place;
+    const avl_row_list_t *store = &layer->store, *first = &layer->first_core;
+    const avl_row_list_t *later = &layer->later_core;
+    if (layer->store_is_ahead) {
+        AVL_TRY(fetch_places(sequence, "store", store->host, store->device, store->count,
+                             avl_sequence_visual_rows(&sequence->shape, layer_index)));
+        AVL_TRY(fetch_places(sequence, "first core", first->host, first->device, first->count,
+                             store->count));
     }
+    layer->store_is_ahead = false;
+    if (layer->core_is_ahead)
+        AVL_TRY(
+            fetch_places(sequence, "core", later->host, later->device, later->count, store->count));
     layer->core_is_ahead = false;
     return AVL_OK;
 }
 
 /* The core as it is after `step` (0: the prompt). */
-static void spread_core(avl_sequence_t *sequence, int layer_index, int32_t step) {
+static avl_status_t spread_core(avl_sequence_t *sequence, int layer_index, int32_t step) {
+    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
-    int32_t *core = sequence->layers[layer_index].core_indices;
+    avl_row_list_t *places = begin_core(sequence, layer, step == 0);
     if (shape->attention.visual_selection == AVL_VISUAL_RANDOM)
         avl_spread_chance(shape->attention.selection_seed, layer_index, step, AVL_SPREAD_CORE,
-                          shape->store_rows, shape->core_rows, core);
+                          shape->store_rows, shape->core_rows, places->host);
     else
-        avl_spread_even(shape->store_rows, shape->core_rows, core);
+        avl_spread_even(shape->store_rows, shape->core_rows, places->host);
+    return avl_sequence_list(sequence, &layer->core, avl_sequence_store(sequence, layer_index),
+                             places->host, places->count);
 }
 
 avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, avl_pages_t *pages,
                                      int layer_index) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    int32_t *kept = layer->store_positions; /* until they are positions */
+    int32_t *kept = layer->store.host;
     if (shape->attention.visual_selection == AVL_VISUAL_RANDOM)
         avl_spread_chance(shape->attention.selection_seed, layer_index, 0, AVL_SPREAD_STORE,
                           shape->visual_rows, shape->store_rows, kept);
     else
         avl_spread_even(shape->visual_rows, shape->store_rows, kept);
-    AVL_TRY(keep_rows(sequence, pages, layer_index, kept));
-    if (shape->core_in_step)
-        return AVL_OK;
-    spread_core(sequence, layer_index, 0);
-    return begin_core(sequence, layer);
+    AVL_TRY(
+        avl_sequence_list(sequence, &layer->order, &layer->visual.slots, kept, shape->store_rows));
+    AVL_TRY(avl_visual_store_keep(sequence, pages, layer_index));
+    return shape->core_in_step ? AVL_OK : spread_core(sequence, layer_index, 0);
 }
 
 avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer_index, int32_t step) {
     AVL_ASSERT(sequence->layers[layer_index].selected);
-    spread_core(sequence, layer_index, step);
-    return list_core(sequence, &sequence->layers[layer_index]);
+    return spread_core(sequence, layer_index, step);
 }
 
 int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t first) {
@@ -290,22 +186,36 @@ int32_t avl_visual_store_hidden(const int32_t *positions, int32_t count, int32_t
     return low;
 }
 
+/* The list's places before `first`, of which none or all needs no look at the list. */
+static int32_t hidden_places(const avl_row_list_t *places, int32_t first, int32_t limit) {
+    if (first == 0 || first == limit)
+        return first == 0 ? 0 : places->count;
+    return avl_visual_store_hidden(places->host, places->count, first);
+}
+
+int32_t avl_visual_store_hidden_rows(const avl_sequence_t *sequence, int layer_index,
+                                     int32_t visible_first, bool *splits_p) {
+    const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
+    int32_t rows = avl_sequence_visual_rows(&sequence->shape, layer_index);
+    int32_t hidden = avl_visual_store_hidden(avl_sequence_visual_positions(sequence, layer_index),
+                                             rows, visible_first);
+    if (splits_p != NULL)
+        *splits_p = hidden > 0 && hidden < rows;
+    return layer->selected ? hidden_places(&layer->store, hidden, rows) : hidden;
+}
+
 avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_index, int32_t step,
                                      int32_t visible_first, int32_t *skipped_p) {
     const avl_sequence_layer_t *layer = &sequence->layers[layer_index];
     const avl_sequence_shape_t *shape = &sequence->shape;
-    const avl_row_list_t *store =
+    const avl_row_list_t *list =
         layer->selected ? avl_sequence_store(sequence, layer_index) : &layer->visual.slots;
-    const int32_t *positions = layer->selected
-                                   ? layer->store_positions
-                                   : avl_sequence_visual_positions(sequence, layer_index);
-    int32_t hidden = avl_visual_store_hidden(positions, store->count, visible_first);
-    const avl_row_list_t *list = store;
+    int32_t hidden = avl_visual_store_hidden_rows(sequence, layer_index, visible_first, NULL);
     if (shape->selects && !avl_visual_store_updates(shape, step)) {
         /* The core is a subset of the store in the same order, so its hidden rows come first, too.
          */
+        hidden = hidden_places(avl_sequence_core(layer), hidden, list->count);
         list = &layer->core;
-        hidden = avl_visual_store_hidden(layer->core_indices, list->count, hidden);
     }
     *skipped_p = hidden;
     return (avl_row_span_t){.rows = list->device + hidden, .row_count = list->count - hidden};
@@ -314,13 +224,13 @@ avl_row_span_t avl_visual_store_span(const avl_sequence_t *sequence, int layer_i
 void avl_visual_store_weigh(avl_sequence_t *sequence, int layer_index, int32_t hidden,
                             const float *weights, const int32_t *core, int32_t core_rows) {
     const avl_sequence_shape_t *shape = &sequence->shape;
-    const int32_t *store = sequence->layers[layer_index].store_positions;
+    const int32_t *store = sequence->layers[layer_index].store.host;
     avl_visual_mass_t *mass = &sequence->step_mass;
     int32_t stored = 0, computed = 0;
     for (int32_t i = 0; i < shape->visual_rows; i++) {
         double weight = i < hidden ? 0 : (double)weights[i - hidden];
         mass->all += weight;
-        if (stored == shape->store_rows || store[stored] != sequence->visual_positions[i])
+        if (stored == shape->store_rows || store[stored] != i)
             continue;
         mass->stored += weight;
         bool in_core = core != NULL && computed < core_rows && core[computed] == stored;

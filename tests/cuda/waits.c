@@ -69,21 +69,27 @@ static void waits_for_nothing_within_a_step(void **state) {
     request = make_request(&data, 3, 3);
     request->attention.visual_selection = AVL_VISUAL_QUESTION;
     assert_int_equal(count_waits(rig, request), STEP_WAITS);
-    /* One choice for all layers, the host's: the scores, the store, the core. */
-    request = make_request(&data, 5, 3);
-    request->attention.visual_selection = AVL_VISUAL_COVERAGE;
-    assert_in_range(count_waits(rig, request), STEP_WAITS + 1, STEP_WAITS + 3);
-    assert_int_equal(rig_result(rig, 5)->end.status, AVL_OK);
-    /* Cores that nobody but their heads knows. */
-    request = make_request(&data, 6, 3);
-    request->attention.visual_core = AVL_CORE_STEP;
+    /* One choice for all layers, and cores that nobody but their heads knows. */
+    for (uint64_t id = 9; id <= 11; id++) {
+        request = make_request(&data, id, 3);
+        if (id <= 10)
+            request->attention.visual_selection = AVL_VISUAL_COVERAGE;
+        if (id >= 10)
+            request->attention.visual_core = AVL_CORE_STEP;
+        assert_int_equal(count_waits(rig, request), STEP_WAITS);
+        assert_int_equal(rig_result(rig, id)->end.status, AVL_OK);
+    }
+    /* No scores choose. */
+    request = make_request(&data, 12, 3);
+    request->attention.visual_selection = AVL_VISUAL_UNIFORM;
     assert_int_equal(count_waits(rig, request), STEP_WAITS);
-    assert_int_equal(rig_result(rig, 6)->end.status, AVL_OK);
-    /* The host says what goes on beyond a layer: what it waits for is counted. */
+    assert_int_equal(rig_result(rig, 12)->end.status, AVL_OK);
+    /* The host says what goes on beyond a layer: it fetches that, and is sure twice that what it
+     * sent has been read. */
     request = make_request(&data, 4, 3);
     request->attention.prefill_keep_ratio = 0.6;
     request->attention.prefill_layer = 1;
-    assert_true(count_waits(rig, request) > STEP_WAITS);
+    assert_int_equal(count_waits(rig, request), STEP_WAITS + 3);
     assert_int_equal(rig_result(rig, 4)->end.status, AVL_OK);
     rig_case_release(&data);
     rig_close(rig);
@@ -93,13 +99,15 @@ static void waits_for_nothing_within_a_step(void **state) {
 static void hands_on_what_the_device_chose(void **state) {
     (void)state;
     enum { TOKENS = 5 };
-    for (int core = AVL_CORE_INTERVAL; core <= AVL_CORE_STEP; core++) {
+    for (int way = 0; way < 4; way++) {
         rig_t *rig = open_rig(2);
         rig_case_t data = rig_case_load(rig_config(rig), case_directory);
         for (uint64_t id = 1; id <= 3; id++) {
             avl_request_t *request = make_request(&data, id, TOKENS);
-            request->attention.visual_core = (avl_visual_core_t)core;
-            request->attention.measure_captured_mass = id == 3; /* then the host chooses */
+            request->attention.visual_core = way % 2 > 0 ? AVL_CORE_STEP : AVL_CORE_INTERVAL;
+            request->attention.visual_selection =
+                way / 2 > 0 ? AVL_VISUAL_COVERAGE : AVL_VISUAL_LAST_ROW;
+            request->attention.measure_captured_mass = id == 3; /* whose rows all stay */
             assert_int_equal(rig_answer(rig, request)->end.status, AVL_OK);
         }
         const rig_result_t *first = rig_result(rig, 1), *second = rig_result(rig, 2);
@@ -112,10 +120,50 @@ static void hands_on_what_the_device_chose(void **state) {
     }
 }
 
+/* Under a sliding window the host asks for what the device chose while the window's edge is within
+ * the picture, once for each layer's choice, and neither before nor afterwards. */
+static void asks_for_what_a_window_splits(void **state) {
+    (void)state;
+    enum { TOKENS = 40 };
+    rig_t *rig = rig_open(&(rig_options_t){
+        .model = "tests/data/models/llava-mistral", .ranks = 1, .limits = {.kept_max = 0}});
+    rig_case_t data = rig_case_load(rig_config(rig), "tests/data/cases/llava-mistral/04");
+    int layers = rig_config(rig)->model.text.layer_count;
+    for (uint64_t id = 1; id <= 2; id++) {
+        avl_request_t *request = rig_request(&data, id, TOKENS);
+        rig_set_attention(request, 0.6, 0.3, 1);
+        request->attention.visual_selection = AVL_VISUAL_COVERAGE;
+        request->attention.visual_core = AVL_CORE_STEP;
+        request->ignore_eos = true;
+        avl_scheduler_submit(rig_scheduler(rig), request);
+        int64_t asked = 0, before = avl_shim_waits(), last_waits = 0;
+        for (int step = 0; rig_step(rig); step++) {
+            const avl_sequence_t *sequence = NULL;
+            last_waits = avl_shim_waits() - before;
+            if (step == 0)
+                assert_int_equal(last_waits, STEP_WAITS + ENCODE_WAITS);
+            else if (last_waits > STEP_WAITS)
+                asked += last_waits - STEP_WAITS;
+            /* The second one's copies are never behind. */
+            if (id == 2)
+                assert_int_equal(avl_engine_inspect(rig_engine(rig, 0), 0, &sequence), AVL_OK);
+            before = avl_shim_waits();
+        }
+        assert_int_equal(asked, id == 1 ? layers : 0);
+        assert_in_range(last_waits, 0, STEP_WAITS);
+        assert_int_equal(rig_result(rig, id)->end.status, AVL_OK);
+    }
+    rig_expect_tokens(rig_result(rig, 2), rig_result(rig, 1)->tokens,
+                      rig_result(rig, 1)->token_count, "with settled copies");
+    rig_case_release(&data);
+    rig_close(rig);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(waits_for_nothing_within_a_step),
         cmocka_unit_test(hands_on_what_the_device_chose),
+        cmocka_unit_test(asks_for_what_a_window_splits),
     };
     return cmocka_run_group_tests_name("waits for the device", tests, NULL, NULL);
 }

@@ -559,10 +559,11 @@ static void keep_lists(rank_t *rank, int step) {
         const avl_sequence_layer_t *lists = &rank->sequence->layers[layer];
         trace->store_count = avl_sequence_store(rank->sequence, layer)->count;
         trace->core_count = lists->core.count;
-        memcpy(trace->store[layer], lists->store_positions,
-               (size_t)trace->store_count * sizeof(int32_t));
+        const int32_t *positions = avl_sequence_visual_positions(rank->sequence, layer);
+        for (int32_t i = 0; i < trace->store_count; i++)
+            trace->store[layer][i] = positions[lists->store.host[i]];
         for (int32_t i = 0; i < trace->core_count; i++)
-            trace->core[layer][step][i] = lists->store_positions[lists->core_indices[i]];
+            trace->core[layer][step][i] = trace->store[layer][avl_sequence_core(lists)->host[i]];
     }
 }
 

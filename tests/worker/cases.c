@@ -65,6 +65,11 @@ static int by_size(const void *left, const void *right) {
     return a < b ? 1 : a > b ? -1 : 0;
 }
 
+static int32_t store_position(const avl_sequence_t *sequence, int layer, int32_t place) {
+    const int32_t *positions = avl_sequence_visual_positions(sequence, layer);
+    return positions[sequence->layers[layer].store.host[place]];
+}
+
 /* The rows kept in a layer catch as much of the reference's attention as the best ones can, but for
  * what a pixel that rounds the other way may change. */
 static void expect_mass(const avl_sequence_t *sequence, int layer, int32_t first_row,
@@ -77,7 +82,7 @@ static void expect_mass(const avl_sequence_t *sequence, int layer, int32_t first
     qsort(sorted, (size_t)rows, sizeof *sorted, by_size);
     for (int32_t i = 0; i < count; i++) {
         best += (double)sorted[i];
-        kept += (double)importance[sequence->layers[layer].store_positions[i] - first_row];
+        kept += (double)importance[store_position(sequence, layer, i) - first_row];
     }
     if (!(fabs(kept - best) <= 1e-3 * best))
         fail_msg("%s: layer %d: %d rows hold %g of the attention, the best ones %g", what, layer,
@@ -149,9 +154,13 @@ static void expect_secondary(const avl_sequence_t *sequence, const json_t *entry
     const json_t *layers = json_object_get(entry, "secondary");
     for (size_t i = 0; i < json_array_size(layers); i++) {
         const avl_sequence_layer_t *layer = &sequence->layers[i];
+        int32_t positions[1024];
+        assert_in_range(layer->store.count, 0, 1024);
+        for (int32_t n = 0; n < layer->store.count; n++)
+            positions[n] = store_position(sequence, (int)i, n);
         if (json_array_size(json_array_get(layers, i)) > 0)
-            expect_rows(json_array_get(layers, i), layer->store_positions,
-                        layer->visual.slots.count, what, (int)i);
+            expect_rows(json_array_get(layers, i), positions, layer->visual.slots.count, what,
+                        (int)i);
     }
 }
 
@@ -167,7 +176,7 @@ static void expect_core(const avl_sequence_t *sequence, const json_t *entry, int
             const avl_sequence_layer_t *layer = &sequence->layers[j];
             int32_t positions[1024];
             for (int32_t n = 0; n < layer->core.count; n++)
-                positions[n] = layer->store_positions[layer->core_indices[n]];
+                positions[n] = store_position(sequence, (int)j, avl_sequence_core(layer)->host[n]);
             expect_rows(json_array_get(rows, j), positions, layer->core.count, what, (int)j);
         }
     }

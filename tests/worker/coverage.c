@@ -150,13 +150,13 @@ static void take_store(rig_t *rig, int32_t prompt_rows, outcome_t *outcome) {
     outcome->core_count = sequence->shape.core_rows;
     size_t store = (size_t)outcome->store_count * sizeof *outcome->store;
     size_t core = (size_t)outcome->core_count * sizeof *outcome->core;
-    memcpy(outcome->store, sequence->layers[0].store_positions, store);
-    memcpy(outcome->core, sequence->layers[0].first_core, core);
+    memcpy(outcome->store, sequence->layers[0].store.host, store);
+    memcpy(outcome->core, sequence->layers[0].first_core.host, core);
     for (int32_t i = 0; i < sequence->layer_count; i++) {
         const avl_sequence_layer_t *layer = &sequence->layers[i];
         assert_int_equal(layer->visual.slots.count, outcome->store_count);
-        assert_memory_equal(layer->store_positions, outcome->store, store);
-        assert_memory_equal(layer->first_core, outcome->core, core);
+        assert_memory_equal(layer->store.host, outcome->store, store);
+        assert_memory_equal(layer->first_core.host, outcome->core, core);
     }
 }
 

@@ -280,7 +280,7 @@ typedef enum fault_operation {
     FAULT_LINEAR,
     FAULT_ATTENTION,
     FAULT_DECODE,
-    FAULT_TOPK
+    FAULT_CHOOSE
 } operation_t;
 
 /* On rank 1, from the beginning of step `step` on, call number `call` of an operation fails. */
@@ -314,7 +314,7 @@ static bool fails(operation_t operation) {
 FAULTY(linear, FAULT_LINEAR)
 FAULTY(attention, FAULT_ATTENTION)
 FAULTY(decode_attention, FAULT_DECODE)
-FAULTY(topk, FAULT_TOPK)
+FAULTY(choose, FAULT_CHOOSE)
 
 /* Step 1 reads a prompt with a picture, steps 2 and 3 decode; step 3 chooses the core anew. */
 static void plan_step(bench_t *bench, int step, int32_t *ids, const uint8_t *pixels) {
@@ -355,7 +355,7 @@ static void *run_with_fault(void *context) {
     ops.linear = faulty_linear;
     ops.attention = faulty_attention;
     ops.decode_attention = faulty_decode_attention;
-    ops.topk = faulty_topk;
+    ops.choose = faulty_choose;
     bench.device->ops = &ops;
     for (int step = 1; step <= rank->fault.step; step++) {
         avl_step_result_t result;
@@ -407,15 +407,15 @@ static void test_one_rank_fails(void **state) {
     expect_end((fault_t){FAULT_ATTENTION, 1, 1}, false);
     expect_end((fault_t){FAULT_DECODE, 1, 0}, false);
     expect_end((fault_t){FAULT_DECODE, 1, 1}, false);
-    expect_end((fault_t){FAULT_TOPK, 1, 0}, false);
-    expect_end((fault_t){FAULT_TOPK, 1, 3}, false);
+    expect_end((fault_t){FAULT_CHOOSE, 1, 0}, false);
+    expect_end((fault_t){FAULT_CHOOSE, 1, 3}, false);
     expect_end((fault_t){FAULT_LINEAR, 2, 0}, false);
     expect_end((fault_t){FAULT_LINEAR, 3, 0}, false);
     expect_end((fault_t){FAULT_LINEAR, 3, 9}, false);
     expect_end((fault_t){FAULT_DECODE, 2, 0}, false);
     expect_end((fault_t){FAULT_DECODE, 3, 0}, false);
     expect_end((fault_t){FAULT_DECODE, 3, 1}, false);
-    expect_end((fault_t){FAULT_TOPK, 3, 0}, false);
+    expect_end((fault_t){FAULT_CHOOSE, 3, 0}, false);
 }
 
 int main(void) {

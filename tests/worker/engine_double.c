@@ -234,18 +234,19 @@ static void keep_store(avl_engine_t *engine, avl_sequence_t *sequence, int index
     avl_sequence_layer_t *layer = &sequence->layers[index];
     const avl_sequence_shape_t *shape = &sequence->shape;
     if (shape->store_rows < shape->visual_rows) {
-        if (!avl_sequence_own_visual(sequence, engine->pages, index, shape->store_rows))
+        if (avl_sequence_own_visual(sequence, engine->pages, index, shape->store_rows) != AVL_OK)
             fail(engine, "the pool ran dry where request %llu keeps its store",
                  (unsigned long long)sequence->request_id);
         int64_t taken = avl_pages_counts(engine->pages).taken;
         engine->step_pages = taken > engine->step_pages ? taken : engine->step_pages;
         avl_sequence_cut_visual(sequence, engine->pages, index, shape->store_rows);
     }
+    layer->store.count = shape->store_rows;
     for (int32_t i = 0; i < shape->store_rows; i++)
-        layer->store_positions[i] = sequence->visual_positions[i];
-    for (int32_t i = 0; i < avl_sequence_core_rows(shape); i++)
-        layer->core_indices[i] = layer->first_core[i] = i;
-    layer->core.count = avl_sequence_core_rows(shape);
+        layer->store.host[i] = i;
+    layer->core.count = layer->first_core.count = avl_sequence_core_rows(shape);
+    for (int32_t i = 0; i < layer->first_core.count; i++)
+        layer->first_core.host[i] = i;
     layer->selected = true;
 }
 

@@ -1,4 +1,4 @@
-/* tests/worker/selection.c: the best rows over ranks: what one rank would choose, and the same
+/* tests/worker/selection.c: scores of all ranks: what one rank would choose by, and the same bits
  * everywhere. */
 
 /* cmocka.h needs these four before it. */
@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/select.h"
 #include "worker/selection.h"
 
 #define ITEMS 4
@@ -28,9 +29,36 @@ typedef struct job {
     int items;
     int32_t indices[COUNT_MAX];
     float kept[COUNT_MAX];
-    int total;
-    avl_status_t status;
+    avl_status_t own, status; /* before and after */
 } job_t;
+
+/* Sums, and chooses. */
+static avl_status_t run_items(job_t *job, avl_device_t *device, avl_selection_t *selection,
+                              avl_selection_item_t *items) {
+    const float *source = job->scores;
+    AVL_TRY(avl_selection_begin(selection, items, job->items));
+    /* Hidden rows hold what was there before. */
+    for (int i = 0; i < job->items; i++)
+        memset(items[i].scores, 0xff, (size_t)items[i].count * sizeof(float));
+    for (int i = 0; i < job->items; source += job->counts[i++])
+        memcpy(items[i].weights, source + job->unseen[i],
+               (size_t)(job->counts[i] - job->unseen[i]) * sizeof *source);
+    AVL_TRY(avl_selection_sum(selection, items, job->items, job->own));
+    int32_t *indices = job->indices;
+    float *kept = job->kept;
+    for (int i = 0; i < job->items; i++) {
+        avl_choose_item_t choice = {.scores = items[i].scores,
+                                    .count = items[i].count,
+                                    .keep = job->keeps[i],
+                                    .indices = indices,
+                                    .best = items[i].best};
+        AVL_TRY(avl_choose(device, &(avl_choose_args_t){.items = &choice, .item_count = 1}));
+        memcpy(kept, items[i].best, (size_t)job->keeps[i] * sizeof *kept);
+        indices += job->keeps[i];
+        kept += job->keeps[i];
+    }
+    return AVL_OK;
+}
 
 static void *choose(void *argument) {
     job_t *job = argument;
@@ -40,7 +68,6 @@ static void *choose(void *argument) {
     int scores = 0;
     for (int i = 0; i < job->items; i++) {
         items[i].count = job->counts[i];
-        items[i].keep = job->keeps[i];
         items[i].unseen = job->unseen[i];
         scores += job->counts[i];
     }
@@ -49,19 +76,7 @@ static void *choose(void *argument) {
         return NULL;
     job->status = avl_selection_create(device, job->group, scores, ITEMS, &selection);
     if (job->status == AVL_OK) {
-        job->status = avl_selection_begin(selection, items, job->items);
-        const float *source = job->scores;
-        for (int i = 0; i < job->items; source += job->counts[i++])
-            memcpy(items[i].weights, source + job->unseen[i],
-                   (size_t)(job->counts[i] - job->unseen[i]) * sizeof *source);
-        if (job->status == AVL_OK)
-            job->status = avl_selection_run(selection, items, job->items, AVL_OK);
-        for (int i = 0; i < job->items && job->status == AVL_OK; i++) {
-            memcpy(job->indices + job->total, items[i].indices,
-                   (size_t)items[i].keep * sizeof(int32_t));
-            memcpy(job->kept + job->total, items[i].scores, (size_t)items[i].keep * sizeof(float));
-            job->total += items[i].keep;
-        }
+        job->status = run_items(job, device, selection, items);
         avl_selection_destroy(selection);
     }
     avl_device_close(device);
@@ -167,6 +182,33 @@ static void test_selection(void **state) {
     }
 }
 
+/* A rank that failed before is not missed, and hears of its own failure again. */
+static void test_failure(void **state) {
+    (void)state;
+    enum { RANKS = 3, FAILED = 1 };
+    static const int32_t counts[] = {20}, keeps[] = {7}, unseen[] = {2};
+    static float scores[20];
+    static job_t jobs[RANKS];
+    avl_group_t *groups[RANKS];
+    pthread_t threads[RANKS];
+    assert_int_equal(avl_group_open_loopback(RANKS, groups), AVL_OK);
+    for (int rank = 0; rank < RANKS; rank++) {
+        jobs[rank] = (job_t){.group = groups[rank],
+                             .scores = scores,
+                             .counts = counts,
+                             .keeps = keeps,
+                             .unseen = unseen,
+                             .items = 1,
+                             .own = rank == FAILED ? AVL_ERR_DEVICE : AVL_OK};
+        assert_int_equal(pthread_create(&threads[rank], NULL, choose, &jobs[rank]), 0);
+    }
+    for (int rank = 0; rank < RANKS; rank++) {
+        assert_int_equal(pthread_join(threads[rank], NULL), 0);
+        assert_int_equal(jobs[rank].status, jobs[rank].own);
+        avl_group_close(groups[rank]);
+    }
+}
+
 static void test_bounds(void **state) {
     (void)state;
     avl_device_t *device;
@@ -188,6 +230,7 @@ static void test_bounds(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_selection),
+        cmocka_unit_test(test_failure),
         cmocka_unit_test(test_bounds),
     };
     return cmocka_run_group_tests_name("worker selection", tests, NULL, NULL);
