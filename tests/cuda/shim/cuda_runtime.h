@@ -128,17 +128,32 @@ static inline int __all_sync(unsigned mask, int predicate) {
 
 /* ---- memory ---- */
 
-template <typename T> static inline T atomicAdd(T *target, T value) {
+/* What a thread does to memory, for races.cpp. */
+typedef enum avl_shim_access {
+    AVL_SHIM_READ,
+    AVL_SHIM_READ_CONSTANT, /* by way of the cache for constants */
+    AVL_SHIM_WRITE,
+    AVL_SHIM_ATOMIC,
+} avl_shim_access_t;
+void avl_shim_note(const void *memory, size_t bytes, avl_shim_access_t kind);
+void avl_shim_note_fence(void);
+#define AVL_SHIM_SPECIAL __attribute__((no_sanitize("thread"))) /* told of by itself */
+
+template <typename T> AVL_SHIM_SPECIAL static inline T atomicAdd(T *target, T value) {
+    avl_shim_note(target, sizeof *target, AVL_SHIM_ATOMIC);
     T before = *target;
     *target = before + value;
     return before;
 }
 static inline void __threadfence(void) {
+    avl_shim_note_fence();
 }
-template <typename T> static inline T __ldg(const T *source) {
+template <typename T> AVL_SHIM_SPECIAL static inline T __ldg(const T *source) {
+    avl_shim_note(source, sizeof *source, AVL_SHIM_READ_CONSTANT);
     return *source;
 }
-template <typename T> static inline T __ldcg(const T *source) {
+template <typename T> AVL_SHIM_SPECIAL static inline T __ldcg(const T *source) {
+    avl_shim_note(source, sizeof *source, AVL_SHIM_READ);
     return *source;
 }
 

@@ -48,6 +48,8 @@ struct engine_t {
     thread_t *current = nullptr;
     avl_fiber_point host = {};
     avl_shim_place place = {};
+    size_t shared_bytes = 0;
+    int is_exchanging = 0;
     void (*body)(void *) = nullptr;
     void *context = nullptr;
     uint64_t random = 1;
@@ -62,6 +64,8 @@ struct engine_t {
 };
 
 static thread_local engine_t engine;
+
+const avl_shim_watcher_t *avl_shim_watch;
 
 static unsigned next_random(void) {
     engine.random = engine.random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -136,6 +140,30 @@ static void fiber_main(void) {
     }
 }
 
+/* ---- who watches ---- */
+
+static int number_of(const thread_t *thread) {
+    return (int)(thread - engine.threads);
+}
+
+void avl_shim_note(const void *memory, size_t bytes, avl_shim_access_t kind) {
+    thread_t *self = engine.current;
+    if (avl_shim_watch == nullptr || self == nullptr || engine.is_exchanging)
+        return;
+    uintptr_t address = (uintptr_t)memory, shared = (uintptr_t)engine.place.shared;
+    /* Its own stack, and where it is. */
+    if (address - (uintptr_t)self->fiber.stack < self->fiber.mapped_bytes ||
+        address - (uintptr_t)&engine.place < sizeof engine.place)
+        return;
+    int is_shared = shared != 0 && address - shared < engine.shared_bytes;
+    avl_shim_watch->see(number_of(self), address, bytes, kind, is_shared);
+}
+
+void avl_shim_note_fence(void) {
+    if (avl_shim_watch != nullptr && engine.current != nullptr)
+        avl_shim_watch->pass_fence(number_of(engine.current));
+}
+
 void avl_shim_barrier(const char *file, int line) {
     thread_t *self = engine.current;
     self->file = file;
@@ -188,8 +216,12 @@ void avl_shim_warp(const char *kind, unsigned mask, void *payload, avl_shim_fini
             return;
         }
     }
+    engine.is_exchanging = 1; /* reads and writes other lanes' stacks */
     if (finish != nullptr)
         finish(payloads, mask);
+    engine.is_exchanging = 0;
+    if (avl_shim_watch != nullptr && mask == 0xffffffffu && strcmp(kind, "__syncwarp") == 0)
+        avl_shim_watch->sync_warp(number_of(self));
     for (int lane = 0; lane < WARP; lane++)
         if (payloads[lane] != nullptr && lane_of_warp(self, lane) != self)
             lane_of_warp(self, lane)->state = READY;
@@ -233,6 +265,10 @@ void avl_copy_async(void *shared, const void *global, int valid_bytes) {
                       global, shared);
     if (self->copy_count == COPIES_MAX)
         avl_shim_stop("more than %d asynchronous copies under way", COPIES_MAX);
+    /* It may be made at any time from here to the wait. */
+    if (valid_bytes > 0)
+        avl_shim_note(global, (size_t)valid_bytes, AVL_SHIM_READ);
+    avl_shim_note(shared, 16, AVL_SHIM_WRITE);
     self->copies[self->copy_count++] = {shared, global, valid_bytes, self->group};
 }
 
@@ -249,6 +285,7 @@ void avl_shim_copy_async_wait(int groups) {
             self->copies[kept++] = copy;
             continue;
         }
+        avl_shim_note(copy.target, 16, AVL_SHIM_WRITE);
         memset(copy.target, 0, 16);
         memcpy(copy.target, copy.source, (size_t)copy.valid_bytes);
     }
@@ -373,10 +410,13 @@ static int release_barrier(void) {
     }
     for (int i = 0; i < engine.thread_count; i++)
         threads[i].state = READY;
+    if (avl_shim_watch != nullptr)
+        avl_shim_watch->pass_barrier();
     return 1;
 }
 
 static void run_block(int count) {
+    engine.is_exchanging = 0; /* when a finding left it so */
     int warps = (count + WARP - 1) / WARP;
     do {
         unsigned turn = engine.options.order == AVL_SHIM_RANDOM ? next_random() : 0;
@@ -412,6 +452,9 @@ void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(
     engine.place.block_size = block;
     engine.place.grid_size = grid;
     engine.place.shared = (unsigned char *)shared;
+    engine.shared_bytes = shared_bytes;
+    if (avl_shim_watch != nullptr)
+        avl_shim_watch->begin_grid();
     uint64_t step = 1;
     if (engine.options.order == AVL_SHIM_RANDOM)
         do
@@ -434,6 +477,8 @@ void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(
 #endif
         if (shared_bytes > 0)
             memset(shared, 0xff, shared_bytes);
+        if (avl_shim_watch != nullptr)
+            avl_shim_watch->begin_block();
         run_block(count);
     }
 #ifdef AVL_SHIM_ASAN

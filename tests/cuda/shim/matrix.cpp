@@ -101,6 +101,7 @@ template <int TRANSPOSED> static void finish_matrices(void *const *payloads, uns
 static void check_row(const void *row) {
     if ((uintptr_t)row % 16 != 0)
         avl_shim_stop("a matrix row at %p is not aligned to 16 bytes", row);
+    avl_shim_note(row, 16, AVL_SHIM_READ);
 }
 
 void avl_load_matrices(uint32_t (&parts)[4], const void *row) {

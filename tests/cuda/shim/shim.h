@@ -14,9 +14,10 @@
  *   - asynchronous copies that nobody waits for: they happen at the wait, not before;
  *   - host memory given back or overwritten too early: with `deferred`, nothing on a stream happens
  *     before somebody waits for it;
- *   - host memory handed to a kernel, and device memory touched by the host (with `guarded`).
- * It does not model time, caches or memory ordering between blocks. Settings belong to the calling
- * thread. */
+ *   - host memory handed to a kernel, and device memory touched by the host (with `guarded`);
+ *   - accesses to memory that nothing puts in order, within a block and between blocks, where the
+ *     kernels were compiled to be watched (races.cpp).
+ * It does not model time or caches. Settings belong to the calling thread. */
 #ifndef AVL_TESTS_CUDA_SHIM_H
 #define AVL_TESTS_CUDA_SHIM_H
 
