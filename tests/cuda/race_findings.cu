@@ -147,6 +147,17 @@ __global__ void reads_as_constant(int *out, int is_right) {
     out[THREADS + self] = is_right ? out[THREADS - 1 - self] : __ldg(out + THREADS - 1 - self);
 }
 
+__global__ void reads_a_crooked_vector(int *out, int is_right) {
+    uint4 *vectors = (uint4 *)(out + 2 * THREADS);
+    if (threadIdx.x == 0)
+        vectors[0] = *(const uint4 *)(out + THREADS + (is_right ? 0 : 1));
+}
+
+__global__ void loads_a_crooked_vector(int *out, int is_right) {
+    uint4 value = __ldg((const uint4 *)(out + THREADS + (is_right ? 0 : 2)));
+    out[threadIdx.x] = (int)value.x;
+}
+
 static void within_a_block(void **) {
     static const struct {
         void (*kernel)(int *, int);
@@ -160,6 +171,8 @@ static void within_a_block(void **) {
         {fetches_too_early, "a race: shared memory"},
         {reads_its_neighbour, "a race: device memory"},
         {reads_as_constant, "__ldg"},
+        {reads_a_crooked_vector, "not aligned"},
+        {loads_a_crooked_vector, "not aligned"},
     };
     for (const auto &one : kernels) {
         run(one.kernel, 1, 1, one.text);

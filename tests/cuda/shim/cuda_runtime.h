@@ -138,8 +138,10 @@ typedef enum avl_shim_access {
 void avl_shim_note(const void *memory, size_t bytes, avl_shim_access_t kind);
 void avl_shim_note_fence(void);
 #define AVL_SHIM_SPECIAL __attribute__((no_sanitize("thread"))) /* told of by itself */
+void avl_shim_check_aligned(const void *memory, size_t alignment);
 
 template <typename T> AVL_SHIM_SPECIAL static inline T atomicAdd(T *target, T value) {
+    avl_shim_check_aligned(target, sizeof *target);
     avl_shim_note(target, sizeof *target, AVL_SHIM_ATOMIC);
     T before = *target;
     *target = before + value;
@@ -149,10 +151,12 @@ static inline void __threadfence(void) {
     avl_shim_note_fence();
 }
 template <typename T> AVL_SHIM_SPECIAL static inline T __ldg(const T *source) {
+    avl_shim_check_aligned(source, sizeof *source);
     avl_shim_note(source, sizeof *source, AVL_SHIM_READ_CONSTANT);
     return *source;
 }
 template <typename T> AVL_SHIM_SPECIAL static inline T __ldcg(const T *source) {
+    avl_shim_check_aligned(source, sizeof *source);
     avl_shim_note(source, sizeof *source, AVL_SHIM_READ);
     return *source;
 }

@@ -21,5 +21,6 @@ typedef struct avl_shim_watcher {
     void (*see)(int thread, uintptr_t address, size_t bytes, avl_shim_access_t kind, int is_shared);
 } avl_shim_watcher_t;
 extern const avl_shim_watcher_t *avl_shim_watch;
+int avl_shim_is_in_kernel(void);
 
 #endif

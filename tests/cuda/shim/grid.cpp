@@ -146,6 +146,10 @@ static int number_of(const thread_t *thread) {
     return (int)(thread - engine.threads);
 }
 
+int avl_shim_is_in_kernel(void) {
+    return engine.current != nullptr;
+}
+
 void avl_shim_note(const void *memory, size_t bytes, avl_shim_access_t kind) {
     thread_t *self = engine.current;
     if (avl_shim_watch == nullptr || self == nullptr || engine.is_exchanging)
@@ -157,6 +161,13 @@ void avl_shim_note(const void *memory, size_t bytes, avl_shim_access_t kind) {
         return;
     int is_shared = shared != 0 && address - shared < engine.shared_bytes;
     avl_shim_watch->see(number_of(self), address, bytes, kind, is_shared);
+}
+
+/* A GPU has no other accesses. */
+void avl_shim_check_aligned(const void *memory, size_t alignment) {
+    if ((uintptr_t)memory % alignment != 0)
+        avl_shim_stop("an access of %zu bytes at %p, which is not aligned to them", alignment,
+                      memory);
 }
 
 void avl_shim_note_fence(void) {

@@ -213,6 +213,12 @@ static const avl_shim_watcher_t watcher = {begin_grid, begin_block, pass_barrier
 
 /* ---- what the compiler calls ---- */
 
+static void see_aligned(const void *memory, size_t bytes, avl_shim_access_t kind) {
+    if (avl_shim_is_in_kernel())
+        avl_shim_check_aligned(memory, bytes < 8 ? bytes : 8);
+    avl_shim_note(memory, bytes, kind);
+}
+
 extern "C" {
 void __tsan_init(void) {
     avl_shim_watch = &watcher;
@@ -221,12 +227,13 @@ void __tsan_func_entry(void *) {
 }
 void __tsan_func_exit(void) {
 }
+/* The compiler asks for these where the type is aligned to its size, or to 8. */
 #define ACCESS(bytes)                                                                              \
     void __tsan_read##bytes(void *memory) {                                                        \
-        avl_shim_note(memory, bytes, AVL_SHIM_READ);                                               \
+        see_aligned(memory, bytes, AVL_SHIM_READ);                                                 \
     }                                                                                              \
     void __tsan_write##bytes(void *memory) {                                                       \
-        avl_shim_note(memory, bytes, AVL_SHIM_WRITE);                                              \
+        see_aligned(memory, bytes, AVL_SHIM_WRITE);                                                \
     }                                                                                              \
     void __tsan_unaligned_read##bytes(void *memory) {                                              \
         avl_shim_note(memory, bytes, AVL_SHIM_READ);                                               \
