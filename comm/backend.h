@@ -23,6 +23,19 @@ typedef struct avl_group_ops {
     avl_status_t (*wait)(avl_group_t *group, int64_t timeout_ns);
 } avl_group_ops_t;
 
+/* GPUs that are joined: what nccl.c provides. */
+typedef struct avl_group_gpus avl_group_gpus_t;
+typedef struct avl_group_gpus_ops {
+    avl_status_t (*all_reduce)(avl_group_gpus_t *gpus, float *data, int64_t count);
+    avl_status_t (*merge)(avl_group_gpus_t *gpus, float *data, int64_t count);
+    avl_status_t (*watch)(avl_group_gpus_t *gpus, int64_t waited_ns);
+    void (*leave)(avl_group_gpus_t *gpus);
+} avl_group_gpus_ops_t;
+struct avl_group_gpus {
+    const avl_group_gpus_ops_t *ops;
+    char name[32]; /* "NCCL 2.28.9" */
+};
+
 struct avl_group { /* the head of every backend's own struct */
     const avl_group_ops_t *ops;
     int rank, ranks;
@@ -31,6 +44,7 @@ struct avl_group { /* the head of every backend's own struct */
     int64_t memory_bytes; /* of buffers that the backend holds */
     avl_group_times_t times;
     atomic_uint_fast64_t operations; /* begun on this rank */
+    avl_group_gpus_t *gpus;          /* NULL: not joined */
     avl_status_t broken; /* the failure that made the group unusable; AVL_OK while it works */
 };
 

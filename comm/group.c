@@ -34,8 +34,10 @@ avl_status_t avl_group_open_single(avl_group_t **group_p) {
 }
 
 void avl_group_close(avl_group_t *group) {
-    if (group)
-        group->ops->close(group);
+    if (group == NULL)
+        return;
+    avl_group_leave_gpus(group);
+    group->ops->close(group);
 }
 
 int avl_group_rank(const avl_group_t *group) {
@@ -161,6 +163,34 @@ avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own) {
     if (votes != few)
         free(votes);
     return status;
+}
+
+void avl_group_leave_gpus(avl_group_t *group) {
+    if (group->gpus != NULL)
+        group->gpus->ops->leave(group->gpus);
+    group->gpus = NULL;
+}
+
+const char *avl_group_gpus_name(const avl_group_t *group) {
+    return group->gpus != NULL ? group->gpus->name : NULL;
+}
+
+avl_status_t avl_group_gpus_all_reduce(avl_group_t *group, float *data, int64_t count) {
+    AVL_ASSERT(group->gpus != NULL);
+    AVL_TRY(check_usable(group, "sum on GPUs"));
+    return count > 0 ? settle(group, group->gpus->ops->all_reduce(group->gpus, data, count))
+                     : AVL_OK;
+}
+
+avl_status_t avl_group_gpus_merge(avl_group_t *group, float *data, int64_t count) {
+    AVL_ASSERT(group->gpus != NULL);
+    AVL_TRY(check_usable(group, "sum on GPUs"));
+    return count > 0 ? settle(group, group->gpus->ops->merge(group->gpus, data, count)) : AVL_OK;
+}
+
+avl_status_t avl_group_watch_gpus(avl_group_t *group, int64_t waited_ns) {
+    return group->gpus != NULL ? settle(group, group->gpus->ops->watch(group->gpus, waited_ns))
+                               : AVL_OK;
 }
 
 avl_status_t avl_group_wake(avl_group_t *group) {

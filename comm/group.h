@@ -87,6 +87,39 @@ AVL_MUST_CHECK avl_status_t avl_group_agree(avl_group_t *group, avl_status_t own
 AVL_MUST_CHECK avl_status_t avl_group_wake(avl_group_t *group);
 AVL_MUST_CHECK avl_status_t avl_group_wait(avl_group_t *group, int64_t timeout_ns);
 
+/* ---- what GPUs hold ----
+ *
+ * All calls above exchange host memory. Where every rank has a GPU of its own and NCCL
+ * (libnccl.so.2) is there, sums of device memory go from GPU to GPU instead. */
+
+#define AVL_GROUP_GPU_ID_BYTES 16
+
+typedef struct avl_group_gpu {
+    void *stream; /* cudaStream_t: sums take their place in its order. NULL: this rank has no GPU */
+    uint8_t id[AVL_GROUP_GPU_ID_BYTES]; /* its UUID: no other GPU has it */
+} avl_group_gpu_t;
+
+/* Collective, once. Errors: AVL_ERR_UNSUPPORTED, on all ranks and with the reason, when the GPUs
+ * cannot be joined (a rank without GPU or NCCL, two ranks on one GPU, NCCL's own refusal): the
+ * group is as it was. */
+AVL_MUST_CHECK avl_status_t avl_group_join_gpus(avl_group_t *group, const avl_group_gpu_t *gpu);
+/* Before the stream goes. Waits for what is enqueued, unless the group is broken. Local; nothing to
+ * do when they are not joined. */
+void avl_group_leave_gpus(avl_group_t *group);
+/* What joins them, "NCCL 2.28.9"; NULL when they are not joined. Local; the same on all ranks. */
+const char *avl_group_gpus_name(const avl_group_t *group);
+
+/* Sum over ranks of f32 [count] in device memory, in place, enqueued on the stream. With `merge`
+ * every rank ends with the same bits by construction; without, as NCCL's all-reduce does it, in
+ * half the time. Neither is counted in avl_group_times: the host does not wait. */
+AVL_MUST_CHECK avl_status_t avl_group_gpus_all_reduce(avl_group_t *group, float *data,
+                                                      int64_t count);
+AVL_MUST_CHECK avl_status_t avl_group_gpus_merge(avl_group_t *group, float *data, int64_t count);
+/* For whoever waits for the stream: called again and again with how long that has been. A failure
+ * (a peer's, or none for as long as the group's timeout) ends all enqueued sums, and the group.
+ * Local. */
+AVL_MUST_CHECK avl_status_t avl_group_watch_gpus(avl_group_t *group, int64_t waited_ns);
+
 /* The part [first, last) of `count` things that rank r of `ranks` holds: as even as it goes, the
  * larger parts first. */
 static inline void avl_group_slice(int64_t count, int rank, int ranks, int64_t *first_p,

@@ -149,6 +149,7 @@ static void worker_command(service_t *service) {
         {"--model", options->model},
         {"--device", options->device},
         {"--dtype", options->dtype},
+        {"--exchange", options->exchange},
         {"--log-level", options->log_level_name},
         {"--threads", options->threads},
         {"--memory", options->memory},

@@ -18,6 +18,7 @@ enum key {
     KEY_TP = 1000,
     KEY_DEVICE,
     KEY_DTYPE,
+    KEY_EXCHANGE,
     KEY_THREADS,
     KEY_MEMORY,
     KEY_SEQUENCES,
@@ -68,7 +69,10 @@ static const struct argp_option option_table[] = {
     {"join-secret-file", KEY_JOIN_SECRET_FILE, "PATH", 0,
      "the first line of this file is the secret that groups join with", 2},
     {"device", KEY_DEVICE, "NAME", 0, "auto (default), cpu or cuda", 2},
-    {"dtype", KEY_DTYPE, "NAME", 0, "auto (default), f32 or bf16", 2},
+    {"dtype", KEY_DTYPE, "NAME", 0, "auto (default), f32, bf16, or f16 on a GPU", 2},
+    {"exchange", KEY_EXCHANGE, "NAME", 0,
+     "how the GPUs of a group exchange: auto (default; nccl where it is possible), nccl or host",
+     2},
     {"threads", KEY_THREADS, "N", 0, "threads of a rank", 2},
     {"memory", KEY_MEMORY, "BYTES", 0, "memory of a rank; K, M and G are understood", 2},
     {"encoder-cache", KEY_ENCODER_CACHE, "BYTES", 0,
@@ -185,7 +189,8 @@ static void tenant_weight(struct argp_state *state, const char *text, avl_option
 
 static bool parse_worker(int key, char *text, struct argp_state *state, avl_options_t *options) {
     static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
-    static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
+    static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+    static const char *const exchanges[] = {"auto", "nccl", "host", NULL};
     switch (key) {
     case KEY_TP:
         options->ranks = (int)integer(state, "tp", text, 1, 1024, false);
@@ -204,6 +209,9 @@ static bool parse_worker(int key, char *text, struct argp_state *state, avl_opti
         return true;
     case KEY_DTYPE:
         options->dtype = one_of(state, "dtype", text, dtypes);
+        return true;
+    case KEY_EXCHANGE:
+        options->exchange = one_of(state, "exchange", text, exchanges);
         return true;
     case KEY_THREADS:
         options->threads = passed(state, "threads", text, false);
@@ -355,6 +363,7 @@ void avl_options_parse(int argc, char **argv, avl_options_t *options_p) {
         .replicas = 1,
         .device = "auto",
         .dtype = "auto",
+        .exchange = "auto",
         .launcher = "mpirun",
         .preprocess_threads = processors > 0 && processors <= 1024 ? (int)processors : 2,
         .request_timeout_ns = 600 * AVL_NS_PER_S,

@@ -22,6 +22,7 @@ typedef struct avl_options {
     const char *join_secret_file;
     const char *device;
     const char *dtype;
+    const char *exchange;
     /* passed on to workers as typed; NULL: not given */
     const char *threads;
     const char *memory;

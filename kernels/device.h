@@ -24,7 +24,7 @@ typedef struct avl_device avl_device_t;
 
 typedef struct avl_device_info {
     char name[64];          /* "cpu: AVX-512 with bf16" */
-    size_t memory_bytes;    /* available to this process when the device was opened */
+    size_t memory_bytes;    /* available to this process when the device was opened or measured */
     int threads;            /* CPU: worker threads */
     avl_dtype_t fast_dtype; /* what --dtype auto takes for 16-bit checkpoints */
     int has_f16;            /* computes in f16 as well as in f32 and bf16 */
@@ -66,6 +66,8 @@ typedef struct avl_device_ops {
     avl_status_t (*upload)(avl_device_t *device, void *target, const void *source, size_t bytes);
     avl_status_t (*download)(avl_device_t *device, void *target, const void *source, size_t bytes);
     avl_status_t (*synchronize)(avl_device_t *device);
+    /* Asks anew for info.memory_bytes. NULL: it stays. */
+    avl_status_t (*measure)(avl_device_t *device);
 
     avl_status_t (*linear)(avl_device_t *, const struct avl_linear_args *);
     avl_status_t (*norm)(avl_device_t *, const struct avl_norm_args *);
@@ -99,10 +101,21 @@ typedef struct avl_device_ops {
     avl_status_t (*prepare_attention)(avl_device_t *, const struct avl_attention_demand *);
 } avl_device_ops_t;
 
+/* Called again and again while the host waits for the device, with how long that has been: a
+ * failure ends the wait and is what it returns. */
+typedef avl_status_t avl_device_watch_t(void *context, int64_t waited_ns);
+
+#define AVL_GPU_ID_BYTES 16
+
 struct avl_device { /* the head of every implementation's own struct */
     const avl_device_ops_t *ops;
     avl_device_info_t info;
     int is_host; /* device memory can be read by the host (CPU) */
+    /* A GPU's stream (cudaStream_t) and UUID, for whoever exchanges between GPUs. */
+    void *stream;
+    uint8_t gpu_id[AVL_GPU_ID_BYTES];
+    avl_device_watch_t *watch; /* NULL: waits without end. Set by whoever opened the device */
+    void *watch_context;
     /* Device memory that operations keep for themselves, as far as it was set aside. */
     size_t workspace_bytes;
     char choice[160]; /* of "auto": why it is this one */

@@ -123,6 +123,23 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     decoder->best = avl_arena_take(arena, 2 * logit_rows, sizeof(float));
 }
 
+/* Host memory for what ranks tell rank 0 of their parts of the vocabulary. */
+static avl_status_t prepare_gathering(avl_model_t *model) {
+    avl_decoder_t *decoder = &model->decoder;
+    size_t rows = (size_t)model->options.logit_rows_max;
+    size_t ranks = (size_t)avl_group_ranks(model->group);
+    size_t found = rows + 1, logits = rows * (size_t)model->config.model.text.vocab_rows + ranks;
+    AVL_TRY(avl_alloc(found, sizeof *decoder->best_found, "best tokens", &decoder->best_found));
+    model->memory.host_bytes += found * sizeof *decoder->best_found;
+    if (avl_group_rank(model->group) > 0)
+        return AVL_OK;
+    model->memory.host_bytes += ranks * found * sizeof *decoder->best_gathered;
+    AVL_TRY(avl_alloc(ranks * found, sizeof *decoder->best_gathered, "best tokens",
+                      &decoder->best_gathered));
+    model->memory.host_bytes += logits * sizeof(float);
+    return avl_alloc_aligned(logits, sizeof(float), "gathered logits", &decoder->gathered);
+}
+
 avl_status_t avl_decoder_prepare(avl_model_t *model) {
     const avl_text_config_t *text = &model->config.model.text;
     avl_decoder_t *decoder = &model->decoder;
@@ -141,12 +158,7 @@ avl_status_t avl_decoder_prepare(avl_model_t *model) {
     model->memory.host_bytes +=
         (3 * rows + 3 * (size_t)model->options.logit_rows_max) * sizeof(int32_t);
     model->memory.host_bytes += (2 * rows + 1) * half * sizeof(float);
-    if (ranks == 1 || avl_group_rank(model->group) > 0)
-        return AVL_OK;
-    size_t logits =
-        (size_t)model->options.logit_rows_max * (size_t)text->vocab_rows + (size_t)ranks;
-    model->memory.host_bytes += logits * sizeof(float);
-    return avl_alloc_aligned(logits, sizeof(float), "gathered logits", &decoder->gathered);
+    return ranks > 1 ? prepare_gathering(model) : AVL_OK;
 }
 
 void avl_decoder_release(avl_model_t *model) {
@@ -158,6 +170,8 @@ void avl_decoder_release(avl_model_t *model) {
     free(model->decoder.lengths);
     free(model->decoder.logit_rows_host);
     free(model->decoder.best_host);
+    free(model->decoder.best_found);
+    free(model->decoder.best_gathered);
     free(model->decoder.gathered);
 }
 
@@ -182,9 +196,9 @@ static avl_status_t check_batch(const avl_model_t *model, const avl_forward_batc
         pictures += batch->token_ids[row] == -1;
     }
     if (batch->best_count < 0 || batch->best_count > batch->logit_count ||
-        (batch->best_count > 0 && (batch->best == NULL || avl_group_ranks(model->group) > 1)))
-        return avl_fail(AVL_ERR_INVALID, "the best tokens of %d of %d rows, at %d ranks",
-                        batch->best_count, batch->logit_count, avl_group_ranks(model->group));
+        (batch->best_count > 0 && batch->best == NULL))
+        return avl_fail(AVL_ERR_INVALID, "the best tokens of %d of %d rows", batch->best_count,
+                        batch->logit_count);
     if (pictures != batch->embed_count)
         return avl_fail(AVL_ERR_INVALID, "%d rows await a picture's feature, %d are given",
                         pictures, batch->embed_count);
@@ -443,31 +457,6 @@ static avl_status_t collect_logits(avl_model_t *model, int rows, float *logits,
     return AVL_OK;
 }
 
-/* The best tokens of the last rows, found where the logits are. */
-static avl_status_t collect_best(avl_model_t *model, const avl_forward_batch_t *batch) {
-    avl_decoder_t *decoder = &model->decoder;
-    avl_device_t *device = model->device;
-    int64_t vocab = model->config.model.text.vocab_rows, count = batch->best_count;
-    int32_t *tokens = decoder->best;
-    float *logits = (float *)decoder->best + count;
-    AVL_TRY(avl_argmax(device, &(avl_argmax_args_t){
-                                   .logits = decoder->logits + (batch->logit_count - count) * vocab,
-                                   .stride = vocab,
-                                   .rows = count,
-                                   .width = vocab,
-                                   .indices = tokens,
-                                   .values = logits,
-                                   .strict = 1,
-                               }));
-    AVL_TRY(device->ops->download(device, decoder->best_host, decoder->best,
-                                  2 * (size_t)count * sizeof(int32_t)));
-    const int32_t *host_tokens = decoder->best_host;
-    const float *host_logits = (const float *)decoder->best_host + count;
-    for (int64_t i = 0; i < count; i++)
-        batch->best[i] = (avl_best_token_t){.token_id = host_tokens[i], .logit = host_logits[i]};
-    return AVL_OK;
-}
-
 /* Embeddings of the whole vocabulary, summed over the ranks that hold its parts, and the pictures'
  * rows. */
 static avl_status_t begin_stream(avl_model_t *model, const avl_forward_batch_t *batch,
@@ -606,9 +595,10 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     }
     if (status == AVL_OK)
         status = head_part(model, rows);
+    /* In this order: the vote that goes with the others' logits is put behind those. */
+    if (batch->best_count > 0)
+        AVL_TRY(avl_model_collect_best(model, batch, &status));
     if (batch->logit_count > batch->best_count)
         AVL_TRY(collect_logits(model, batch->logit_count - batch->best_count, logits, &status));
-    if (batch->best_count > 0 && status == AVL_OK)
-        status = collect_best(model, batch);
     return status;
 }

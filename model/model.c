@@ -31,6 +31,9 @@ avl_status_t avl_model_all_reduce(avl_model_t *model, float *data, int64_t count
         return avl_group_all_reduce(model->group, data, count);
     if (avl_group_ranks(model->group) == 1)
         return AVL_OK;
+    /* Joined whatever the status says; what a failed rank adds, it tells of itself. */
+    if (avl_group_gpus_name(model->group) != NULL)
+        return avl_group_gpus_all_reduce(model->group, data, count);
     size_t bytes = (size_t)count * sizeof(float);
     if (*status_p == AVL_OK)
         *status_p = device->ops->download(device, model->exchange, data, bytes);

@@ -137,8 +137,8 @@ typedef struct avl_forward_batch {
     int embed_count;
     const int32_t *logit_rows; /* rows whose logits are wanted, [logit_count] */
     int logit_count;           /* <= logit_rows_max */
-    /* Of the last best_count of those no more than the best token is wanted: HOST [best_count].
-     * With one rank alone. */
+    /* Of the last best_count of those no more than the best token is wanted: HOST [best_count], on
+     * rank 0. */
     int best_count;
     avl_best_token_t *best;
 } avl_forward_batch_t;

@@ -84,15 +84,17 @@ typedef struct avl_decoder {
     void *best;          /* [2, L] i32 tokens and f32 logits, of as many rows as are asked for */
     int64_t many_rows;   /* of the rows at hand, how many go the way of many rows */
     /* Host memory */
-    float *frequencies;       /* [D/2] */
-    float *rope_host;         /* [2, T, D/2] */
-    int32_t *survivors;       /* [T] rows that go on, of those at hand */
-    int32_t *positions;       /* [T] of the rows at hand */
-    int32_t *lengths;         /* [T] sequence_rows of the rows at hand */
-    int32_t *logit_rows_host; /* [L] */
-    void *best_host;          /* [2, L] */
-    float *gathered;          /* rank 0 of several: [L, vocabulary] in blocks of ranks */
-    size_t *gather_bytes;     /* [ranks] */
+    float *frequencies;              /* [D/2] */
+    float *rope_host;                /* [2, T, D/2] */
+    int32_t *survivors;              /* [T] rows that go on, of those at hand */
+    int32_t *positions;              /* [T] of the rows at hand */
+    int32_t *lengths;                /* [T] sequence_rows of the rows at hand */
+    int32_t *logit_rows_host;        /* [L] */
+    void *best_host;                 /* [2, L] */
+    avl_best_token_t *best_found;    /* [L + 1] of this rank's part, and its vote */
+    avl_best_token_t *best_gathered; /* rank 0: [ranks, up to L + 1] */
+    float *gathered;                 /* rank 0 of several: [L, vocabulary] in blocks of ranks */
+    size_t *gather_bytes;            /* [ranks] */
 } avl_decoder_t;
 
 struct avl_model {
@@ -140,6 +142,13 @@ void avl_decoder_release(avl_model_t *model);
  * is kept in *status_p. */
 AVL_MUST_CHECK avl_status_t avl_vision_run(avl_model_t *model, const uint8_t *pixels, int tiles,
                                            avl_status_t *status_p);
+
+/* The best tokens of the batch's last best_count rows, on rank 0. Joins the collective whatever
+ * *status_p says; a local failure is kept in *status_p. Returns only the collective's own failure.
+ */
+AVL_MUST_CHECK avl_status_t avl_model_collect_best(avl_model_t *model,
+                                                   const avl_forward_batch_t *batch,
+                                                   avl_status_t *status_p);
 
 /* One product of a step: rows of `input` (input_stride apart) to `output`. */
 AVL_MUST_CHECK avl_status_t avl_model_product(const avl_model_t *model,

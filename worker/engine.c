@@ -771,7 +771,7 @@ const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine) {
 }
 
 bool avl_engine_finds_best(const avl_engine_t *engine) {
-    return !engine->options.device->is_host && avl_group_ranks(engine->options.group) == 1;
+    return !engine->options.device->is_host || avl_group_ranks(engine->options.group) > 1;
 }
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {

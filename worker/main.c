@@ -129,6 +129,34 @@ static avl_status_t open_files(worker_t *worker) {
     return avl_worker_dtype(settings->dtype, &worker->config, worker->device, &worker->dtype);
 }
 
+static avl_status_t watch_peers(void *context, int64_t waited_ns) {
+    worker_t *worker = context;
+    return avl_group_watch_gpus(worker->group, waited_ns);
+}
+
+/* Joins the ranks' GPUs, if they are to be and can be. Collective. */
+static avl_status_t join_gpus(worker_t *worker) {
+    avl_device_t *device = worker->device;
+    avl_exchange_t exchange = worker->settings.exchange;
+    if (exchange == AVL_EXCHANGE_HOST || avl_group_ranks(worker->group) == 1)
+        return AVL_OK;
+    avl_group_gpu_t gpu = {.stream = device->stream};
+    memcpy(gpu.id, device->gpu_id, sizeof gpu.id);
+    avl_status_t status = avl_group_join_gpus(worker->group, &gpu);
+    if (status == AVL_ERR_UNSUPPORTED && exchange == AVL_EXCHANGE_AUTO) {
+        if (leads(worker) && !device->is_host)
+            avl_log_info("the ranks exchange through host memory: %s", avl_status_detail());
+        return AVL_OK;
+    }
+    AVL_TRY(status);
+    device->watch = watch_peers;
+    device->watch_context = worker;
+    if (leads(worker))
+        avl_log_info("the ranks' GPUs exchange through %s", avl_group_gpus_name(worker->group));
+    /* NCCL's buffers are no longer there to be divided. */
+    return avl_group_agree(worker->group, device->ops->measure(device));
+}
+
 static void report_progress(void *context, double share) {
     worker_t *worker = context;
     avl_link_loading(worker->link, share);
@@ -177,6 +205,7 @@ static avl_status_t load(worker_t *worker) {
     if (status != AVL_OK)
         avl_log_error("cannot load: %s", avl_status_detail());
     AVL_TRY(avl_group_agree(worker->group, status));
+    AVL_TRY(join_gpus(worker));
     AVL_TRY(load_model(worker));
     return make_engine(worker);
 }
@@ -317,6 +346,8 @@ static void close_all(worker_t *worker) {
     avl_engine_destroy(worker->engine);
     avl_model_destroy(worker->model);
     avl_weights_close(worker->weights);
+    if (worker->group != NULL)
+        avl_group_leave_gpus(worker->group);
     if (worker->device != NULL)
         avl_device_close(worker->device);
     if (worker->group != NULL)

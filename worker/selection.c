@@ -94,6 +94,10 @@ avl_status_t avl_selection_sum(avl_selection_t *selection, const avl_selection_i
     }
     if (total == 0 || avl_group_ranks(selection->group) == 1)
         return own;
+    if (avl_group_gpus_name(selection->group) != NULL) {
+        AVL_TRY(avl_group_gpus_merge(selection->group, selection->scores, total));
+        return own;
+    }
     size_t bytes = (size_t)total * sizeof(float);
     if (own == AVL_OK && !device->is_host)
         own = device->ops->download(device, selection->host_scores, selection->scores, bytes);

@@ -18,6 +18,7 @@ enum {
     OPTION_COORDINATOR = 256,
     OPTION_DEVICE,
     OPTION_DTYPE,
+    OPTION_EXCHANGE,
     OPTION_THREADS,
     OPTION_MEMORY,
     OPTION_ENCODER_CACHE,
@@ -42,6 +43,10 @@ static const struct argp_option options[] = {
      "auto, f32, bf16, or f16 with --device cuda (default: auto: f32 for f32 checkpoints, f16 for "
      "f16 "
      "ones where the device has it, else what is fastest)",
+     0},
+    {"exchange", OPTION_EXCHANGE, "NAME", 0,
+     "How the GPUs of a group exchange: auto, nccl (each rank has a GPU of its own), or host, "
+     "through host memory (default: auto: nccl where it is possible)",
      0},
     {"threads", OPTION_THREADS, "N", 0,
      "CPU threads of this rank (default: its share of the host's cores)", 0},
@@ -106,6 +111,10 @@ static error_t parse_option(int key, char *text, struct argp_state *state) {
     case OPTION_DTYPE:
         settings->dtype = text;
         break;
+    case OPTION_EXCHANGE:
+        if (avl_exchange_parse(text, &settings->exchange) != AVL_OK)
+            argp_error(state, "%s", avl_status_detail());
+        break;
     case OPTION_THREADS:
         settings->threads = (int)parse_number(state, "threads", text, 1, 1024);
         break;
@@ -168,6 +177,18 @@ void avl_worker_settings_parse(int argc, char **argv, avl_worker_settings_t *set
         .log_level = AVL_LOG_INFO,
     };
     argp_parse(&argp, argc, argv, 0, NULL, settings_p);
+}
+
+avl_status_t avl_exchange_parse(const char *name, avl_exchange_t *exchange_p) {
+    static const char *const names[] = {
+        [AVL_EXCHANGE_AUTO] = "auto", [AVL_EXCHANGE_NCCL] = "nccl", [AVL_EXCHANGE_HOST] = "host"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *exchange_p = (avl_exchange_t)i;
+            return AVL_OK;
+        }
+    }
+    return avl_fail(AVL_ERR_INVALID, "--exchange is \"%s\"; allowed: auto, nccl, host", name);
 }
 
 static int environment_number(const char *name) {

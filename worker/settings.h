@@ -5,11 +5,19 @@
 #include "base/log.h"
 #include "worker/engine.h"
 
+/* How the GPUs of a group exchange: `auto` takes NCCL where it is possible. */
+typedef enum avl_exchange {
+    AVL_EXCHANGE_AUTO,
+    AVL_EXCHANGE_NCCL,
+    AVL_EXCHANGE_HOST,
+} avl_exchange_t;
+
 typedef struct avl_worker_settings {
     const char *model;
     const char *link_address;
-    const char *device;          /* "auto", "cpu", "cuda" */
-    const char *dtype;           /* "auto", "f32", "bf16" */
+    const char *device; /* "auto", "cpu", "cuda" */
+    const char *dtype;  /* "auto", "f32", "bf16" */
+    avl_exchange_t exchange;
     int threads;                 /* 0: this rank's share of the cores */
     int64_t memory_bytes;        /* 0: a share of what is available */
     int64_t encoder_cache_bytes; /* 0: a share of what is left */
@@ -25,6 +33,8 @@ typedef struct avl_worker_settings {
 /* Reads the command line; argp prints help and usage errors, and leaves the process for them. */
 void avl_worker_settings_parse(int argc, char **argv, avl_worker_settings_t *settings_p);
 
+/* Errors: AVL_ERR_INVALID for an unknown name. */
+AVL_MUST_CHECK avl_status_t avl_exchange_parse(const char *name, avl_exchange_t *exchange_p);
 /* Whether an MPI launcher with more than one rank started this process. */
 bool avl_worker_has_launcher(void);
 /* CPU threads of one of `local_ranks` ranks of this host, out of the `usable` that the process may

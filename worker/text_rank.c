@@ -160,6 +160,10 @@ typedef struct pass {
     int64_t floats;
 } pass_t;
 
+static bool sums_on_host(const avl_attend_options_t *options) {
+    return avl_group_gpus_name(options->group) == NULL;
+}
+
 /* The rows' weights, into the buffer. */
 static avl_status_t weigh(const pass_t *pass) {
     avl_text_rank_t *rank = pass->rank;
@@ -195,7 +199,7 @@ static avl_status_t weigh(const pass_t *pass) {
                     .first_head = options->kv_heads_shared ? options->kv_head_first : 0,
                     .scale = scale,
                 }));
-    if (options->kv_heads_shared && !device->is_host)
+    if (options->kv_heads_shared && sums_on_host(options) && !device->is_host)
         AVL_TRY(device->ops->download(device, rank->host_weights, rank->weights, bytes));
     return AVL_OK;
 }
@@ -204,7 +208,8 @@ static avl_status_t update(const pass_t *pass) {
     avl_text_rank_t *rank = pass->rank;
     const avl_attend_options_t *options = &rank->options;
     avl_device_t *device = options->device;
-    if (options->kv_heads_shared && !device->is_host)
+    bool sent = options->kv_heads_shared && sums_on_host(options) && !device->is_host;
+    if (sent)
         AVL_TRY(device->ops->upload(device, rank->weights, rank->host_weights,
                                     (size_t)pass->floats * sizeof(float)));
     AVL_TRY(avl_text_update(device,
@@ -218,7 +223,7 @@ static avl_status_t update(const pass_t *pass) {
                                 .share = 1.0f / (float)options->head_map.group,
                             }));
     /* The host's copy is used again. */
-    return options->kv_heads_shared ? device->ops->synchronize(device) : AVL_OK;
+    return sent ? device->ops->synchronize(device) : AVL_OK;
 }
 
 /* Ranks the items at hand. Returns only the collective's own failure. */
@@ -228,8 +233,11 @@ static avl_status_t flush(pass_t *pass) {
         return AVL_OK;
     if (pass->own == AVL_OK)
         pass->own = weigh(pass);
+    avl_group_t *group = rank->options.group;
     if (rank->options.kv_heads_shared)
-        AVL_TRY(avl_group_all_reduce(rank->options.group, rank->host_weights, pass->floats));
+        AVL_TRY(sums_on_host(&rank->options)
+                    ? avl_group_all_reduce(group, rank->host_weights, pass->floats)
+                    : avl_group_gpus_merge(group, rank->weights, pass->floats));
     if (pass->own == AVL_OK)
         pass->own = update(pass);
     pass->count = pass->scoring_count = 0;

@@ -6,8 +6,10 @@
  * and host memory that the caller reuses at once is never read late. */
 #include "kernels/cuda/device.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels/cuda/blas.h"
 
@@ -87,6 +89,38 @@ avl_status_t avl_cuda_pack(avl_cuda_device_t *cuda, size_t bytes, const char *wh
     return AVL_OK;
 }
 
+/* ---- waiting ---- */
+
+/* Until `ask` is no longer answered with cudaErrorNotReady. Somebody who watches may end it. */
+template <typename T>
+static avl_status_t wait_watched(avl_cuda_device_t *cuda, cudaError_t (*ask)(T), T what_for,
+                                 const char *what) {
+    struct timespec begin, now;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (;;) {
+        cudaError_t error = ask(what_for);
+        if (error != cudaErrorNotReady)
+            return avl_cuda_status(error, what);
+        (void)cudaGetLastError(); /* or the next launch would be blamed */
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        int64_t waited_ns =
+            (now.tv_sec - begin.tv_sec) * INT64_C(1000000000) + (now.tv_nsec - begin.tv_nsec);
+        AVL_TRY(cuda->device.watch(cuda->device.watch_context, waited_ns));
+        sched_yield();
+    }
+}
+
+static avl_status_t wait_stream(avl_cuda_device_t *cuda, const char *what) {
+    return cuda->device.watch == nullptr
+               ? avl_cuda_status(cudaStreamSynchronize(cuda->stream), what)
+               : wait_watched(cuda, cudaStreamQuery, cuda->stream, what);
+}
+
+static avl_status_t wait_event(avl_cuda_device_t *cuda, cudaEvent_t event, const char *what) {
+    return cuda->device.watch == nullptr ? avl_cuda_status(cudaEventSynchronize(event), what)
+                                         : wait_watched(cuda, cudaEventQuery, event, what);
+}
+
 /* ---- copies ---- */
 
 /* Room in the ring: at least one byte, at most `wanted`. */
@@ -96,7 +130,7 @@ static avl_status_t reserve_ring(avl_cuda_device_t *cuda, size_t wanted, const c
         AVL_TRY(avl_cuda_status(
             cudaEventRecord(cuda->ring_events[cuda->ring_segment], cuda->stream), what));
         int next = (cuda->ring_segment + 1) % AVL_CUDA_SEGMENTS;
-        AVL_TRY(avl_cuda_status(cudaEventSynchronize(cuda->ring_events[next]), what));
+        AVL_TRY(wait_event(cuda, cuda->ring_events[next], what));
         cuda->ring_segment = next;
         cuda->ring_filled = 0;
     }
@@ -135,8 +169,14 @@ static avl_status_t upload(avl_device_t *device, void *target, const void *sourc
 }
 
 static avl_status_t synchronize(avl_device_t *device) {
-    return avl_cuda_status(cudaStreamSynchronize(avl_cuda_of(device)->stream),
-                           "waiting for the GPU");
+    return wait_stream(avl_cuda_of(device), "waiting for the GPU");
+}
+
+static avl_status_t measure(avl_device_t *device) {
+    size_t available = 0, total = 0;
+    AVL_TRY(avl_cuda_status(cudaMemGetInfo(&available, &total), "asking for free memory"));
+    device->info.memory_bytes = available;
+    return AVL_OK;
 }
 
 static avl_status_t download(avl_device_t *device, void *target, const void *source, size_t bytes) {
@@ -175,6 +215,7 @@ static const avl_device_ops_t cuda_ops = {
     .upload = upload,
     .download = download,
     .synchronize = synchronize,
+    .measure = measure,
     .linear = avl_cuda_linear,
     .norm = avl_cuda_norm,
     .rope = avl_cuda_rope,
@@ -222,7 +263,6 @@ static avl_status_t find_gpu(int place, cudaDeviceProp *properties_p, int *count
 }
 
 static avl_status_t prepare(avl_cuda_device_t *cuda, const cudaDeviceProp *properties) {
-    size_t available = 0, total = 0;
     cuda->shared_bytes_max = properties->sharedMemPerBlockOptin;
     AVL_TRY(avl_cuda_status(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking),
                             "making a stream"));
@@ -241,9 +281,8 @@ static avl_status_t prepare(avl_cuda_device_t *cuda, const cudaDeviceProp *prope
     cuda->counters = (int *)memory;
     AVL_TRY(avl_cuda_blas_create(cuda->stream, &cuda->blas));
     AVL_TRY(synchronize(&cuda->device));
-    AVL_TRY(avl_cuda_status(cudaMemGetInfo(&available, &total), "asking for free memory"));
-    cuda->device.info.memory_bytes = available;
-    return AVL_OK;
+    cuda->device.stream = cuda->stream;
+    return measure(&cuda->device);
 }
 
 extern "C" avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p) {
@@ -259,6 +298,8 @@ extern "C" avl_status_t avl_cuda_device_open(int place, avl_device_t **device_p)
     cuda->device.info.fast_dtype = AVL_DTYPE_BF16;
     cuda->device.info.has_f16 = 1;
     cuda->device.info.gpu_count = gpu_count;
+    static_assert(sizeof properties.uuid == AVL_GPU_ID_BYTES, "a UUID");
+    memcpy(cuda->device.gpu_id, &properties.uuid, sizeof properties.uuid);
     snprintf(cuda->device.info.name, sizeof cuda->device.info.name, "cuda: %.40s (sm_%d%d)",
              properties.name, properties.major, properties.minor);
     avl_status_t status = prepare(cuda, &properties);

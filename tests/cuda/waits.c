@@ -22,9 +22,9 @@ enum {
     ENCODE_WAITS = 1, /* the end of a picture */
 };
 
-static rig_t *open_rig(int32_t kept_max) {
-    return rig_open(
-        &(rig_options_t){.model = "models/avl-tiny", .ranks = 1, .limits = {.kept_max = kept_max}});
+static rig_t *open_rig(int ranks, int32_t kept_max) {
+    return rig_open(&(rig_options_t){
+        .model = "models/avl-tiny", .ranks = ranks, .limits = {.kept_max = kept_max}});
 }
 
 /* With a picture that is known again. */
@@ -52,7 +52,7 @@ static int64_t count_waits(rig_t *rig, avl_request_t *request) {
 
 static void waits_for_nothing_within_a_step(void **state) {
     (void)state;
-    rig_t *rig = open_rig(0);
+    rig_t *rig = open_rig(1, 0);
     rig_case_t data = rig_case_load(rig_config(rig), case_directory);
     avl_request_t *request = make_request(&data, 1, 3);
     assert_int_equal(count_waits(rig, request), STEP_WAITS + ENCODE_WAITS);
@@ -95,12 +95,28 @@ static void waits_for_nothing_within_a_step(void **state) {
     rig_close(rig);
 }
 
+/* Joined GPUs add up what ranks have on their own: no more is waited for than at one rank. */
+static void waits_for_no_other_rank(void **state) {
+    (void)state;
+    rig_t *rig = open_rig(2, 0);
+    rig_case_t data = rig_case_load(rig_config(rig), case_directory);
+    avl_request_t *request = make_request(&data, 1, 3);
+    assert_int_equal(count_waits(rig, request), STEP_WAITS + ENCODE_WAITS);
+    request = make_request(&data, 2, 3);
+    request->attention.visual_core = AVL_CORE_STEP;
+    assert_int_equal(count_waits(rig, request), STEP_WAITS);
+    for (uint64_t id = 1; id <= 2; id++)
+        assert_int_equal(rig_result(rig, id)->end.status, AVL_OK);
+    rig_case_release(&data);
+    rig_close(rig);
+}
+
 /* The host learns store and first core when another request begins with them. */
 static void hands_on_what_the_device_chose(void **state) {
     (void)state;
     enum { TOKENS = 5 };
     for (int way = 0; way < 4; way++) {
-        rig_t *rig = open_rig(2);
+        rig_t *rig = open_rig(1, 2);
         rig_case_t data = rig_case_load(rig_config(rig), case_directory);
         for (uint64_t id = 1; id <= 3; id++) {
             avl_request_t *request = make_request(&data, id, TOKENS);
@@ -162,6 +178,7 @@ static void asks_for_what_a_window_splits(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(waits_for_nothing_within_a_step),
+        cmocka_unit_test(waits_for_no_other_rank),
         cmocka_unit_test(hands_on_what_the_device_chose),
         cmocka_unit_test(asks_for_what_a_window_splits),
     };

@@ -48,11 +48,23 @@ class Cuda(unittest.TestCase):
             self.check(service, [(case_of("01"), "avl50")])
 
     def test_2_ranks(self):
-        """Two processes under mpirun, a GPU each, which exchange through host memory."""
+        """Two processes under mpirun, a GPU each, which add up what they have by NCCL (its stand-in)."""
         with start("--device", "cuda", "--tp", "2", gpus=2) as service:
             info = info_of(service)
             self.assertEqual((info.ranks, info.device), (2, GPU))
+            service.wait_log("the ranks' GPUs exchange through NCCL 2.28.9")
             self.check(service, [(case_of("01"), "full"), (case_of("01"), "avl50")])
+
+    def test_2_ranks_without_nccl(self):
+        """Through host memory: when asked to, and when the ranks share a GPU; unless NCCL is insisted on."""
+        with start("--device", "cuda", "--tp", "2", "--exchange", "host", gpus=2) as service:
+            self.check(service, [(case_of("01"), "avl50")])
+            self.assertNotIn("NCCL", service.log)
+        with start("--device", "cuda", "--tp", "2", gpus=1) as service:
+            service.wait_log("the ranks exchange through host memory: ranks 0 and 1 share one GPU")
+        service = start("--device", "cuda", "--tp", "2", "--exchange", "nccl", gpus=1, wait=False)
+        self.assertEqual(service.process.wait(300), 1, service.log)
+        service.wait_log("ranks 0 and 1 share one GPU", timeout=10)
 
     def test_evicted_text(self):
         """Text of prompt and answer evicted head by head: as the CPU backend does it in the same service."""

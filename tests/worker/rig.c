@@ -45,10 +45,27 @@ static void require(avl_status_t status, const char *what) {
         fail_msg("%s: %s: %s", what, avl_status_name(status), avl_status_detail());
 }
 
+static avl_status_t watch_peers(void *context, int64_t waited_ns) {
+    rank_t *rank = context;
+    return avl_group_watch_gpus(rank->group, waited_ns);
+}
+
+/* As a worker does it where ranks have GPUs. */
+static avl_status_t join_gpus(rank_t *rank) {
+    if (rank->device->stream == NULL || rank->rig->options.ranks == 1)
+        return AVL_OK;
+    avl_group_gpu_t gpu = {.stream = rank->device->stream};
+    memcpy(gpu.id, rank->device->gpu_id, sizeof gpu.id);
+    rank->device->watch = watch_peers;
+    rank->device->watch_context = rank;
+    return avl_group_join_gpus(rank->group, &gpu);
+}
+
 static avl_status_t open_rank(rank_t *rank) {
     const rig_options_t *options = &rank->rig->options;
     const avl_config_t *config = &rank->rig->config;
     AVL_TRY(avl_device_open_cpu(options->threads > 0 ? options->threads : 1, NULL, &rank->device));
+    AVL_TRY(join_gpus(rank));
     AVL_TRY(avl_weights_open(rank->rig->model_path, &rank->weights));
     avl_model_options_t model = avl_engine_model_options(config, &options->limits, options->dtype);
     AVL_TRY(
@@ -73,6 +90,7 @@ static void close_rank(rank_t *rank) {
     avl_engine_destroy(rank->engine);
     avl_model_destroy(rank->model);
     avl_weights_close(rank->weights);
+    avl_group_leave_gpus(rank->group);
     if (rank->device != NULL)
         avl_device_close(rank->device);
 }

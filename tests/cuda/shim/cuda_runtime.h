@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "tests/cuda/shim/shim.h"
+#include "tests/cuda/shim/stream.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define AVL_SHIM_ASAN 1
@@ -187,6 +188,7 @@ typedef enum cudaError {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
+    cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
 } cudaError_t;
 typedef enum cudaMemcpyKind {
@@ -203,8 +205,12 @@ typedef struct avl_shim_stream *cudaStream_t;
 typedef struct avl_shim_event *cudaEvent_t;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 
+struct cudaUUID_t {
+    char bytes[16];
+};
 struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     int major, minor;
     int multiProcessorCount;
     size_t sharedMemPerBlockOptin;
@@ -220,6 +226,8 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+/* There is no time here: who asks gets it done, but for what others have to do first. */
+cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventCreate(cudaEvent_t *event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
@@ -227,6 +235,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaMalloc(void **memory, size_t bytes);
 cudaError_t cudaFree(void *memory);
 cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags);
@@ -242,12 +251,6 @@ static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int
 
 /* ---- launching ---- */
 
-/* Work on a stream: run, then deleted. */
-struct avl_shim_task {
-    avl_shim_task *next = nullptr;
-    void (*run)(avl_shim_task *self) = nullptr;
-    void (*destroy)(avl_shim_task *self) = nullptr;
-};
 void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task);
 /* Calls body(context) as every thread of the grid. */
 void avl_shim_run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void *),

@@ -4,11 +4,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "tests/cuda/shim/engine.h"
 
 enum { ALIGNMENT = 256, THREADS_MAX = 1024, GRID_YZ_MAX = 65535 };
 
+static const useconds_t not_ready_us = 200;
 static const size_t total_bytes = (size_t)1 << 30;
 static const size_t shared_bytes_max = 227 << 10;  /* of an H200 */
 static const size_t shared_bytes_plain = 48 << 10; /* without cudaFuncSetAttribute */
@@ -56,12 +58,6 @@ static pthread_mutex_t allocations_lock = PTHREAD_MUTEX_INITIALIZER;
 static allocation_t *allocations;
 static int64_t allocation_count;
 static size_t allocated_bytes;
-
-struct avl_shim_stream {
-    avl_shim_stream *next;
-    avl_shim_task *first, *last;
-    uint64_t enqueued, done;
-};
 
 struct avl_shim_event {
     avl_shim_stream *stream;
@@ -115,6 +111,8 @@ const char *cudaGetErrorString(cudaError_t error) {
         return "out of memory";
     case cudaErrorInvalidConfiguration:
         return "invalid configuration argument";
+    case cudaErrorNotReady:
+        return "device not ready";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
     case cudaErrorLaunchFailure:
@@ -147,9 +145,11 @@ cudaError_t cudaSetDevice(int device) {
     return result(cudaSuccess);
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     *properties = cudaDeviceProp{};
     snprintf(properties->name, sizeof properties->name, "execution shim");
+    memcpy(properties->uuid.bytes, "GPU", 4);
+    properties->uuid.bytes[15] = (char)device;
     properties->major = 8;
     properties->multiProcessorCount = 4;
     properties->sharedMemPerBlockOptin = shared_bytes_max;
@@ -165,6 +165,16 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 }
 
 /* ---- streams ---- */
+
+static int is_first_ready(const avl_shim_stream *stream) {
+    avl_shim_task *task = stream->first;
+    if (task->is_ready == nullptr || fault != cudaSuccess)
+        return 1;
+    open_arena(1);
+    int is_ready = task->is_ready(task);
+    open_arena(0);
+    return is_ready;
+}
 
 static void run_first(avl_shim_stream *stream) {
     avl_shim_task *task = stream->first;
@@ -182,8 +192,24 @@ static void run_first(avl_shim_stream *stream) {
 }
 
 static void run_until(avl_shim_stream *stream, uint64_t position) {
-    while (stream->done < position)
+    while (stream->done < position) {
+        if (is_first_ready(stream))
+            run_first(stream);
+        else
+            usleep(not_ready_us);
+    }
+}
+
+static cudaError_t query(avl_shim_stream *stream, uint64_t position) {
+    while (stream->done < position) {
+        if (!is_first_ready(stream)) {
+            usleep(not_ready_us); /* who asks in a loop leaves the processor to the others */
+            return cudaErrorNotReady;
+        }
         run_first(stream);
+    }
+    waits++; /* like one that slept until then */
+    return result(cudaSuccess);
 }
 
 void avl_shim_enqueue(cudaStream_t stream, avl_shim_task *task) {
@@ -246,6 +272,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     *stream = (cudaStream_t)calloc(1, sizeof **stream);
     if (*stream == nullptr)
         return result(cudaErrorMemoryAllocation);
+    (*stream)->enqueue = avl_shim_enqueue;
     (*stream)->next = streams;
     streams = *stream;
     return cudaSuccess;
@@ -267,6 +294,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     waits++;
     run_until(stream, stream->enqueued);
     return result(cudaSuccess);
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    return query(stream, stream->enqueued);
 }
 
 static void synchronize_all(void) {
@@ -306,6 +337,10 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (event->stream != nullptr)
         run_until(event->stream, event->position);
     return result(cudaSuccess);
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    return event->stream != nullptr ? query(event->stream, event->position) : result(cudaSuccess);
 }
 
 /* ---- memory ---- */
