@@ -242,11 +242,10 @@ EXPORT int ncclCommDestroy(avl_nccl_comm *comm) {
 
 /* What is enqueued still refers to it. */
 EXPORT int ncclCommAbort(avl_nccl_comm *comm) {
-    static thread_local avl_nccl_comm *aborted;
+    static std::atomic<avl_nccl_comm *> aborted;
     comm->is_aborted = 1;
     shm_unlink(comm->name);
-    comm->next = aborted;
-    aborted = comm;
+    comm->next = aborted.exchange(comm); /* and so it is no leak */
     return AVL_NCCL_SUCCESS;
 }
 
