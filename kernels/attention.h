@@ -86,9 +86,13 @@ typedef struct avl_decode_sequence {
      * each KV head. */
     float *visual_weights;
     int weights_by_head;
-    /* 0, or: every KV head has visual rows of its own, head g the row_count ones from
-     * spans[VISUAL].rows + g * visual_stride on: at least row_count, and no visual_weights. */
-    int32_t visual_stride;
+    /* 0, or: every KV head reads visual rows of its own, the `visual_keep` of the span (at least as
+     * long) with the largest sums, over the head's query heads on this rank, of their softmax over
+     * the span; equal sums by lower index, NaN last; sums that only rounding tells apart in any
+     * order. Of the others it reads keys alone. No visual_weights then. */
+    int32_t visual_keep;
+    int32_t *visual_places; /* NULL, or with visual_keep i32 [Hk, visual_keep]: their ascending
+                             * indices in the span */
     /* NULL, or f32 [Hq, 2]: each query head's largest logit, and the sum of weights relative to it:
      * a row's softmax weight is exp(logit - largest) / sum. */
     float *totals;
@@ -97,8 +101,18 @@ typedef struct avl_decode_sequence {
     int32_t text_first;
 } avl_decode_sequence_t;
 
-/* One query row per sequence. `output` may be NULL when only visual_weights are wanted (A-VL's pass
- * after prefill). query, output: as above;  sequences: HOST array [sequence_count] Numbers: as
+/* Rows that each KV head attends to, of the visual span and of all. */
+static inline int32_t avl_decode_visual_rows(const avl_decode_sequence_t *sequence) {
+    return sequence->visual_keep > 0 ? sequence->visual_keep
+                                     : sequence->spans[AVL_SPAN_VISUAL].row_count;
+}
+static inline int64_t avl_decode_rows(const avl_decode_sequence_t *sequence) {
+    return (int64_t)sequence->spans[AVL_SPAN_SYSTEM].row_count + avl_decode_visual_rows(sequence) +
+           sequence->spans[AVL_SPAN_TEXT].row_count;
+}
+
+/* One query row per sequence. `output` may be NULL when only weights or places are wanted (A-VL's
+ * pass after prefill). query, output: as above;  sequences: HOST array [sequence_count] Numbers: as
  * avl_attention; weights f32, |got - ref| <= 1e-5 per head. Results are the same for the same spans
  * whatever else is in the call and however many threads there are. */
 typedef struct avl_decode_attention_args {

@@ -8,7 +8,7 @@
 #include "kernels/diversity.h"
 #include "kernels/elementwise.h"
 #include "kernels/lists.h"
-#include "worker/step_core.h"
+#include "worker/mass.h"
 #include "worker/text_rank.h"
 #include "worker/visual_store.h"
 
@@ -17,7 +17,7 @@ struct avl_attend {
     float scale;
     avl_selection_t *selection;
     avl_text_rank_t *text_rank;
-    avl_step_core_t *step_core;
+    avl_mass_t *mass;
     avl_run_t *runs; /* [runs_max] */
     int run_count;
     int32_t rows;
@@ -34,7 +34,6 @@ struct avl_attend {
     avl_selection_item_t *items;      /* [runs_max] */
     const avl_run_t **item_runs;      /* [runs_max] */
     float *row_scores;                /* device: one row's weights over visual rows */
-    float *host_scores;               /* the same memory when the device is the host */
     avl_publish_item_t *pieces;       /* [3 * runs_max + 2] of lists that grew in this layer */
     int piece_count;
     int item_count;
@@ -49,7 +48,7 @@ static size_t choices_max(const avl_attend_options_t *options) {
 
 int64_t avl_attend_bytes(const avl_attend_options_t *options) {
     return avl_selection_bytes(options->scores_max) + avl_text_rank_bytes(options) +
-           avl_step_core_bytes(options) + options->sequence_scores_max * (int64_t)sizeof(float) +
+           avl_mass_bytes(options) + options->sequence_scores_max * (int64_t)sizeof(float) +
            (int64_t)(options->layer_count + 1) * options->rows_max * (int64_t)sizeof(int32_t) +
            (int64_t)(choices_max(options) * sizeof(avl_choose_item_t));
 }
@@ -90,14 +89,9 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
                      options->device, (size_t)options->sequence_scores_max * sizeof(float),
                      "attention scores of a row", &memory),
                  err_destroy);
-    attend->row_scores = attend->host_scores = memory;
+    attend->row_scores = memory;
     attend->device_positions = attend->positions;
     if (!options->device->is_host) {
-        attend->host_scores = NULL;
-        AVL_TRY_GOTO(status,
-                     avl_alloc((size_t)options->sequence_scores_max, sizeof(float),
-                               "attention scores of a row", &attend->host_scores),
-                     err_destroy);
         AVL_TRY_GOTO(status,
                      options->device->ops->allocate(options->device, slots * sizeof(int32_t),
                                                     "slots of a step", &memory),
@@ -110,7 +104,7 @@ avl_status_t avl_attend_create(const avl_attend_options_t *options, avl_attend_t
         attend->device_positions = memory;
     }
     AVL_TRY_GOTO(status, avl_text_rank_create(options, &attend->text_rank), err_destroy);
-    AVL_TRY_GOTO(status, avl_step_core_create(options, &attend->step_core), err_destroy);
+    AVL_TRY_GOTO(status, avl_mass_create(options, &attend->mass), err_destroy);
     AVL_TRY_GOTO(status,
                  avl_selection_create(options->device, options->group, options->scores_max,
                                       options->runs_max, &attend->selection),
@@ -127,11 +121,9 @@ void avl_attend_destroy(avl_attend_t *attend) {
         return;
     avl_selection_destroy(attend->selection);
     avl_text_rank_destroy(attend->text_rank);
-    avl_step_core_destroy(attend->step_core);
+    avl_mass_destroy(attend->mass);
     if (attend->device_slots != NULL && attend->device_slots != attend->slots)
         attend->options.device->ops->release(attend->options.device, attend->device_slots);
-    if (attend->host_scores != attend->row_scores)
-        free(attend->host_scores);
     if (attend->row_scores != NULL)
         attend->options.device->ops->release(attend->options.device, attend->row_scores);
     if (attend->device_positions != NULL && attend->device_positions != attend->positions)
@@ -371,9 +363,9 @@ static float *weights_of(const avl_attend_t *attend, const avl_run_t *run) {
 }
 
 /* What the run's decode row attends to, run `index` of the step. Where each KV head chooses its
- * core, the visual span is the store, and *keep_p of its rows will be read, else 0. */
+ * core, the visual span is the store. */
 static avl_decode_sequence_t decode_of(const avl_attend_t *attend, const avl_run_t *run, int index,
-                                       int layer, int32_t *keep_p) {
+                                       int layer) {
     avl_sequence_t *sequence = run->sequence;
     const avl_sequence_shape_t *shape = &sequence->shape;
     avl_decode_sequence_t decode = {.query_row = run->first_row};
@@ -384,73 +376,40 @@ static avl_decode_sequence_t decode_of(const avl_attend_t *attend, const avl_run
     *visual = avl_visual_store_span(sequence, layer, sequence->decode_steps + 1,
                                     visible_first(attend, run->first_position), &hidden);
     decode.visual_weights = weights_of(attend, run);
-    *keep_p = 0;
     if (shape->core_in_step && shape->core_rows == 0)
         visual->row_count = 0;
     else if (shape->core_in_step && shape->core_rows < visual->row_count)
-        *keep_p = shape->core_rows;
-    sequence->computed_halves += visual->row_count + (*keep_p > 0 ? *keep_p : visual->row_count);
+        decode.visual_keep = shape->core_rows;
+    sequence->computed_halves += visual->row_count + avl_decode_visual_rows(&decode);
     return decode;
-}
-
-/* The first `count` of attend->decodes, with the cores of their step. */
-static avl_status_t attend_group(avl_attend_t *attend, const avl_attention_call_t *call,
-                                 int count) {
-    AVL_TRY(avl_step_core_choose(attend->step_core, call));
-    return attend_singles(attend, call, attend->decodes, count, call->output);
 }
 
 static avl_status_t attend_decodes(avl_attend_t *attend, const avl_attention_call_t *call) {
     int count = 0;
     for (int i = 0; i < attend->run_count; i++) {
-        if (!attend->runs[i].decode)
-            continue;
-        int32_t keep;
-        avl_decode_sequence_t decode = decode_of(attend, &attend->runs[i], i, call->layer, &keep);
-        if (keep > 0) {
-            if (!avl_step_core_fits(attend->step_core, decode.spans[AVL_SPAN_VISUAL].row_count)) {
-                AVL_TRY(attend_group(attend, call, count));
-                count = 0;
-            }
-            avl_step_core_add(attend->step_core, &decode, keep);
-        }
-        attend->decodes[count++] = decode;
+        if (attend->runs[i].decode)
+            attend->decodes[count++] = decode_of(attend, &attend->runs[i], i, call->layer);
     }
-    return attend_group(attend, call, count);
+    return attend_singles(attend, call, attend->decodes, count, call->output);
 }
 
 /* Where the requests that ask for it would look if they read all visual rows. */
 static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_t *call) {
-    avl_device_t *device = attend->options.device;
     for (int i = 0; i < attend->run_count; i++) {
         const avl_run_t *run = &attend->runs[i];
         avl_sequence_t *sequence = run->sequence;
-        const avl_sequence_shape_t *shape = &sequence->shape;
-        if (!run->decode || !shape->measures)
+        if (!run->decode || !sequence->shape.measures)
             continue;
         const avl_row_list_t *visual = &sequence->layers[call->layer].visual.slots;
         AVL_TRY(avl_visual_store_settle(sequence, call->layer));
-        int32_t hidden = avl_visual_store_hidden(sequence->visual_positions, visual->count,
-                                                 visible_first(attend, run->first_position));
-        avl_decode_sequence_t all = {.query_row = run->first_row,
-                                     .visual_weights = attend->row_scores + hidden};
+        int32_t visible = visible_first(attend, run->first_position);
+        int32_t hidden =
+            avl_visual_store_hidden(sequence->visual_positions, visual->count, visible);
+        avl_decode_sequence_t all = {.query_row = run->first_row};
         fill_text_spans(attend, run, call->layer, run->first_position, all.spans, &all.text_first);
         all.spans[AVL_SPAN_VISUAL] =
             (avl_row_span_t){visual->device + hidden, visual->count - hidden};
-        if (shape->core_in_step) {
-            AVL_TRY(avl_step_core_weigh(attend->step_core, call, sequence, &all, hidden,
-                                        visible_first(attend, run->first_position)));
-            continue;
-        }
-        AVL_TRY(attend_singles(attend, call, &all, 1, NULL));
-        if (!device->is_host)
-            AVL_TRY(device->ops->download(device, attend->host_scores, attend->row_scores,
-                                          (size_t)visual->count * sizeof(float)));
-        bool whole = avl_visual_store_updates(shape, sequence->decode_steps + 1);
-        avl_visual_store_weigh(sequence, call->layer, hidden, attend->host_scores + hidden,
-                               whole ? NULL
-                                     : avl_sequence_core(&sequence->layers[call->layer])->host,
-                               shape->core_rows);
+        AVL_TRY(avl_mass_add(attend->mass, call, sequence, &all, hidden, visible));
     }
     return AVL_OK;
 }

@@ -53,7 +53,6 @@ typedef struct avl_attend_options {
     /* Device memory: how much each row of the engine's features differs from the others of its
      * picture (kernels/diversity.h), there before a prompt ends that looks at it. */
     const float *distances;
-    int64_t step_scores_max; /* scores of KV heads that choose at once; a sequence may have more */
 } avl_attend_options_t;
 
 /* Bytes that create will allocate. */

@@ -10,7 +10,6 @@
 #include "worker/attend.h"
 #include "worker/coverage.h"
 #include "worker/prompt_cache.h"
-#include "worker/step_core.h"
 #include "worker/visual_store.h"
 
 /* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
@@ -176,7 +175,6 @@ static engine_sizes_t plan_sizes(const avl_engine_options_t *options) {
         .context_rows = limits->context_rows,
         .scores_max = (int64_t)limits->sequences_max * limits->context_rows,
         .sequence_scores_max = limits->context_rows,
-        .step_scores_max = AVL_STEP_CORE_SCORES,
     };
     return sizes;
 }

@@ -8,7 +8,7 @@
  * when the last row has passed the last of them; until then all visual rows stay everywhere. The
  * store never changes afterwards; the core is chosen anew after every `update_interval`-th step, or
  * is nothing that lasts: then every step begins with the whole store, and each KV head chooses
- * (worker/step_core.h).
+ * (kernels/attention.h).
  *
  * Keys are stored rotated and never rotated again: positions stay what they were. */
 #ifndef AVL_WORKER_VISUAL_STORE_H

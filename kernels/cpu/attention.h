@@ -9,8 +9,7 @@ AVL_MUST_CHECK avl_status_t avl_check_heads(const char *operation, const avl_kv_
 /* That what a row's heads need is there when they are written one by one. */
 AVL_MUST_CHECK avl_status_t avl_check_kv_heads(const avl_kv_write_args_t *args);
 
-/* Whether sequence `index` of decode attention names visual rows for every KV head as it should. */
-AVL_MUST_CHECK avl_status_t avl_check_visual_stride(const avl_decode_sequence_t *sequence,
-                                                    int index);
+/* Whether what sequence `index` of decode attention wants of its visual rows goes together. */
+AVL_MUST_CHECK avl_status_t avl_check_visual_keep(const avl_decode_sequence_t *sequence, int index);
 
 #endif

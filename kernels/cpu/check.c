@@ -90,15 +90,17 @@ avl_status_t avl_check_heads(const char *operation, const avl_kv_view_t *kv,
     return avl_check_matrix(operation, "values", kv->values, 1, kv->row_stride, row_width);
 }
 
-avl_status_t avl_check_visual_stride(const avl_decode_sequence_t *sequence, int index) {
-    int32_t stride = sequence->visual_stride;
-    AVL_CHECK_SHAPE(stride == 0 || stride >= sequence->spans[AVL_SPAN_VISUAL].row_count,
-                    "decode_attention: sequence %d has %" PRId32
-                    " visual rows for each KV head, and lists of them %" PRId32 " apart",
-                    index, sequence->spans[AVL_SPAN_VISUAL].row_count, stride);
-    AVL_CHECK_SHAPE(stride == 0 || sequence->visual_weights == NULL,
+avl_status_t avl_check_visual_keep(const avl_decode_sequence_t *sequence, int index) {
+    int32_t keep = sequence->visual_keep, rows = sequence->spans[AVL_SPAN_VISUAL].row_count;
+    AVL_CHECK_SHAPE(keep >= 0 && keep <= rows,
+                    "decode_attention: sequence %d keeps %" PRId32 " of %" PRId32 " visual rows",
+                    index, keep, rows);
+    AVL_CHECK_SHAPE(keep == 0 || sequence->visual_weights == NULL,
                     "decode_attention: sequence %d wants weights of visual rows that differ from "
                     "head to head",
+                    index);
+    AVL_CHECK_SHAPE(keep > 0 || sequence->visual_places == NULL,
+                    "decode_attention: sequence %d wants places of visual rows and keeps all",
                     index);
     return AVL_OK;
 }

@@ -1,5 +1,5 @@
-/* kernels/cpu/decode_attention.c: a decode step's attention: chunks of rows in parallel, then
- * merges, then the exported weights.
+/* kernels/cpu/decode_attention.c: a decode step's attention: where heads choose rows, the logits of
+ * all and the choices; then chunks of rows in parallel, merges, and the exported weights.
  *
  * Chunks stand at fixed places of a sequence's rows and are merged in their order, so a result
  * depends on the sequence's spans alone. Sequences go in groups whose scratch memory stays below a
@@ -8,8 +8,9 @@
 #include "kernels/cpu/check.h"
 #include "kernels/cpu/device.h"
 #include <inttypes.h>
+#include <string.h>
 
-enum { WEIGHTS_PER_ITEM = 256 };
+enum { WEIGHTS_PER_ITEM = 256, CHOICE_WORK = 8 /* multiply-adds a logit */ };
 
 static const int64_t group_floats_max = INT64_C(4) << 20;
 
@@ -22,13 +23,7 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
                                   sequence->spans[span].row_count, 0));
         rows += sequence->spans[span].row_count;
     }
-    AVL_TRY(avl_check_visual_stride(sequence, index));
-    for (int head = 1; sequence->visual_stride > 0 && head < args->kv.kv_heads; head++) {
-        const avl_row_span_t *visual = &sequence->spans[AVL_SPAN_VISUAL];
-        AVL_TRY(avl_check_indices("decode_attention", names[AVL_SPAN_VISUAL],
-                                  visual->rows + (int64_t)head * sequence->visual_stride,
-                                  visual->row_count, 0));
-    }
+    AVL_TRY(avl_check_visual_keep(sequence, index));
     AVL_CHECK_SHAPE(rows > 0 && rows <= INT32_MAX,
                     "decode_attention: sequence %d has %" PRId64 " rows", index, rows);
     AVL_CHECK_SHAPE(sequence->query_row >= 0 && sequence->query_row <= INT32_MAX,
@@ -47,15 +42,8 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
                             args->output_stride, width);
 }
 
-static int64_t sequence_rows(const avl_decode_sequence_t *sequence) {
-    int64_t rows = 0;
-    for (int span = 0; span < AVL_SPAN_COUNT; span++)
-        rows += sequence->spans[span].row_count;
-    return rows;
-}
-
 static int sequence_chunks(const avl_decode_sequence_t *sequence) {
-    return (int)avl_ceil_div(sequence_rows(sequence), AVL_DECODE_ROW_CHUNK);
+    return (int)avl_ceil_div(avl_decode_rows(sequence), AVL_DECODE_ROW_CHUNK);
 }
 
 static int64_t partial_floats(const avl_decode_attention_args_t *args,
@@ -65,15 +53,25 @@ static int64_t partial_floats(const avl_decode_attention_args_t *args,
 
 static int64_t visual_floats(const avl_decode_attention_args_t *args,
                              const avl_decode_sequence_t *sequence) {
-    if (sequence->visual_weights == NULL)
+    if (sequence->visual_weights == NULL && sequence->visual_keep == 0)
         return 0;
     return (int64_t)args->heads.query_heads * sequence->spans[AVL_SPAN_VISUAL].row_count;
 }
 
-/* One sequence of a group: where its items begin in the three passes. */
+/* As floats, whose size they have. */
+static int64_t place_floats(const avl_decode_attention_args_t *args,
+                            const avl_decode_sequence_t *sequence) {
+    return sequence->visual_places != NULL ? 0 : (int64_t)args->kv.kv_heads * sequence->visual_keep;
+}
+
+/* The passes, in their order: logits of the rows that heads choose from, their choices, chunks of
+ * the rows attended to, merges of chunks, and exported weights. */
+typedef enum pass { SCORE, CHOOSE, CHUNK, MERGE, WEIGHT, PASSES } pass_t;
+
+/* One sequence of a group: where its items begin in the passes. */
 typedef struct place {
     avl_decode_item_t item; /* the parts that all items of the sequence share */
-    int64_t first_chunk_item, first_weight_item;
+    int64_t first_items[PASSES];
 } place_t;
 
 typedef struct decode_run {
@@ -82,45 +80,97 @@ typedef struct decode_run {
     place_t *places;
     int place_count;
     int64_t head_blocks;
-    int64_t chunk_items, weight_items;
-    int64_t work;
+    int64_t items[PASSES], work[PASSES];
 } decode_run_t;
+
+/* The sequence's part of the item `*index_p` of a pass, which then counts within it. */
+static avl_decode_item_t find_item(const decode_run_t *run, pass_t pass, int64_t *index_p) {
+    int place = 0;
+    while (place + 1 < run->place_count && run->places[place + 1].first_items[pass] <= *index_p)
+        place++;
+    *index_p -= run->places[place].first_items[pass];
+    return run->places[place].item;
+}
+
+/* Item `index` of those that a sequence's `rows` rows and all KV heads are divided into. */
+static void lay_out_chunk(const decode_run_t *run, int64_t index, int64_t rows,
+                          avl_decode_item_t *item) {
+    item->chunk = (int)(index / run->head_blocks);
+    item->first_row = item->chunk * AVL_DECODE_ROW_CHUNK;
+    item->row_count = (int)avl_min64(AVL_DECODE_ROW_CHUNK, rows - item->first_row);
+    item->first_kv_head = (int)(index % run->head_blocks) * AVL_DECODE_HEAD_BLOCK;
+    item->kv_head_count =
+        (int)avl_min64(AVL_DECODE_HEAD_BLOCK, run->args->kv.kv_heads - item->first_kv_head);
+}
+
+static void score_item(void *context, int64_t index, int thread) {
+    const decode_run_t *run = context;
+    avl_decode_item_t item = find_item(run, SCORE, &index);
+    lay_out_chunk(run, index, item.sequence->spans[AVL_SPAN_VISUAL].row_count, &item);
+    run->cpu->kernels->decode_score(&item, run->cpu->thread_scratch[thread].memory);
+}
+
+static void choose_item(void *context, int64_t index, int thread) {
+    const decode_run_t *run = context;
+    avl_decode_item_t item = find_item(run, CHOOSE, &index);
+    run->cpu->kernels->decode_choose(&item, (int)index, run->cpu->thread_scratch[thread].memory);
+}
 
 static void chunk_item(void *context, int64_t index, int thread) {
     const decode_run_t *run = context;
-    int place = 0;
-    while (place + 1 < run->place_count && run->places[place + 1].first_chunk_item <= index)
-        place++;
-    avl_decode_item_t item = run->places[place].item;
-    index -= run->places[place].first_chunk_item;
-    item.chunk = (int)(index / run->head_blocks);
-    item.first_row = item.chunk * AVL_DECODE_ROW_CHUNK;
-    item.row_count =
-        (int)avl_min64(AVL_DECODE_ROW_CHUNK, sequence_rows(item.sequence) - item.first_row);
-    item.first_kv_head = (int)(index % run->head_blocks) * AVL_DECODE_HEAD_BLOCK;
-    item.kv_head_count =
-        (int)avl_min64(AVL_DECODE_HEAD_BLOCK, run->args->kv.kv_heads - item.first_kv_head);
+    avl_decode_item_t item = find_item(run, CHUNK, &index);
+    lay_out_chunk(run, index, avl_decode_rows(item.sequence), &item);
     run->cpu->kernels->decode_chunk(&item, run->cpu->thread_scratch[thread].memory);
 }
 
 static void merge_item(void *context, int64_t index, int thread) {
     const decode_run_t *run = context;
     (void)thread;
-    int heads = run->args->heads.query_heads;
-    run->cpu->kernels->decode_merge(&run->places[index / heads].item, (int)(index % heads));
+    avl_decode_item_t item = find_item(run, MERGE, &index);
+    run->cpu->kernels->decode_merge(&item, (int)index);
 }
 
 static void weight_item(void *context, int64_t index, int thread) {
     const decode_run_t *run = context;
     (void)thread;
-    int place = 0;
-    while (place + 1 < run->place_count && run->places[place + 1].first_weight_item <= index)
-        place++;
-    const avl_decode_item_t *item = &run->places[place].item;
-    int first = (int)(index - run->places[place].first_weight_item) * WEIGHTS_PER_ITEM;
-    int visual = item->sequence->spans[AVL_SPAN_VISUAL].row_count;
-    run->cpu->kernels->decode_weights(item, first,
+    avl_decode_item_t item = find_item(run, WEIGHT, &index);
+    int first = (int)index * WEIGHTS_PER_ITEM;
+    int visual = item.sequence->spans[AVL_SPAN_VISUAL].row_count;
+    run->cpu->kernels->decode_weights(&item, first,
                                       (int)avl_min64(WEIGHTS_PER_ITEM, visual - first));
+}
+
+/* Adds a sequence to every pass that it takes part in. */
+static void plan_sequence(decode_run_t *run, const avl_decode_sequence_t *sequence) {
+    place_t *place = &run->places[run->place_count++];
+    *place = (place_t){.item = {.args = run->args,
+                                .sequence = sequence,
+                                .chunk_count = sequence_chunks(sequence)}};
+    int64_t heads = run->args->heads.query_heads, width = run->args->kv.head_width;
+    int64_t visual = sequence->spans[AVL_SPAN_VISUAL].row_count;
+    int64_t items[PASSES] = {
+        [CHUNK] = run->head_blocks * place->item.chunk_count,
+        [MERGE] = heads,
+    };
+    int64_t work[PASSES] = {
+        [CHUNK] = avl_decode_rows(sequence) * heads * width,
+        [MERGE] = items[CHUNK] * width,
+    };
+    if (sequence->visual_keep > 0) {
+        items[SCORE] = run->head_blocks * avl_ceil_div(visual, AVL_DECODE_ROW_CHUNK);
+        items[CHOOSE] = run->args->kv.kv_heads;
+        work[SCORE] = visual * heads * width;
+        work[CHOOSE] = CHOICE_WORK * visual * heads;
+    }
+    if (sequence->visual_weights != NULL) {
+        items[WEIGHT] = avl_ceil_div(visual, WEIGHTS_PER_ITEM);
+        work[WEIGHT] = visual * heads;
+    }
+    for (int pass = 0; pass < PASSES; pass++) {
+        place->first_items[pass] = run->items[pass];
+        run->items[pass] += items[pass];
+        run->work[pass] += work[pass];
+    }
 }
 
 /* Adds sequences from `first` on while their scratch fits; at least one. Returns the scratch they
@@ -128,54 +178,54 @@ static void weight_item(void *context, int64_t index, int thread) {
 static int64_t plan_group(decode_run_t *run, int first) {
     int64_t floats = 0;
     run->place_count = 0;
-    run->chunk_items = run->weight_items = run->work = 0;
+    memset(run->items, 0, sizeof run->items);
+    memset(run->work, 0, sizeof run->work);
     for (int i = first; i < run->args->sequence_count; i++) {
         const avl_decode_sequence_t *sequence = &run->args->sequences[i];
-        int64_t more = partial_floats(run->args, sequence) + visual_floats(run->args, sequence);
+        int64_t more = partial_floats(run->args, sequence) + visual_floats(run->args, sequence) +
+                       place_floats(run->args, sequence);
         if (run->place_count > 0 && floats + more > group_floats_max)
             break;
-        place_t *place = &run->places[run->place_count++];
-        *place = (place_t){.item = {.args = run->args,
-                                    .sequence = sequence,
-                                    .chunk_count = sequence_chunks(sequence)},
-                           .first_chunk_item = run->chunk_items,
-                           .first_weight_item = run->weight_items};
-        run->chunk_items += run->head_blocks * place->item.chunk_count;
-        if (sequence->visual_weights != NULL)
-            run->weight_items +=
-                avl_ceil_div(sequence->spans[AVL_SPAN_VISUAL].row_count, WEIGHTS_PER_ITEM);
-        run->work += sequence_rows(sequence) * run->args->heads.query_heads;
+        plan_sequence(run, sequence);
         floats += more;
     }
-    run->work *= run->args->kv.head_width;
     return floats;
 }
 
 static avl_status_t run_group(decode_run_t *run, int64_t floats) {
+    static avl_cpu_task_t *const tasks[PASSES] = {
+        [SCORE] = score_item, [CHOOSE] = choose_item, [CHUNK] = chunk_item,
+        [MERGE] = merge_item, [WEIGHT] = weight_item,
+    };
     avl_scratch_t *scratch = &run->cpu->shared_scratch;
     AVL_TRY(avl_scratch_reserve(scratch, (size_t)floats * sizeof(float),
                                 "decode attention's partial sums"));
     float *next = scratch->memory;
     for (int i = 0; i < run->place_count; i++) {
         avl_decode_item_t *item = &run->places[i].item;
+        const avl_decode_sequence_t *sequence = item->sequence;
         item->partials = next;
-        next += partial_floats(run->args, item->sequence);
-        if (item->sequence->visual_weights != NULL)
-            item->visual_logits = next;
-        next += visual_floats(run->args, item->sequence);
+        next += partial_floats(run->args, sequence);
+        item->visual_logits = visual_floats(run->args, sequence) > 0 ? next : NULL;
+        next += visual_floats(run->args, sequence);
+        if (sequence->visual_keep > 0)
+            item->places =
+                sequence->visual_places != NULL ? sequence->visual_places : (int32_t *)next;
+        next += place_floats(run->args, sequence);
     }
-    avl_cpu_parallel(run->cpu, run->chunk_items, run->work, chunk_item, run);
-    avl_cpu_parallel(run->cpu, (int64_t)run->place_count * run->args->heads.query_heads,
-                     run->chunk_items * run->args->kv.head_width, merge_item, run);
-    avl_cpu_parallel(run->cpu, run->weight_items,
-                     run->weight_items * WEIGHTS_PER_ITEM * run->args->heads.query_heads,
-                     weight_item, run);
+    for (int pass = 0; pass < PASSES; pass++)
+        avl_cpu_parallel(run->cpu, run->items[pass], run->work[pass], tasks[pass], run);
     return AVL_OK;
 }
 
 /* A block of KV heads has at most `group` query heads for each. */
 static int block_heads(int query_heads, int group) {
     return (int)avl_min64(query_heads, (int64_t)group * AVL_DECODE_HEAD_BLOCK);
+}
+
+/* A thread's scratch for a choice: weights and exponentials. */
+static size_t choice_bytes(int64_t rows) {
+    return 2 * (size_t)rows * sizeof(float);
 }
 
 static avl_status_t reserve_places(avl_cpu_device_t *cpu, int sequences) {
@@ -191,10 +241,16 @@ avl_status_t avl_cpu_decode_attention(avl_device_t *device,
         avl_check_array("decode_attention", "sequences", args->sequences, args->sequence_count));
     if (args->heads.query_heads == 0 || args->sequence_count == 0)
         return AVL_OK;
-    for (int i = 0; i < args->sequence_count; i++)
+    int64_t chosen_from = 0;
+    for (int i = 0; i < args->sequence_count; i++) {
         AVL_TRY(check_sequence(args, i));
+        if (args->sequences[i].visual_keep > 0)
+            chosen_from =
+                avl_max64(chosen_from, args->sequences[i].spans[AVL_SPAN_VISUAL].row_count);
+    }
     int heads = block_heads(args->heads.query_heads, args->heads.group);
     AVL_TRY(avl_scratch_reserve_threads(cpu, avl_decode_scratch_bytes(heads)));
+    AVL_TRY(avl_scratch_reserve_threads(cpu, choice_bytes(chosen_from)));
     AVL_TRY(reserve_places(cpu, args->sequence_count));
     decode_run_t run = {.cpu = cpu,
                         .args = args,
@@ -210,8 +266,10 @@ avl_status_t avl_cpu_decode_attention(avl_device_t *device,
 /* The largest group is one sequence, or as many as stay below the bound. */
 static int64_t group_floats(const avl_attention_demand_t *demand) {
     int64_t chunks = avl_ceil_div(demand->decode_rows_max, AVL_DECODE_ROW_CHUNK);
+    avl_head_map_t heads = {demand->query_heads, demand->group, demand->group - 1};
     int64_t one =
-        demand->query_heads * (chunks * (demand->head_width + 2) + demand->decode_rows_max);
+        demand->query_heads * (chunks * (demand->head_width + 2) + demand->decode_rows_max) +
+        avl_head_map_kv_heads(&heads) * demand->decode_rows_max;
     int64_t all = one * demand->decode_sequences_max;
     return avl_max64(one, avl_min64(all, group_floats_max));
 }
@@ -223,8 +281,8 @@ avl_status_t avl_cpu_prepare_attention(avl_device_t *device, const avl_attention
     AVL_TRY(avl_scratch_reserve_threads(cpu, thread_bytes));
     if (demand->decode_rows_max > 0) {
         AVL_TRY(avl_scratch_reserve_threads(cpu, decode_bytes));
-        /* text_update looks for a quantile among a sequence's text rows */
-        AVL_TRY(avl_scratch_reserve_threads(cpu, (size_t)demand->decode_rows_max * sizeof(float)));
+        /* as much as text_update needs to look for a quantile among a sequence's text rows */
+        AVL_TRY(avl_scratch_reserve_threads(cpu, choice_bytes(demand->decode_rows_max)));
         AVL_TRY(reserve_places(cpu, demand->decode_sequences_max));
         AVL_TRY(avl_scratch_reserve(&cpu->shared_scratch,
                                     (size_t)group_floats(demand) * sizeof(float),

@@ -8,18 +8,26 @@
  * several rows at once, so that the sums are not loaded and stored for every one of them. */
 enum { PREFETCH_ROWS = 2, VALUE_ROWS = 4, CACHE_LINE_BYTES = 64 };
 
-static int64_t span_slot(const avl_decode_sequence_t *sequence, int kv_head, int64_t index) {
-    int span = 0;
-    while (index >= sequence->spans[span].row_count)
-        index -= sequence->spans[span++].row_count;
-    if (span == AVL_SPAN_VISUAL)
-        index += (int64_t)kv_head * sequence->visual_stride;
-    return sequence->spans[span].rows[index];
+/* The slots of the item's rows for one KV head. */
+static void list_slots(const avl_decode_item_t *item, int kv_head, int64_t *slots) {
+    const avl_decode_sequence_t *sequence = item->sequence;
+    const int32_t *own = item->places;
+    int64_t behind = 0; /* rows of the spans before */
+    int r = 0;
+    for (int span = 0; span < AVL_SPAN_COUNT; span++) {
+        const int32_t *rows = sequence->spans[span].rows;
+        int chooses = span == AVL_SPAN_VISUAL && own != NULL;
+        int64_t count = chooses ? sequence->visual_keep : sequence->spans[span].row_count;
+        const int32_t *places = chooses ? own + kv_head * count : NULL;
+        for (int64_t i = item->first_row + r - behind; i < count && r < item->row_count; i++)
+            slots[r++] = rows[chooses ? places[i] : i];
+        behind += count;
+    }
 }
 
 /* From one KV head's slots to the next one's: 0 where all heads read the same rows. */
 AVL_INLINE int slots_step(const avl_decode_item_t *item) {
-    return item->sequence->visual_stride > 0 ? AVL_DECODE_ROW_CHUNK : 0;
+    return item->places != NULL ? AVL_DECODE_ROW_CHUNK : 0;
 }
 
 AVL_INLINE void prefetch_bytes(const char *memory, int64_t bytes) {
@@ -65,9 +73,10 @@ static float *partial_of(const avl_decode_item_t *item, int head, int chunk) {
     return item->partials + place * (item->args->kv.head_width + 2);
 }
 
-/* logits[head - first_head][row] for every row and query head of the item. */
-AVL_INLINE void chunk_logits(const avl_decode_item_t *item, const int64_t *slots, float *logits,
-                             const avl_dtype_t dtype) {
+/* logits[head - first_head][row], `stride` apart, for rows [begin, end) of the item and all its
+ * query heads. */
+AVL_INLINE void row_logits(const avl_decode_item_t *item, const int64_t *slots, int begin, int end,
+                           float *logits, int64_t stride, const avl_dtype_t dtype) {
     const avl_decode_attention_args_t *args = item->args;
     const avl_kv_view_t *kv = &args->kv;
     int64_t width = kv->head_width, element = (int64_t)avl_dtype_bytes(dtype);
@@ -76,22 +85,85 @@ AVL_INLINE void chunk_logits(const avl_decode_item_t *item, const int64_t *slots
         (const char *)args->query + item->sequence->query_row * args->query_stride * element;
     const char *keys = (const char *)kv->keys + item->first_kv_head * width * element;
     int64_t row_bytes = kv->row_stride * element;
-    int step = slots_step(item);
-    for (int r = 0; r < item->row_count; r++) {
-        const int64_t *own = slots + r, *ahead = slots + next_row(r, item->row_count);
+    for (int r = begin; r < end; r++) {
+        const char *row = keys + slots[r] * row_bytes;
+        const char *ahead = keys + slots[next_row(r, end)] * row_bytes;
         int q = first_head;
-        for (int h = 0; h < item->kv_head_count; h++, own += step, ahead += step) {
-            const char *key = keys + *own * row_bytes + h * width * element;
-            prefetch_bytes(keys + *ahead * row_bytes + h * width * element, width * element);
-            int end = first_query_head(&args->heads, item->first_kv_head + h + 1);
-            for (; q < end; q++) {
+        for (int h = 0; h < item->kv_head_count; h++) {
+            const char *key = row + h * width * element;
+            prefetch_bytes(ahead + h * width * element, width * element);
+            int last = first_query_head(&args->heads, item->first_kv_head + h + 1);
+            for (; q < last; q++) {
                 const char *head = query + q * width * element;
                 float dot = dtype == AVL_DTYPE_F32
                                 ? dot_f32((const float *)head, (const float *)key, width)
                                 : dot_bf16((const uint16_t *)head, (const uint16_t *)key, width);
-                logits[(int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK + r] = dot * args->scale;
+                logits[(int64_t)(q - first_head) * stride + r] = dot * args->scale;
             }
         }
+    }
+}
+
+static void find_logits(const avl_decode_item_t *item, const int64_t *slots, int begin, int end,
+                        float *logits, int64_t stride) {
+    if (item->args->kv.dtype == AVL_DTYPE_F32)
+        row_logits(item, slots, begin, end, logits, stride, AVL_DTYPE_F32);
+    else
+        row_logits(item, slots, begin, end, logits, stride, AVL_DTYPE_BF16);
+}
+
+static void decode_score(const avl_decode_item_t *item, void *scratch) {
+    const avl_row_span_t *visual = &item->sequence->spans[AVL_SPAN_VISUAL];
+    int64_t *slots = scratch;
+    for (int r = 0; r < item->row_count; r++)
+        slots[r] = visual->rows[item->first_row + r];
+    int64_t first_head = first_query_head(&item->args->heads, item->first_kv_head);
+    find_logits(item, slots, 0, item->row_count,
+                item->visual_logits + first_head * visual->row_count + item->first_row,
+                visual->row_count);
+}
+
+/* weights += softmax of the logits. */
+static void add_softmax(const float *logits, int count, float *exponentials, float *weights) {
+    float largest = -INFINITY;
+    avl_vf_t sum = {0};
+    for (int i = 0; i < count; i++)
+        largest = logits[i] > largest ? logits[i] : largest;
+    for (int i = 0; i < count; i += AVL_LANES) {
+        int rest = count - i;
+        avl_vf_t logit = rest < AVL_LANES ? avl_v_set(-INFINITY) : avl_v_load(logits + i);
+        if (rest < AVL_LANES)
+            memcpy(&logit, logits + i, (size_t)rest * sizeof *logits);
+        avl_vf_t weight = avl_v_exp(logit - largest);
+        avl_v_store_any(exponentials, i, weight, rest, AVL_DTYPE_F32);
+        sum += weight;
+    }
+    float inverse = 1.0f / avl_v_sum(sum);
+    for (int i = 0; i < count; i++)
+        weights[i] += exponentials[i] * inverse;
+}
+
+/* One query head alone orders rows by its logits as by their weights. */
+static void decode_choose(const avl_decode_item_t *item, int kv_head, float *scratch) {
+    const avl_head_map_t *heads = &item->args->heads;
+    int32_t keep = item->sequence->visual_keep;
+    int64_t count = item->sequence->spans[AVL_SPAN_VISUAL].row_count;
+    int32_t *places = item->places + (int64_t)kv_head * keep;
+    int begin = first_query_head(heads, kv_head), end = first_query_head(heads, kv_head + 1);
+    const float *scores = scratch;
+    if (end - begin == 1) {
+        scores = item->visual_logits + begin * count;
+    } else {
+        memset(scratch, 0, (size_t)count * sizeof *scratch);
+        for (int head = begin; head < end; head++)
+            add_softmax(item->visual_logits + head * count, (int)count, scratch + count, scratch);
+    }
+    choose_best(&(avl_choose_item_t){
+        .scores = scores, .count = (int32_t)count, .keep = keep, .indices = places});
+    for (int head = begin; head < end; head++) {
+        float *logits = item->visual_logits + head * count;
+        for (int32_t i = 0; i < keep; i++) /* places[i] >= i */
+            logits[i] = logits[places[i]];
     }
 }
 
@@ -111,8 +183,7 @@ static void keep_visual_logits(const avl_decode_item_t *item, int head, const fl
 static void hide_text(const avl_decode_item_t *item, int head, const int64_t *slots,
                       float *logits) {
     const avl_decode_attention_args_t *args = item->args;
-    int64_t text = (int64_t)item->sequence->spans[AVL_SPAN_SYSTEM].row_count +
-                   item->sequence->spans[AVL_SPAN_VISUAL].row_count;
+    int64_t text = avl_decode_rows(item->sequence) - item->sequence->spans[AVL_SPAN_TEXT].row_count;
     int kv_head = (head + args->heads.query_head_offset) / args->heads.group;
     for (int r = (int)avl_max64(text - item->first_row, 0); r < item->row_count; r++) {
         if (args->text_positions[avl_row_place(slots[r], kv_head, args->kv.kv_heads)] <
@@ -200,24 +271,41 @@ AVL_INLINE void chunk_values(const avl_decode_item_t *item, const int64_t *slots
         values_of_rows(item, slots, weights, r, dtype, 1);
 }
 
+/* The chunk's logits: those of chosen rows are there already. */
+static void chunk_logits(const avl_decode_item_t *item, const int64_t *slots, float *logits) {
+    const avl_decode_sequence_t *sequence = item->sequence;
+    const avl_head_map_t *heads = &item->args->heads;
+    int64_t system = sequence->spans[AVL_SPAN_SYSTEM].row_count;
+    int64_t count = item->row_count, first = item->first_row;
+    int64_t begin = 0, end = 0; /* the chosen rows */
+    if (item->places != NULL) {
+        begin = avl_min64(avl_max64(system - first, 0), count);
+        end = avl_min64(avl_max64(system + sequence->visual_keep - first, 0), count);
+    }
+    find_logits(item, slots, 0, (int)begin, logits, AVL_DECODE_ROW_CHUNK);
+    find_logits(item, slots, (int)end, (int)count, logits, AVL_DECODE_ROW_CHUNK);
+    if (begin == end)
+        return;
+    int q = first_query_head(heads, item->first_kv_head);
+    int last = first_query_head(heads, item->first_kv_head + item->kv_head_count);
+    int64_t visual = sequence->spans[AVL_SPAN_VISUAL].row_count;
+    for (; q < last; q++, logits += AVL_DECODE_ROW_CHUNK)
+        memcpy(logits + begin, item->visual_logits + q * visual + first + begin - system,
+               (size_t)(end - begin) * sizeof *logits);
+}
+
 static void decode_chunk(const avl_decode_item_t *item, void *scratch) {
     const avl_decode_attention_args_t *args = item->args;
     int64_t *slots = scratch;
     float *logits = (float *)(slots + AVL_DECODE_ROW_CHUNK * AVL_DECODE_HEAD_BLOCK);
-    for (int h = 0; h < (slots_step(item) > 0 ? item->kv_head_count : 1); h++) {
-        for (int r = 0; r < item->row_count; r++)
-            slots[h * AVL_DECODE_ROW_CHUNK + r] =
-                span_slot(item->sequence, item->first_kv_head + h, item->first_row + r);
-    }
-    if (args->kv.dtype == AVL_DTYPE_F32)
-        chunk_logits(item, slots, logits, AVL_DTYPE_F32);
-    else
-        chunk_logits(item, slots, logits, AVL_DTYPE_BF16);
+    for (int h = 0; h < (item->places != NULL ? item->kv_head_count : 1); h++)
+        list_slots(item, item->first_kv_head + h, slots + h * AVL_DECODE_ROW_CHUNK);
+    chunk_logits(item, slots, logits);
     int first_head = first_query_head(&args->heads, item->first_kv_head);
     int end_head = first_query_head(&args->heads, item->first_kv_head + item->kv_head_count);
     for (int q = first_head; q < end_head; q++) {
         float *row = logits + (int64_t)(q - first_head) * AVL_DECODE_ROW_CHUNK;
-        if (item->visual_logits != NULL)
+        if (item->sequence->visual_weights != NULL)
             keep_visual_logits(item, q, row);
         if (item->sequence->text_first > 0)
             hide_text(item, q, slots, row);

@@ -43,6 +43,7 @@ typedef struct avl_decode_item {
     int chunk, chunk_count;
     float *partials; /* [Hq][chunk_count][D + 2]: weighted values, largest logit, sum of weights */
     float *visual_logits; /* NULL, or [Hq][spans[VISUAL].row_count] */
+    int32_t *places;      /* with visual_keep, [Hk][visual_keep]: indices in the visual span */
 } avl_decode_item_t;
 
 /* One instruction set. Every function computes one item and may be called from any thread. */
@@ -69,12 +70,19 @@ typedef struct avl_cpu_kernels {
     void (*attention)(const avl_attention_args_t *args, const avl_attention_sequence_t *sequence,
                       int head, int first, int count, void *scratch);
     /* scratch: avl_decode_scratch_bytes(...) */
+    /* Where heads choose: first visual_logits for all rows of the span (first_row counts in it),
+     * then one KV head's places, and its logits moved to the front of visual_logits in their order.
+     * Scratch there: f32 [2, spans[VISUAL].row_count]. */
+    void (*decode_score)(const avl_decode_item_t *item, void *scratch);
+    void (*decode_choose)(const avl_decode_item_t *item, int kv_head, float *scratch);
     void (*decode_chunk)(const avl_decode_item_t *item, void *scratch);
     /* Merges the chunks of one head in their order; leaves the head's largest logit and sum of
      * weights in chunk 0. */
     void (*decode_merge)(const avl_decode_item_t *item, int head);
     /* visual_weights[first .. first + count) from the logits and what decode_merge left. */
     void (*decode_weights)(const avl_decode_item_t *item, int first, int count);
+    /* What avl_choose does for one list. */
+    void (*choose)(const avl_choose_item_t *item);
     /* Weights of one item's rows for the query heads of one KV head of this rank. */
     void (*text_weights)(const avl_text_weights_args_t *args, const avl_text_row_t *row,
                          int kv_head);

@@ -4,6 +4,8 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/vector.h"
 
+#include "kernels/cpu/select.inc.h" /* decode attention chooses */
+
 #include "kernels/cpu/attention.inc.h"
 #include "kernels/cpu/decode_attention.inc.h"
 #include "kernels/cpu/elementwise.inc.h"
@@ -26,8 +28,11 @@ const avl_cpu_kernels_t AVL_ISA_TABLE = {
     .embed = embed_row,
     .argmax = argmax_row,
     .attention = attention_block,
+    .decode_score = decode_score,
+    .decode_choose = decode_choose,
     .decode_chunk = decode_chunk,
     .decode_merge = decode_merge,
     .decode_weights = decode_weights,
+    .choose = choose_best,
     .text_weights = text_weights,
 };

@@ -171,6 +171,33 @@ AVL_INLINE avl_vf_t avl_v_select(avl_vi_t mask, avl_vf_t yes, avl_vf_t no) {
     return (avl_vf_t)((mask & (avl_vi_t)yes) | (~mask & (avl_vi_t)no));
 }
 
+/* A bit for every lane of a comparison's result, the first lane's lowest. */
+AVL_INLINE uint32_t avl_v_bits(avl_vi_t mask) {
+#if defined(__AVX512DQ__)
+    return (uint32_t)_mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__)
+    return (uint32_t)_mm_movemask_ps((__m128)mask);
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < AVL_LANES; i++)
+        bits |= (uint32_t)(mask[i] & 1) << i;
+    return bits;
+#endif
+}
+
+AVL_INLINE int32_t avl_v_count(avl_vi_t value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)value);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < AVL_LANES; i++)
+        sum += value[i];
+    return sum;
+#endif
+}
+
 /* The second when either is a NaN, on every instruction set. */
 AVL_INLINE avl_vf_t avl_v_max(avl_vf_t a, avl_vf_t b) {
 #if defined(__AVX512F__)

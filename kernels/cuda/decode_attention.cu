@@ -5,14 +5,16 @@
  * weighted values, largest logit and sum of weights; the block that ends last for its sequence and
  * heads merges the chunks in their order. Chunks stand at fixed places, so a result depends on the
  * sequence's spans alone, and one launch serves the batch. When weights are wanted, raw logits of
- * the visual rows are kept, and a second small kernel turns them into weights.
+ * the visual rows are kept, and a second small kernel turns them into weights. Where KV heads
+ * choose their visual rows, two launches go before: one keeps the logits of all, as chunks; in the
+ * other a block a sequence and KV head chooses, and moves the logits of the chosen rows together,
+ * so that no key is read twice.
  *
  * Two forms: 16-byte loads for bf16 and f16 heads of a multiple of 8 up to 256, aligned; a plain
  * one for the rest. */
 #include <inttypes.h>
 
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/numbers.h"
+#include "kernels/cuda/decode_choice.h"
 
 /* tools/gpu-check measures other values, too. */
 #ifndef AVL_DECODE_CHUNK
@@ -27,7 +29,6 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / AVL_WARP;
 constexpr int CHUNK = AVL_DECODE_CHUNK;   /* rows a block: 128 KB of cache at 128 wide bf16 heads */
-constexpr int INLINE_ENTRIES = 24;        /* travel in the launch's parameters, of 4 KB at most */
 constexpr int UNROLL = AVL_DECODE_UNROLL; /* rows under way for every thread */
 constexpr int VECTOR = 8;                 /* 16-bit numbers of a 16-byte load */
 constexpr int VECTOR_WIDTH_MAX = 256;
@@ -37,68 +38,42 @@ constexpr int GRID_YZ_MAX = 65535;
 
 static const int64_t scratch_floats_max = INT64_C(16) << 20;
 
-/* One sequence, as the GPU sees it. */
-typedef struct entry {
-    int64_t query_row;
-    const int32_t *rows[AVL_SPAN_COUNT];
-    int32_t counts[AVL_SPAN_COUNT];
-    int32_t chunks;
-    int32_t text_first;      /* text rows that stand before it are not seen */
-    int32_t visual_stride;   /* from one KV head's visual rows to the next one's, or 0 */
-    int32_t weights_by_head; /* weights are [Hk][counts[VISUAL]] */
-    float *partials; /* [chunks][Hq][D + 2]: weighted values, largest logit, sum of weights */
-    float *totals;   /* [Hq][2]: largest logit, sum of weights */
-    float *logits;   /* NULL, or [Hq][counts[VISUAL]] */
-    float *weights;  /* with logits: where the result goes */
-} entry_t;
-
-typedef struct params {
-    const void *query;
-    int64_t query_stride;
-    avl_kv_view_t kv;
-    avl_head_map_t heads;
-    void *output;
-    int64_t output_stride;
-    float scale;
-    const int32_t *text_positions;
-    int passes;             /* blocks that share a KV head */
-    int *counters;          /* [sequence][gridDim.x] */
-    const entry_t *entries; /* NULL: in `inlined` */
-    entry_t inlined[INLINE_ENTRIES];
-} params_t;
-
 /* What a block works on. */
 typedef struct task {
     const entry_t *entry;
     int chunk, rows;      /* rows of this chunk */
+    int stored, computed; /* logits of rows [stored, computed) are there already */
     int head, head_count; /* query heads */
     int kv_head;
 } task_t;
-
-__device__ __forceinline__ const entry_t *entry_of(const params_t &params, unsigned sequence) {
-    return params.entries != nullptr ? params.entries + sequence : params.inlined + sequence;
-}
-
-/* First query head of this rank that reads KV head `kv_head` or a later one. */
-__device__ __forceinline__ int first_query_head(const avl_head_map_t &heads, int kv_head) {
-    int64_t head = (int64_t)kv_head * heads.group - heads.query_head_offset;
-    head = head < 0 ? 0 : head;
-    return (int)(head > heads.query_heads ? heads.query_heads : head);
-}
 
 __device__ __forceinline__ int64_t row_total(const entry_t *entry) {
     return (int64_t)entry->counts[0] + entry->counts[1] + entry->counts[2];
 }
 
-/* Returns whether the block has work; the same for all its threads. */
-__device__ __forceinline__ int find_task(const params_t &params, int heads_per_block,
+/* The place of row `index` in the chunk, or the nearest there is. */
+__device__ __forceinline__ int in_chunk(const task_t &task, int64_t index) {
+    index -= (int64_t)task.chunk * CHUNK;
+    return (int)(index < 0 ? 0 : index > task.rows ? task.rows : index);
+}
+
+/* Returns whether the block has work; the same for all its threads. `scores`: all rows of the
+ * visual span in place of those attended to. */
+__device__ __forceinline__ int find_task(const params_t &params, int heads_per_block, int scores,
                                          task_t *task) {
-    task->entry = entry_of(params, blockIdx.z);
+    const entry_t *entry = entry_of(params, blockIdx.z);
+    task->entry = entry;
     task->chunk = (int)blockIdx.y;
-    if (task->chunk >= task->entry->chunks)
+    int64_t rest = scores ? entry->visual_rows : row_total(entry);
+    rest -= (int64_t)task->chunk * CHUNK;
+    if (rest <= 0 || (scores && entry->places == nullptr))
         return 0;
-    int64_t rest = row_total(task->entry) - (int64_t)task->chunk * CHUNK;
     task->rows = rest < CHUNK ? (int)rest : CHUNK;
+    int64_t system = entry->counts[AVL_SPAN_SYSTEM];
+    int has_stored = !scores && entry->places != nullptr;
+    task->stored = has_stored ? in_chunk(*task, system) : task->rows;
+    task->computed =
+        has_stored ? in_chunk(*task, system + entry->counts[AVL_SPAN_VISUAL]) : task->rows;
     task->kv_head = (int)blockIdx.x / params.passes;
     int end = first_query_head(params.heads, task->kv_head + 1);
     task->head = first_query_head(params.heads, task->kv_head) +
@@ -115,9 +90,26 @@ __device__ __forceinline__ void load_slots(const task_t &task, int32_t *slots) {
         int span = 0;
         while (index >= entry->counts[span])
             index -= entry->counts[span++];
-        if (span == AVL_SPAN_VISUAL)
-            index += (int64_t)task.kv_head * entry->visual_stride;
+        if (span == AVL_SPAN_VISUAL && entry->places != nullptr)
+            index = entry->places[(int64_t)task.kv_head * entry->counts[AVL_SPAN_VISUAL] + index];
         slots[r] = entry->rows[span][index];
+    }
+}
+
+/* Whether the logit of the chunk's row is still to be computed. */
+__device__ __forceinline__ int is_missing(const task_t &task, int r) {
+    return r < task.rows && (r < task.stored || r >= task.computed);
+}
+
+/* logits[h][r] of the rows whose logits are there. */
+__device__ __forceinline__ void load_stored(const task_t &task, float *logits) {
+    const entry_t *entry = task.entry;
+    int count = task.computed - task.stored;
+    int64_t first = (int64_t)task.chunk * CHUNK + task.stored - entry->counts[AVL_SPAN_SYSTEM];
+    for (int i = (int)threadIdx.x; i < count * task.head_count; i += THREADS) {
+        int h = i / count, r = i % count;
+        logits[h * CHUNK + task.stored + r] =
+            entry->chosen[(int64_t)(task.head + h) * entry->counts[AVL_SPAN_VISUAL] + first + r];
     }
 }
 
@@ -157,8 +149,8 @@ __device__ __forceinline__ void soften(const params_t &params, const task_t &tas
         int is_hidden = entry->text_first > 0 && largest == -INFINITY;
         for (int r = lane; r < task.rows; r += AVL_WARP) {
             int64_t visual = (int64_t)task.chunk * CHUNK + r - entry->counts[AVL_SPAN_SYSTEM];
-            if (entry->logits != nullptr && visual >= 0 && visual < entry->counts[AVL_SPAN_VISUAL])
-                entry->logits[(int64_t)(task.head + h) * entry->counts[AVL_SPAN_VISUAL] + visual] =
+            if (entry->weights != nullptr && visual >= 0 && visual < entry->visual_rows)
+                entry->logits[(int64_t)(task.head + h) * entry->visual_rows + visual] =
                     logits[h][r];
             float weight = is_hidden ? 0.0f : expf(logits[h][r] - largest);
             logits[h][r] = weight;
@@ -225,9 +217,10 @@ __device__ __forceinline__ void finish(const params_t &params, const task_t &tas
 
 /* ---- 16-byte loads: LANES threads a row ---- */
 
+/* logits[h * stride + r] of the rows that miss theirs. */
 template <typename T, int LANES, int HEADS>
 __device__ __forceinline__ void vector_logits(const params_t &params, const task_t &task,
-                                              const int32_t *slots, float (*logits)[CHUNK]) {
+                                              const int32_t *slots, float *logits, int64_t stride) {
     constexpr int STEP = THREADS / LANES;
     int lane = (int)threadIdx.x % LANES, group = (int)threadIdx.x / LANES;
     int width = params.kv.head_width, is_active = lane * VECTOR < width;
@@ -244,12 +237,14 @@ __device__ __forceinline__ void vector_logits(const params_t &params, const task
         avl_unpack<T>(packed, queries[h]);
     }
     for (int base = 0; base < task.rows; base += STEP * UNROLL) {
+        if (base >= task.stored && base + STEP * UNROLL <= task.computed)
+            continue;
         uint4 packed[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             int r = base + u * STEP + group;
             packed[u] = make_uint4(0, 0, 0, 0);
-            if (is_active && r < task.rows)
+            if (is_active && is_missing(task, r))
                 packed[u] = __ldg((const uint4 *)(keys + slots[r] * params.kv.row_stride));
         }
 #pragma unroll
@@ -266,8 +261,8 @@ __device__ __forceinline__ void vector_logits(const params_t &params, const task
 #pragma unroll
                 for (int bit = LANES / 2; bit > 0; bit /= 2)
                     dot += __shfl_xor_sync(AVL_ALL_LANES, dot, bit);
-                if (lane == 0 && r < task.rows && h < task.head_count)
-                    logits[h][r] = dot * params.scale;
+                if (lane == 0 && is_missing(task, r) && h < task.head_count)
+                    logits[h * stride + r] = dot * params.scale;
             }
         }
     }
@@ -347,11 +342,12 @@ __global__ void __launch_bounds__(THREADS) vector_kernel(const __grid_constant__
         (float *)avl_shared_take(&cursor, (size_t)WARPS * HEADS * LANES * VECTOR * sizeof(float));
     int *is_last = (int *)avl_shared_take(&cursor, sizeof(int));
     task_t task;
-    if (!find_task(params, HEADS, &task))
+    if (!find_task(params, HEADS, 0, &task))
         return;
     load_slots(task, slots);
+    load_stored(task, logits[0]);
     __syncthreads();
-    vector_logits<T, LANES, HEADS>(params, task, slots, logits);
+    vector_logits<T, LANES, HEADS>(params, task, slots, logits[0], CHUNK);
     __syncthreads();
     soften(params, task, slots, logits);
     __syncthreads();
@@ -360,7 +356,49 @@ __global__ void __launch_bounds__(THREADS) vector_kernel(const __grid_constant__
     finish<T>(params, task, is_last);
 }
 
+/* Slots of the visual span's rows, and where the logits of the block's heads go. */
+__device__ __forceinline__ float *begin_scores(const task_t &task, int32_t *slots) {
+    const entry_t *entry = task.entry;
+    int64_t first = (int64_t)task.chunk * CHUNK;
+    for (int r = (int)threadIdx.x; r < task.rows; r += THREADS)
+        slots[r] = entry->rows[AVL_SPAN_VISUAL][first + r];
+    return entry->logits + (int64_t)task.head * entry->visual_rows + first;
+}
+
+template <typename T, int LANES, int HEADS>
+__global__ void __launch_bounds__(THREADS)
+    vector_score_kernel(const __grid_constant__ params_t params) {
+    AVL_SHARED_BYTES(shared);
+    unsigned char *cursor = shared;
+    int32_t *slots = (int32_t *)avl_shared_take(&cursor, CHUNK * sizeof(int32_t));
+    task_t task;
+    if (!find_task(params, HEADS, 1, &task))
+        return;
+    float *logits = begin_scores(task, slots);
+    __syncthreads();
+    vector_logits<T, LANES, HEADS>(params, task, slots, logits, task.entry->visual_rows);
+}
+
 /* ---- any width, format and alignment: one query head a block ---- */
+
+template <typename T>
+__device__ __forceinline__ void plain_logits(const params_t &params, const task_t &task,
+                                             const int32_t *slots, float *logits) {
+    int width = params.kv.head_width, lane = (int)threadIdx.x % AVL_WARP;
+    const T *query = (const T *)params.query + task.entry->query_row * params.query_stride +
+                     (int64_t)task.head * width;
+    const T *keys = (const T *)params.kv.keys + (int64_t)task.kv_head * width;
+    for (int r = (int)threadIdx.x / AVL_WARP; r < task.rows; r += WARPS) {
+        if (!is_missing(task, r))
+            continue;
+        float dot = 0.0f;
+        for (int d = lane; d < width; d += AVL_WARP)
+            dot += avl_load(query, d) * avl_load(keys, slots[r] * params.kv.row_stride + d);
+        dot = avl_warp_sum(dot);
+        if (lane == 0)
+            logits[r] = dot * params.scale;
+    }
+}
 
 static size_t plain_shared_bytes(void) {
     return avl_shared_part(CHUNK * sizeof(int32_t)) + avl_shared_part(CHUNK * sizeof(float)) +
@@ -375,23 +413,14 @@ __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ 
     float(*logits)[CHUNK] = (float(*)[CHUNK])avl_shared_take(&cursor, CHUNK * sizeof(float));
     int *is_last = (int *)avl_shared_take(&cursor, sizeof(int));
     task_t task;
-    if (!find_task(params, 1, &task))
+    if (!find_task(params, 1, 0, &task))
         return;
     load_slots(task, slots);
+    load_stored(task, logits[0]);
     __syncthreads();
-    int width = params.kv.head_width, lane = (int)threadIdx.x % AVL_WARP;
-    const T *query = (const T *)params.query + task.entry->query_row * params.query_stride +
-                     (int64_t)task.head * width;
-    const T *keys = (const T *)params.kv.keys + (int64_t)task.kv_head * width;
+    int width = params.kv.head_width;
     const T *values = (const T *)params.kv.values + (int64_t)task.kv_head * width;
-    for (int r = (int)threadIdx.x / AVL_WARP; r < task.rows; r += WARPS) {
-        float dot = 0.0f;
-        for (int d = lane; d < width; d += AVL_WARP)
-            dot += avl_load(query, d) * avl_load(keys, slots[r] * params.kv.row_stride + d);
-        dot = avl_warp_sum(dot);
-        if (lane == 0)
-            logits[0][r] = dot * params.scale;
-    }
+    plain_logits<T>(params, task, slots, logits[0]);
     __syncthreads();
     soften(params, task, slots, logits);
     __syncthreads();
@@ -407,14 +436,28 @@ __global__ void __launch_bounds__(THREADS) plain_kernel(const __grid_constant__ 
     finish<T>(params, task, is_last);
 }
 
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+    plain_score_kernel(const __grid_constant__ params_t params) {
+    AVL_SHARED_BYTES(shared);
+    unsigned char *cursor = shared;
+    int32_t *slots = (int32_t *)avl_shared_take(&cursor, CHUNK * sizeof(int32_t));
+    task_t task;
+    if (!find_task(params, 1, 1, &task))
+        return;
+    float *logits = begin_scores(task, slots);
+    __syncthreads();
+    plain_logits<T>(params, task, slots, logits);
+}
+
 /* ---- weights ---- */
 
 __global__ void __launch_bounds__(WEIGHT_THREADS)
     weights_kernel(const __grid_constant__ params_t params) {
     const entry_t *entry = entry_of(params, blockIdx.z);
-    int64_t visual = entry->counts[AVL_SPAN_VISUAL];
+    int64_t visual = entry->visual_rows;
     int64_t row = (int64_t)blockIdx.x * WEIGHT_THREADS + threadIdx.x;
-    if (entry->logits == nullptr || row >= visual || (blockIdx.y > 0 && !entry->weights_by_head))
+    if (entry->weights == nullptr || row >= visual || (blockIdx.y > 0 && !entry->weights_by_head))
         return;
     int head = 0, end = params.heads.query_heads;
     if (entry->weights_by_head) {
@@ -430,21 +473,15 @@ __global__ void __launch_bounds__(WEIGHT_THREADS)
 
 /* ---- on the host ---- */
 
-static int64_t sequence_rows(const avl_decode_sequence_t *sequence) {
-    int64_t rows = 0;
-    for (int span = 0; span < AVL_SPAN_COUNT; span++)
-        rows += sequence->spans[span].row_count;
-    return rows;
-}
-
 static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int index) {
     static const char *const names[] = {"system rows", "visual rows", "text rows"};
     const avl_decode_sequence_t *sequence = &args->sequences[index];
     for (int span = 0; span < AVL_SPAN_COUNT; span++)
         AVL_TRY(avl_check_array("decode_attention", names[span], sequence->spans[span].rows,
                                 sequence->spans[span].row_count));
-    AVL_TRY(avl_check_visual_stride(sequence, index));
-    int64_t rows = sequence_rows(sequence);
+    AVL_TRY(avl_check_visual_keep(sequence, index));
+    int64_t rows = avl_decode_rows(sequence) + sequence->spans[AVL_SPAN_VISUAL].row_count -
+                   avl_decode_visual_rows(sequence);
     AVL_CHECK_SHAPE(rows > 0 && rows <= INT32_MAX && rows <= (int64_t)GRID_YZ_MAX * CHUNK,
                     "decode_attention: sequence %d has %" PRId64 " rows", index, rows);
     AVL_CHECK_SHAPE(sequence->query_row >= 0 && sequence->query_row <= INT32_MAX,
@@ -466,19 +503,28 @@ static avl_status_t check_sequence(const avl_decode_attention_args_t *args, int 
 typedef void kernel_t(const params_t);
 
 typedef struct plan {
-    kernel_t *kernel;
+    kernel_t *kernel, *score_kernel;
     int heads_per_block;
     int passes;
     unsigned head_blocks; /* gridDim.x */
     size_t shared_bytes;
 } plan_t;
 
+template <typename T, int LANES, int HEADS> static plan_t one_plan(void) {
+    return {vector_kernel<T, LANES, HEADS>,     vector_score_kernel<T, LANES, HEADS>, HEADS, 0, 0,
+            vector_shared_bytes<LANES, HEADS>()};
+}
+
+template <typename T> static plan_t plain_plan(void) {
+    return {plain_kernel<T>, plain_score_kernel<T>, 1, 0, 0, plain_shared_bytes()};
+}
+
 template <typename T, int LANES> static plan_t vector_plan(int group) {
     if (group == 1)
-        return {vector_kernel<T, LANES, 1>, 1, 0, 0, vector_shared_bytes<LANES, 1>()};
+        return one_plan<T, LANES, 1>();
     if (group <= 4)
-        return {vector_kernel<T, LANES, 4>, 4, 0, 0, vector_shared_bytes<LANES, 4>()};
-    return {vector_kernel<T, LANES, 8>, 8, 0, 0, vector_shared_bytes<LANES, 8>()};
+        return one_plan<T, LANES, 4>();
+    return one_plan<T, LANES, 8>();
 }
 
 template <typename T> static plan_t choose_sixteen(const avl_decode_attention_args_t *args) {
@@ -489,7 +535,7 @@ template <typename T> static plan_t choose_sixteen(const avl_decode_attention_ar
                     (uint64_t)args->query_stride * 2 | (uint64_t)kv->row_stride * 2 |
                     (uint64_t)width * 2;
     if (!avl_cuda_divides(bits, 16) || width > VECTOR_WIDTH_MAX)
-        return {plain_kernel<T>, 1, 0, 0, plain_shared_bytes()};
+        return plain_plan<T>();
     if (width <= 64)
         return vector_plan<T, 8>(group);
     if (width <= 128)
@@ -500,7 +546,7 @@ template <typename T> static plan_t choose_sixteen(const avl_decode_attention_ar
 static plan_t choose(const avl_decode_attention_args_t *args) {
     const avl_kv_view_t *kv = &args->kv;
     int group = (int)avl_cuda_min(args->heads.group, args->heads.query_heads);
-    plan_t plan = {plain_kernel<float>, 1, 0, 0, plain_shared_bytes()};
+    plan_t plan = plain_plan<float>();
     if (kv->dtype != AVL_DTYPE_F32)
         plan = kv->dtype == AVL_DTYPE_F16 ? choose_sixteen<avl_f16_t>(args)
                                           : choose_sixteen<uint16_t>(args);
@@ -512,10 +558,14 @@ static plan_t choose(const avl_decode_attention_args_t *args) {
 static int64_t entry_floats(const avl_decode_attention_args_t *args,
                             const avl_decode_sequence_t *sequence) {
     int64_t heads = args->heads.query_heads;
-    int64_t chunks = avl_cuda_ceil_div(sequence_rows(sequence), CHUNK);
-    int64_t visual =
-        sequence->visual_weights != nullptr ? sequence->spans[AVL_SPAN_VISUAL].row_count : 0;
-    return heads * (chunks * (args->kv.head_width + 2) + 2 + visual);
+    int64_t chunks = avl_cuda_ceil_div(avl_decode_rows(sequence), CHUNK);
+    int64_t visual = sequence->spans[AVL_SPAN_VISUAL].row_count;
+    int64_t floats = heads * (chunks * (args->kv.head_width + 2) + 2);
+    if (sequence->visual_weights != nullptr || sequence->visual_keep > 0)
+        floats += heads * visual;
+    if (sequence->visual_keep > 0)
+        floats += choice_floats(heads, args->kv.kv_heads, visual, sequence->visual_keep);
+    return floats;
 }
 
 /* How many sequences from `first` on go together: at least one, as many as scratch memory and
@@ -545,19 +595,33 @@ static entry_t make_entry(const avl_decode_attention_args_t *args,
         entry.rows[span] = sequence->spans[span].rows;
         entry.counts[span] = sequence->spans[span].row_count;
     }
-    entry.chunks = (int32_t)avl_cuda_ceil_div(sequence_rows(sequence), CHUNK);
+    int64_t visual = entry.counts[AVL_SPAN_VISUAL];
+    entry.visual_rows = (int32_t)visual;
+    entry.counts[AVL_SPAN_VISUAL] = avl_decode_visual_rows(sequence);
+    entry.chunks = (int32_t)avl_cuda_ceil_div(avl_decode_rows(sequence), CHUNK);
     float *next = *next_p;
     entry.partials = next;
     next += heads * entry.chunks * (args->kv.head_width + 2);
     entry.text_first = sequence->text_first;
-    entry.visual_stride = sequence->visual_stride;
     entry.weights_by_head = sequence->weights_by_head;
     entry.totals = sequence->totals != nullptr ? sequence->totals : next;
     next += heads * 2;
-    if (sequence->visual_weights != nullptr && entry.counts[AVL_SPAN_VISUAL] > 0) {
+    entry.weights = visual > 0 ? sequence->visual_weights : nullptr;
+    if (entry.weights != nullptr || sequence->visual_keep > 0) {
         entry.logits = next;
-        entry.weights = sequence->visual_weights;
-        next += heads * entry.counts[AVL_SPAN_VISUAL];
+        next += heads * visual;
+    }
+    if (sequence->visual_keep > 0) {
+        int64_t places = (int64_t)args->kv.kv_heads * sequence->visual_keep;
+        entry.chosen = next;
+        next += heads * sequence->visual_keep;
+        entry.places =
+            sequence->visual_places != nullptr ? sequence->visual_places : (int32_t *)next;
+        next += places;
+        if (visual > AVL_MERIT_SHARED_KEYS) {
+            entry.keys = (uint32_t *)next;
+            next += args->kv.kv_heads * visual;
+        }
     }
     *next_p = next;
     return entry;
@@ -579,6 +643,54 @@ static params_t make_params(const avl_decode_attention_args_t *args, const plan_
     return params;
 }
 
+/* How much the launches of a group have to do at most. */
+typedef struct launches {
+    int32_t chunks;
+    int32_t chosen_rows;   /* that are chosen from */
+    int32_t weighted_rows; /* whose weights are wanted */
+    int weight_parts;
+} launches_t;
+
+static void count_launches(const avl_decode_attention_args_t *args, const entry_t *entry,
+                           launches_t *launches) {
+    launches->chunks = max(launches->chunks, entry->chunks);
+    if (entry->places != nullptr)
+        launches->chosen_rows = max(launches->chosen_rows, entry->visual_rows);
+    if (entry->weights == nullptr)
+        return;
+    launches->weighted_rows = max(launches->weighted_rows, entry->visual_rows);
+    launches->weight_parts =
+        max(launches->weight_parts, entry->weights_by_head ? args->kv.kv_heads : 1);
+}
+
+static avl_status_t launch_choice(avl_cuda_device_t *cuda, const plan_t *plan,
+                                  const params_t *params, int32_t rows, unsigned count) {
+    dim3 scores((unsigned)plan->head_blocks, (unsigned)avl_cuda_ceil_div(rows, CHUNK), count);
+    AVL_LAUNCH(plan->score_kernel, scores, THREADS, avl_shared_part(CHUNK * sizeof(int32_t)),
+               cuda->stream, *params);
+    AVL_TRY(avl_cuda_launched("decode_attention: scores"));
+    int32_t shared_keys = min(rows, AVL_MERIT_SHARED_KEYS);
+    dim3 choices((unsigned)params->kv.kv_heads, count);
+    AVL_LAUNCH(choice_kernel, choices, AVL_MERIT_THREADS, choice_shared_bytes(shared_keys),
+               cuda->stream, *params, shared_keys);
+    return avl_cuda_launched("decode_attention: choices");
+}
+
+static avl_status_t launch(avl_cuda_device_t *cuda, const plan_t *plan, const params_t *params,
+                           const launches_t *launches, unsigned count) {
+    if (launches->chosen_rows > 0)
+        AVL_TRY(launch_choice(cuda, plan, params, launches->chosen_rows, count));
+    dim3 grid(plan->head_blocks, (unsigned)launches->chunks, count);
+    AVL_LAUNCH(plan->kernel, grid, THREADS, plan->shared_bytes, cuda->stream, *params);
+    AVL_TRY(avl_cuda_launched("decode_attention"));
+    if (launches->weighted_rows == 0)
+        return AVL_OK;
+    dim3 weights_grid((unsigned)avl_cuda_ceil_div(launches->weighted_rows, WEIGHT_THREADS),
+                      (unsigned)launches->weight_parts, count);
+    AVL_LAUNCH(weights_kernel, weights_grid, WEIGHT_THREADS, 0, cuda->stream, *params);
+    return avl_cuda_launched("decode_attention: weights");
+}
+
 /* Scratch memory: the entries when they are many, then the floats. */
 static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attention_args_t *args,
                               const plan_t *plan, int first, int count, int64_t floats) {
@@ -594,32 +706,18 @@ static avl_status_t run_group(avl_cuda_device_t *cuda, const avl_decode_attentio
         AVL_TRY(avl_cuda_pack(cuda, entry_bytes, "decode_attention", &packed));
         entries = (entry_t *)packed;
     }
-    int chunks_max = 0;
-    int64_t visual_max = 0;
-    unsigned parts = 1; /* of weights */
+    launches_t launches = {};
     for (int i = 0; i < count; i++) {
         entry_t entry = make_entry(args, &args->sequences[first + i], &next);
         entries[i] = entry;
-        chunks_max = entry.chunks > chunks_max ? entry.chunks : chunks_max;
-        if (entry.logits != nullptr && entry.counts[AVL_SPAN_VISUAL] > visual_max)
-            visual_max = entry.counts[AVL_SPAN_VISUAL];
-        if (entry.logits != nullptr && entry.weights_by_head)
-            parts = (unsigned)args->kv.kv_heads;
+        count_launches(args, &entry, &launches);
     }
     if (count > INLINE_ENTRIES) {
         AVL_TRY(avl_cuda_send(cuda, scratch, entries, (size_t)count * sizeof *entries,
                               "decode_attention"));
         params.entries = (const entry_t *)scratch;
     }
-    dim3 grid(plan->head_blocks, (unsigned)chunks_max, (unsigned)count);
-    AVL_LAUNCH(plan->kernel, grid, THREADS, plan->shared_bytes, cuda->stream, params);
-    AVL_TRY(avl_cuda_launched("decode_attention"));
-    if (visual_max == 0)
-        return AVL_OK;
-    dim3 weights_grid((unsigned)avl_cuda_ceil_div(visual_max, WEIGHT_THREADS), parts,
-                      (unsigned)count);
-    AVL_LAUNCH(weights_kernel, weights_grid, WEIGHT_THREADS, 0, cuda->stream, params);
-    return avl_cuda_launched("decode_attention: weights");
+    return launch(cuda, plan, &params, &launches, (unsigned)count);
 }
 
 } // namespace
@@ -653,8 +751,10 @@ avl_status_t avl_cuda_prepare_attention(avl_device_t *device,
                                         const avl_attention_demand_t *demand) {
     avl_cuda_device_t *cuda = avl_cuda_of(device);
     int64_t chunks = avl_cuda_ceil_div(demand->decode_rows_max, CHUNK);
-    int64_t one =
-        demand->query_heads * (chunks * (demand->head_width + 2) + 2 + demand->decode_rows_max);
+    avl_head_map_t heads = {demand->query_heads, demand->group, demand->group - 1};
+    int64_t rows = demand->decode_rows_max;
+    int64_t one = demand->query_heads * (chunks * (demand->head_width + 2) + 2 + rows) +
+                  choice_floats(demand->query_heads, avl_head_map_kv_heads(&heads), rows, rows);
     int64_t floats = avl_cuda_min(one * demand->decode_sequences_max, scratch_floats_max);
     floats = one > floats ? one : floats;
     int64_t entry_bytes = demand->decode_sequences_max * (int64_t)sizeof(entry_t) + 256;

@@ -281,15 +281,13 @@ static avl_status_t decode_attention(avl_device_t *device,
         last_query = s->query_row > last_query ? s->query_row : last_query;
         for (int span = 0; span < AVL_SPAN_COUNT; span++) {
             avl_row_span_t *rows = &s->spans[span];
-            int64_t rest = span == AVL_SPAN_VISUAL && s->visual_stride > 0
-                               ? (int64_t)(args->kv.kv_heads - 1) * s->visual_stride
-                               : 0;
-            for (int64_t first = 0; first <= rest; first += rest > 0 ? s->visual_stride : 1) {
-                int64_t last = largest(rows->rows + first, rows->row_count);
-                last_slot = last > last_slot ? last : last_slot;
-            }
-            rows->rows = map(mirror, rows->rows, rest + rows->row_count, sizeof(int32_t), INPUT);
+            int64_t last = largest(rows->rows, rows->row_count);
+            last_slot = last > last_slot ? last : last_slot;
+            rows->rows = map(mirror, rows->rows, rows->row_count, sizeof(int32_t), INPUT);
         }
+        s->visual_places =
+            map(mirror, s->visual_places, (int64_t)args->kv.kv_heads * s->visual_keep,
+                sizeof(int32_t), OUTPUT);
         s->totals =
             map(mirror, s->totals, (int64_t)2 * args->heads.query_heads, sizeof(float), OUTPUT);
         s->visual_weights = map(mirror, s->visual_weights,

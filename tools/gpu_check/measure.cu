@@ -221,8 +221,10 @@ cache_t make_cache(void) {
     return cache;
 }
 
-/* One step of `batch` sequences, each with its `length` rows of the lists. */
-void decode(const cache_t *cache, const int32_t *list, int visual, int batch, int exports, int i) {
+/* One step of `batch` sequences, each with its `length` rows of the lists. `keep`: 0, or how many of
+ * the visual rows each head chooses. */
+void decode(const cache_t *cache, const int32_t *list, int visual, int keep, int batch, int exports,
+            int i) {
     std::vector<avl_decode_sequence_t> sequences((size_t)batch);
     int length = system_rows + visual + text_rows;
     for (int s = 0; s < batch; s++) {
@@ -233,6 +235,7 @@ void decode(const cache_t *cache, const int32_t *list, int visual, int batch, in
                                  {rows + system_rows, visual},
                                  {rows + system_rows + visual, text_rows}},
                                 exports ? cache->weights + (int64_t)s * visual_rows : nullptr};
+        sequences[(size_t)s].visual_keep = keep;
     }
     avl_decode_attention_args_t args = {};
     args.query = cache->query;
@@ -273,18 +276,23 @@ int kept_rows(void) {
 
 void measure_decode(void) {
     cache_t cache = make_cache();
-    int kept = kept_rows();
-    int32_t *dense = make_lists(visual_rows), *indexed = make_lists(kept);
+    int kept = kept_rows(), stored = visual_rows / 2, chosen = visual_rows / 10;
+    int32_t *dense = make_lists(visual_rows), *indexed = make_lists(kept),
+            *store = make_lists(stored);
     for (int batch = 1; batch <= batch_most; batch *= 2) {
         int inner = batch <= 8 ? 8 : 2;
         double row_bytes = 2.0 * ROW * 2 * batch;
-        double us = time_of([&](int i) { decode(&cache, dense, visual_rows, batch, 0, i); }, inner,
+        double us = time_of([&](int i) { decode(&cache, dense, visual_rows, 0, batch, 0, i); }, inner,
                             "decode attention");
         report("decode attention, all rows", batch, us, "bytes", row_bytes * all_rows());
-        us = time_of([&](int i) { decode(&cache, indexed, kept, batch, 0, i); }, inner,
+        us = time_of([&](int i) { decode(&cache, indexed, kept, 0, batch, 0, i); }, inner,
                      "decode attention by index");
         report("decode attention, 30 % by index", batch, us, "bytes",
                row_bytes * (system_rows + kept + text_rows));
+        us = time_of([&](int i) { decode(&cache, store, stored, chosen, batch, 0, i); }, inner,
+                     "decode attention with cores within the step");
+        report("decode attention, half scored and 10 % read", batch, us, "bytes",
+               row_bytes * (system_rows + (stored + chosen) / 2 + text_rows));
     }
 }
 
@@ -294,9 +302,9 @@ void measure_select(void) {
     int32_t *dense = make_lists(visual_rows);
     for (int batch = 1; batch <= batch_most; batch *= batch < 8 ? 8 : 2) {
         int inner = batch <= 8 ? 8 : 2;
-        double plain = time_of([&](int i) { decode(&cache, dense, visual_rows, batch, 0, i); },
+        double plain = time_of([&](int i) { decode(&cache, dense, visual_rows, 0, batch, 0, i); },
                                inner, "decode attention");
-        double scored = time_of([&](int i) { decode(&cache, dense, visual_rows, batch, 1, i); },
+        double scored = time_of([&](int i) { decode(&cache, dense, visual_rows, 0, batch, 1, i); },
                                 inner, "score export");
         std::vector<avl_choose_item_t> items((size_t)batch);
         for (int s = 0; s < batch; s++)
