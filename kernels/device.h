@@ -46,6 +46,7 @@ struct avl_kv_write_args;
 struct avl_kv_move_args;
 struct avl_topk_args;
 struct avl_argmax_args;
+struct avl_sample_args;
 struct avl_choose_args;
 struct avl_publish_args;
 struct avl_round_args;
@@ -84,6 +85,7 @@ typedef struct avl_device_ops {
     avl_status_t (*kv_move)(avl_device_t *, const struct avl_kv_move_args *);
     avl_status_t (*topk)(avl_device_t *, const struct avl_topk_args *);
     avl_status_t (*argmax)(avl_device_t *, const struct avl_argmax_args *);
+    avl_status_t (*sample)(avl_device_t *, const struct avl_sample_args *); /* NULL on the CPU */
     avl_status_t (*choose)(avl_device_t *, const struct avl_choose_args *);
     avl_status_t (*publish)(avl_device_t *, const struct avl_publish_args *);
     avl_status_t (*round)(avl_device_t *, const struct avl_round_args *);

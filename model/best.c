@@ -1,8 +1,9 @@
-/* model/best.c: the best tokens of a step, found where the logits are. Of each rank's part of the
- * vocabulary only its best travel. */
+/* model/best.c: the best tokens of a step and those that are drawn, found where the logits are. Of
+ * each rank's part of the vocabulary only its best travel. */
 #include <math.h>
 #include <stdbool.h>
 
+#include "kernels/sample.h"
 #include "kernels/select.h"
 #include "model/network.h"
 
@@ -44,6 +45,7 @@ static avl_status_t find_best(avl_model_t *model, const avl_forward_batch_t *bat
     avl_decoder_t *decoder = &model->decoder;
     avl_device_t *device = model->device;
     int64_t vocab = model->shards.vocab_rows.count, count = batch->best_count;
+    int64_t first = batch->logit_count - batch->draw_count - count;
     int32_t *tokens = decoder->best;
     float *logits = (float *)decoder->best + count;
     for (int64_t i = 0; i < count && vocab == 0; i++)
@@ -51,7 +53,7 @@ static avl_status_t find_best(avl_model_t *model, const avl_forward_batch_t *bat
     if (vocab == 0)
         return AVL_OK;
     AVL_TRY(avl_argmax(device, &(avl_argmax_args_t){
-                                   .logits = decoder->logits + (batch->logit_count - count) * vocab,
+                                   .logits = decoder->logits + first * vocab,
                                    .stride = vocab,
                                    .rows = count,
                                    .width = vocab,
@@ -92,4 +94,20 @@ avl_status_t avl_model_collect_best(avl_model_t *model, const avl_forward_batch_
     if (rank == 0 && *status_p == AVL_OK)
         *status_p = merge_best(model, count, batch->best);
     return AVL_OK;
+}
+
+avl_status_t avl_model_collect_drawn(avl_model_t *model, const avl_forward_batch_t *batch) {
+    avl_decoder_t *decoder = &model->decoder;
+    avl_device_t *device = model->device;
+    int64_t vocab = model->config.model.text.vocab_rows, count = batch->draw_count;
+    AVL_TRY(avl_sample(device, &(avl_sample_args_t){
+                                   .logits = decoder->logits + (batch->logit_count - count) * vocab,
+                                   .stride = vocab,
+                                   .rows = count,
+                                   .width = vocab,
+                                   .items = batch->draws,
+                                   .results = decoder->drawn,
+                               }));
+    return device->ops->download(device, batch->drawn, decoder->drawn,
+                                 (size_t)count * sizeof *batch->drawn);
 }

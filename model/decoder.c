@@ -121,6 +121,7 @@ void avl_decoder_layout(avl_model_t *model, avl_arena_t *arena) {
     decoder->logits =
         avl_arena_take(arena, logit_rows * shards->vocab_rows.count + 1, sizeof(float));
     decoder->best = avl_arena_take(arena, 2 * logit_rows, sizeof(float));
+    decoder->drawn = avl_arena_take(arena, logit_rows, sizeof *decoder->drawn);
 }
 
 /* Host memory for what ranks tell rank 0 of their parts of the vocabulary. */
@@ -199,6 +200,13 @@ static avl_status_t check_batch(const avl_model_t *model, const avl_forward_batc
         (batch->best_count > 0 && batch->best == NULL))
         return avl_fail(AVL_ERR_INVALID, "the best tokens of %d of %d rows", batch->best_count,
                         batch->logit_count);
+    if (batch->draw_count < 0 || batch->draw_count > batch->logit_count - batch->best_count ||
+        (batch->draw_count > 0 &&
+         (batch->draws == NULL || batch->drawn == NULL || model->device->ops->sample == NULL ||
+          avl_group_ranks(model->group) > 1)))
+        return avl_fail(AVL_ERR_INVALID, "draws from %d of %d rows, at %d ranks on %s",
+                        batch->draw_count, batch->logit_count, avl_group_ranks(model->group),
+                        model->device->info.name);
     if (pictures != batch->embed_count)
         return avl_fail(AVL_ERR_INVALID, "%d rows await a picture's feature, %d are given",
                         pictures, batch->embed_count);
@@ -596,9 +604,12 @@ avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *ba
     if (status == AVL_OK)
         status = head_part(model, rows);
     /* In this order: the vote that goes with the others' logits is put behind those. */
+    int whole = batch->logit_count - batch->best_count - batch->draw_count;
     if (batch->best_count > 0)
         AVL_TRY(avl_model_collect_best(model, batch, &status));
-    if (batch->logit_count > batch->best_count)
-        AVL_TRY(collect_logits(model, batch->logit_count - batch->best_count, logits, &status));
+    if (batch->draw_count > 0 && status == AVL_OK)
+        status = avl_model_collect_drawn(model, batch);
+    if (whole > 0)
+        AVL_TRY(collect_logits(model, whole, logits, &status));
     return status;
 }

@@ -21,6 +21,7 @@
 #include "comm/group.h"
 #include "kernels/attention.h"
 #include "kernels/device.h"
+#include "kernels/sample.h"
 
 typedef struct avl_model avl_model_t;
 
@@ -137,16 +138,19 @@ typedef struct avl_forward_batch {
     int embed_count;
     const int32_t *logit_rows; /* rows whose logits are wanted, [logit_count] */
     int logit_count;           /* <= logit_rows_max */
-    /* Of the last best_count of those no more than the best token is wanted: HOST [best_count], on
-     * rank 0. */
-    int best_count;
+    /* Of the last draw_count of those no more than a token drawn from them is wanted, of the
+     * best_count before these no more than the best token: HOST [draw_count], [best_count], on rank
+     * 0. Draws with one rank alone, where the device has the operation. */
+    int best_count, draw_count;
     avl_best_token_t *best;
+    const avl_sample_item_t *draws;
+    avl_sample_result_t *drawn;
 } avl_forward_batch_t;
 
-/* Runs the decoder. logits: HOST f32 [logit_count - best_count, vocab_rows] on rank 0 (gathered
- * over ranks), ignored elsewhere. Collective. Errors: those of the hook, of kernels and of the
- * group; on rank 0 AVL_ERR_PEER when another rank failed and logits were wanted (a vote travels
- * with them). */
+/* Runs the decoder. logits: HOST f32 [logit_count - best_count - draw_count, vocab_rows] on rank 0
+ * (gathered over ranks), ignored elsewhere. Collective. Errors: those of the hook, of kernels and
+ * of the group; on rank 0 AVL_ERR_PEER when another rank failed and logits were wanted (a vote
+ * travels with them). */
 AVL_MUST_CHECK avl_status_t avl_model_forward(avl_model_t *model, const avl_forward_batch_t *batch,
                                               const avl_attention_hook_t *hook, float *logits);
 

@@ -82,7 +82,8 @@ typedef struct avl_decoder {
     float *partial;      /* [T, hidden] */
     float *logits;       /* [L, vocabulary rows of this rank] */
     void *best;          /* [2, L] i32 tokens and f32 logits, of as many rows as are asked for */
-    int64_t many_rows;   /* of the rows at hand, how many go the way of many rows */
+    avl_sample_result_t *drawn; /* [L] */
+    int64_t many_rows;          /* of the rows at hand, how many go the way of many rows */
     /* Host memory */
     float *frequencies;              /* [D/2] */
     float *rope_host;                /* [2, T, D/2] */
@@ -149,6 +150,9 @@ AVL_MUST_CHECK avl_status_t avl_vision_run(avl_model_t *model, const uint8_t *pi
 AVL_MUST_CHECK avl_status_t avl_model_collect_best(avl_model_t *model,
                                                    const avl_forward_batch_t *batch,
                                                    avl_status_t *status_p);
+/* The tokens drawn from the batch's last draw_count rows, likewise; at one rank. */
+AVL_MUST_CHECK avl_status_t avl_model_collect_drawn(avl_model_t *model,
+                                                    const avl_forward_batch_t *batch);
 
 /* One product of a step: rows of `input` (input_stride apart) to `output`. */
 AVL_MUST_CHECK avl_status_t avl_model_product(const avl_model_t *model,

@@ -15,8 +15,6 @@
 /* Pictures of one step: enough for small ones to share a step; pixels of at most this many tiles,
  * or of one picture, travel. */
 #define PICTURES_STEP_MAX 32
-/* Prepared pictures for which there is room, however few sequences. */
-#define PICTURES_LEAST 16
 #define TILES_STEP_MAX 8
 /* Unless the operator says otherwise, the encoder cache gets this share of what weights and buffers
  * leave: beyond some hundred pictures a larger one hits hardly more often. */
@@ -42,8 +40,9 @@ struct avl_engine {
     uint8_t *pixels;        /* device: one picture; NULL when the device is the host */
     size_t pixel_bytes_max; /* of one picture */
     int64_t page_bytes_all;
-    float *logits;          /* leader: [sequences_max, vocab_rows] */
-    avl_best_token_t *best; /* [sequences_max] */
+    float *logits;              /* leader: [sequences_max, vocab_rows] */
+    avl_best_token_t *best;     /* [sequences_max] */
+    avl_sample_result_t *drawn; /* [sequences_max] */
     int64_t encode_ns[PICTURES_STEP_MAX];
     /* The batch of the step: [rows_max] each, logit_rows [sequences_max] */
     int32_t *token_ids, *positions, *sequence_rows, *embed_rows, *logit_rows;
@@ -61,38 +60,6 @@ typedef struct engine_sizes {
     avl_attend_options_t attend;
 } engine_sizes_t;
 
-int32_t avl_engine_context_most(const avl_model_config_t *config) {
-    const avl_text_config_t *text = &config->text;
-    double rows = text->positions_max;
-    if (text->rope.scaling == AVL_ROPE_LINEAR || text->rope.scaling == AVL_ROPE_DYNAMIC)
-        rows *= text->rope.factor;
-    return rows < (1 << 24) ? (int32_t)rows : 1 << 24;
-}
-
-int avl_engine_picture_tiles(const avl_config_t *config) {
-    int side = config->model.vision.image_side, most = 1;
-    if (config->model.family != AVL_FAMILY_LLAVA_NEXT)
-        return most;
-    for (int i = 0; i < config->preprocessor.grid_pinpoint_count; i++) {
-        int tiles = 1 + config->preprocessor.grid_pinpoints[i].height / side *
-                            (config->preprocessor.grid_pinpoints[i].width / side);
-        most = tiles > most ? tiles : most;
-    }
-    for (int i = 0; i < config->model.grid_pinpoint_count; i++) {
-        int tiles = 1 + config->model.grid_pinpoints[i].height / side *
-                            (config->model.grid_pinpoints[i].width / side);
-        most = tiles > most ? tiles : most;
-    }
-    return most;
-}
-
-int64_t avl_engine_picture_bytes(const avl_config_t *config, const avl_engine_limits_t *limits) {
-    int64_t side = config->model.vision.image_side;
-    int64_t pictures =
-        limits->sequences_max > PICTURES_LEAST ? limits->sequences_max : PICTURES_LEAST;
-    return pictures * avl_engine_picture_tiles(config) * 3 * side * side;
-}
-
 avl_model_options_t avl_engine_model_options(const avl_config_t *config,
                                              const avl_engine_limits_t *limits, avl_dtype_t dtype) {
     return (avl_model_options_t){
@@ -101,23 +68,6 @@ avl_model_options_t avl_engine_model_options(const avl_config_t *config,
         .tiles_max = avl_engine_picture_tiles(config),
         .logit_rows_max = limits->sequences_max,
     };
-}
-
-avl_status_t avl_engine_limits_check(const avl_config_t *config,
-                                     const avl_engine_limits_t *limits) {
-    int32_t context_most = avl_engine_context_most(&config->model);
-    if (limits->batch_rows < 1 || limits->batch_rows > 1 << 20)
-        return avl_fail(AVL_ERR_INVALID, "%d prompt rows per step; allowed: 1 to %d",
-                        limits->batch_rows, 1 << 20);
-    if (limits->sequences_max < 1 || limits->sequences_max > 4096)
-        return avl_fail(AVL_ERR_INVALID, "%d sequences at once; allowed: 1 to 4096",
-                        limits->sequences_max);
-    if (limits->kept_max < 0 || limits->kept_max > 4096)
-        return avl_fail(AVL_ERR_INVALID, "%d kept prompts; allowed: 0 to 4096", limits->kept_max);
-    if (limits->context_rows < 2 || limits->context_rows > context_most)
-        return avl_fail(AVL_ERR_INVALID, "a context of %d rows; allowed: 2 to %d for this model",
-                        limits->context_rows, context_most);
-    return AVL_OK;
 }
 
 /* Whether a rank holds a KV head that another one holds as well; the same answer on all. */
@@ -358,6 +308,7 @@ static avl_status_t allocate(avl_engine_t *engine, const engine_sizes_t *sizes,
         {rows, sizeof *engine->embed_features, &engine->embed_features},
         {3 * sequences, sizeof *engine->masses, &engine->masses},
         {sequences, sizeof *engine->best, &engine->best},
+        {sequences, sizeof *engine->drawn, &engine->drawn},
         {(size_t)engine->feature_rows, sizeof *engine->feature_written, &engine->feature_written},
         {leads ? sequences * (size_t)text->vocab_rows : 1, sizeof *engine->logits, &engine->logits},
     };
@@ -451,6 +402,7 @@ void avl_engine_destroy(avl_engine_t *engine) {
     free(engine->masses);
     free(engine->logits);
     free(engine->best);
+    free(engine->drawn);
     free(engine);
 }
 
@@ -604,6 +556,8 @@ static avl_status_t make_run(avl_engine_t *engine, const avl_plan_t *plan,
         return misfit(plan, "decode row out of place", planned->sequence);
     if (decode && planned->token_id >= engine->options.config->model.text.vocab_rows)
         return misfit(plan, "decode row with an unknown token", planned->sequence);
+    if (planned->logits == AVL_PLAN_DRAW && (plan->draws == NULL || !avl_engine_draws(engine)))
+        return misfit(plan, "a draw where nothing can be drawn", planned->sequence);
     if (!decode && planned->row_count > shape->prompt_rows - sequence->rows_done)
         return misfit(plan, "more prompt rows than there are", planned->sequence);
     for (int32_t i = sequence->visual_done; !decode && i < shape->visual_rows; i++)
@@ -659,15 +613,17 @@ static avl_status_t lay_out_rows(avl_engine_t *engine, const avl_plan_t *plan,
         if (many)
             batch->many_rows = batch->rows;
     }
-    /* The logits in the order of the plan, the best tokens alone behind them. */
-    for (int wish = AVL_PLAN_LOGITS; wish <= AVL_PLAN_BEST; wish++) {
-        int before = batch->logit_count;
+    /* The logits in the order of the plan, the best tokens alone behind them, then the draws. */
+    int counts[AVL_PLAN_DRAW + 1] = {0};
+    for (int wish = AVL_PLAN_LOGITS; wish <= AVL_PLAN_DRAW; wish++)
         for (int32_t i = 0; i < plan->run_count; i++)
-            if (plan->runs[i].logits == wish)
+            if (plan->runs[i].logits == wish) {
                 engine->logit_rows[batch->logit_count++] =
                     engine->runs[i].first_row + engine->runs[i].row_count - 1;
-        batch->best_count = batch->logit_count - before;
-    }
+                counts[wish]++;
+            }
+    batch->best_count = counts[AVL_PLAN_BEST];
+    batch->draw_count = counts[AVL_PLAN_DRAW];
     return AVL_OK;
 }
 
@@ -719,6 +675,8 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
         .embed_rows = engine->embed_rows,
         .logit_rows = engine->logit_rows,
         .best = engine->best,
+        .draws = plan->draws,
+        .drawn = engine->drawn,
     };
     AVL_TRY(lay_out_rows(engine, plan, &batch));
     AVL_TRY(avl_coverage_measure(engine->coverage, engine->options.group, engine->features,
@@ -738,7 +696,11 @@ static avl_status_t run_all(avl_engine_t *engine, const avl_plan_t *plan) {
 avl_status_t avl_engine_execute(avl_engine_t *engine, const avl_plan_t *plan,
                                 avl_step_result_t *result_p) {
     avl_step_result_t result = {
-        .logits = engine->logits, .best = engine->best, .encode_ns = engine->encode_ns};
+        .logits = engine->logits,
+        .best = engine->best,
+        .drawn = engine->drawn,
+        .encode_ns = engine->encode_ns,
+    };
     AVL_TRY(release_all(engine, plan));
     AVL_TRY(admit_all(engine, plan, &result.admission));
     if (result.admission == AVL_OK) {
@@ -770,6 +732,12 @@ const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine) {
 
 bool avl_engine_finds_best(const avl_engine_t *engine) {
     return !engine->options.device->is_host || avl_group_ranks(engine->options.group) > 1;
+}
+
+bool avl_engine_draws(const avl_engine_t *engine) {
+    const avl_device_t *device = engine->options.device;
+    return device->ops->sample != NULL && !device->is_host &&
+           avl_group_ranks(engine->options.group) == 1;
 }
 
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {

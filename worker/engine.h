@@ -43,9 +43,10 @@ typedef struct avl_step_result {
                                its releases not done */
     char admission_detail[AVL_STATUS_DETAIL_BYTES];
     /* Leader, until the next step: of the runs that want logits, [those, vocab_rows], and of the
-     * runs that want the best token alone; both in the order of the runs. */
+     * runs that want the best token or a draw alone; all in the order of the runs. */
     const float *logits;
     const avl_best_token_t *best;
+    const avl_sample_result_t *drawn;
     const int64_t *encode_ns; /* [picture_count] */
 } avl_step_result_t;
 
@@ -84,6 +85,8 @@ const avl_ledger_t *avl_engine_ledgers(const avl_engine_t *engine);
 /* Whether runs may ask for their best token alone: where the device has the logits to itself, it
  * spares their way to the host. */
 bool avl_engine_finds_best(const avl_engine_t *engine);
+/* Likewise a token that is drawn from them. */
+bool avl_engine_draws(const avl_engine_t *engine);
 /* Rows of the encoder cache, and bytes of one on one rank. */
 int32_t avl_engine_feature_rows(const avl_engine_t *engine);
 int64_t avl_engine_feature_row_bytes(const avl_engine_t *engine);

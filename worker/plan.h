@@ -10,6 +10,7 @@
 #ifndef AVL_WORKER_PLAN_H
 #define AVL_WORKER_PLAN_H
 
+#include "kernels/sample.h"
 #include "worker/request.h"
 
 typedef enum avl_plan_kind {
@@ -50,6 +51,7 @@ typedef enum avl_plan_wish {
     AVL_PLAN_NOTHING = 0,
     AVL_PLAN_LOGITS = 1,
     AVL_PLAN_BEST = 2, /* the best token alone: avl_engine_finds_best */
+    AVL_PLAN_DRAW = 3, /* a token drawn from them: avl_engine_draws. Not on the wire */
 } avl_plan_wish_t;
 
 typedef struct avl_plan_run {
@@ -78,6 +80,9 @@ typedef struct avl_plan {
     avl_plan_admission_t *admissions;
     avl_plan_picture_t *pictures; /* [pictures_max] */
     avl_plan_run_t *runs;
+    /* Of the runs that want a draw, in their order; the leader's, where there is no other rank: not
+     * on the wire. */
+    const avl_sample_item_t *draws;
 } avl_plan_t;
 
 /* Allocates the arrays. Errors: AVL_ERR_MEMORY. */

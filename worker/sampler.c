@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/sample_weight.h"
 
 /* Rows of logits are read in blocks of this many, so that compilers use vector registers without
  * being asked to reorder sums. */
@@ -18,7 +19,7 @@
 
 typedef struct choice {
     float logit;
-    float weight; /* e^((logit - best) / temperature) */
+    float weight; /* avl_weight_of */
     int32_t token_id;
 } choice_t;
 
@@ -27,8 +28,10 @@ struct avl_sampler {
     choice_t *choices; /* [vocab_rows] */
     float *logits;     /* [vocab_rows] changed by penalties and bans */
     float *weights;    /* [vocab_rows] */
-    uint32_t *marks;   /* [vocab_rows] == mark: penalised already in this draw */
+    uint32_t *marks;   /* [vocab_rows] == mark: has an adjustment already in this draw */
     uint32_t mark;
+    int32_t *places;                      /* [vocab_rows] which */
+    avl_sample_adjustment_t *adjustments; /* [vocab_rows] */
     avl_token_logprob_t logprobs[AVL_LOGPROBS_MAX];
 };
 
@@ -44,6 +47,10 @@ avl_status_t avl_sampler_create(int32_t vocab_rows, avl_sampler_t **sampler_p) {
         status = avl_alloc_aligned(rows, sizeof *sampler->weights, "sampler", &sampler->weights);
     if (status == AVL_OK)
         status = avl_alloc(rows, sizeof *sampler->marks, "sampler", &sampler->marks);
+    if (status == AVL_OK)
+        status = avl_alloc(rows, sizeof *sampler->places, "sampler", &sampler->places);
+    if (status == AVL_OK)
+        status = avl_alloc(rows, sizeof *sampler->adjustments, "sampler", &sampler->adjustments);
     if (status != AVL_OK) {
         avl_sampler_destroy(sampler);
         return status;
@@ -59,6 +66,8 @@ void avl_sampler_destroy(avl_sampler_t *sampler) {
     free(sampler->logits);
     free(sampler->weights);
     free(sampler->marks);
+    free(sampler->places);
+    free(sampler->adjustments);
     free(sampler);
 }
 
@@ -111,14 +120,13 @@ void avl_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t words
     words[3] = c3;
 }
 
-/* Uniform in [0, 1), 53 bits. */
-static double uniform(uint64_t seed, uint64_t token_index) {
+/* Uniform in [0, 1), in parts of 2^64. */
+static uint64_t uniform(uint64_t seed, uint64_t token_index) {
     const uint32_t counter[4] = {(uint32_t)token_index, (uint32_t)(token_index >> 32), 0, 0};
     const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t words[4];
     avl_philox(counter, key, words);
-    uint64_t bits = ((uint64_t)words[0] << 32 | words[1]) >> 11;
-    return (double)bits * 0x1p-53;
+    return (uint64_t)words[0] << 32 | words[1];
 }
 
 /* ---- greedy ---- */
@@ -197,63 +205,84 @@ static void next_mark(avl_sampler_t *sampler) {
     }
 }
 
-/* Whether the token is new in this pass. */
-static bool mark(avl_sampler_t *sampler, int32_t token_id) {
-    if (token_id < 0 || token_id >= sampler->vocab_rows ||
-        sampler->marks[token_id] == sampler->mark)
-        return false;
-    sampler->marks[token_id] = sampler->mark;
-    return true;
+/* The token's adjustment, a new one when it has none; NULL for what is no token. */
+static avl_sample_adjustment_t *find(avl_sampler_t *sampler, int32_t token_id,
+                                     avl_sample_adjustment_t *adjustments, int32_t *count_p) {
+    if (token_id < 0 || token_id >= sampler->vocab_rows)
+        return NULL;
+    if (sampler->marks[token_id] != sampler->mark) {
+        sampler->marks[token_id] = sampler->mark;
+        sampler->places[token_id] = (*count_p)++;
+        adjustments[sampler->places[token_id]] =
+            (avl_sample_adjustment_t){.token_id = token_id, .factor = 1};
+    }
+    return &adjustments[sampler->places[token_id]];
 }
 
-static void penalise_repeated(avl_sampler_t *sampler, float penalty, const int32_t *ids,
-                              int32_t count) {
-    for (int32_t i = 0; i < count; i++) {
-        if (!mark(sampler, ids[i]))
-            continue;
-        float *logit = &sampler->logits[ids[i]];
-        *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
-    }
+static bool repeats(const avl_sampling_params_t *params) {
+    return params->repetition_penalty > 0 && params->repetition_penalty != 1;
 }
 
-static void penalise(avl_sampler_t *sampler, const avl_sampling_params_t *params,
-                     const avl_sampler_history_t *history) {
-    if (params->repetition_penalty > 0 && params->repetition_penalty != 1) {
-        float penalty = (float)params->repetition_penalty;
-        next_mark(sampler);
-        penalise_repeated(sampler, penalty, history->prompt_ids, history->prompt_rows);
-        penalise_repeated(sampler, penalty, history->token_ids, history->token_count);
-    }
-    next_mark(sampler);
-    for (int32_t i = 0; i < history->token_count; i++) {
-        int32_t id = history->token_ids[i];
-        if (id < 0 || id >= sampler->vocab_rows)
-            continue;
-        float penalty = (float)params->frequency_penalty;
-        if (mark(sampler, id))
-            penalty += (float)params->presence_penalty;
-        sampler->logits[id] -= penalty;
-    }
+static bool subtracts(const avl_sampling_params_t *params) {
+    return params->presence_penalty != 0 || params->frequency_penalty != 0;
 }
 
 static bool penalises(const avl_sampling_params_t *params) {
-    return (params->repetition_penalty > 0 && params->repetition_penalty != 1) ||
-           params->presence_penalty != 0 || params->frequency_penalty != 0;
+    return repeats(params) || subtracts(params);
+}
+
+int32_t avl_sampler_adjustments_most(const avl_sampler_t *sampler,
+                                     const avl_sampling_params_t *params,
+                                     const avl_sampler_history_t *history) {
+    int64_t most = history->banned_count;
+    if (repeats(params))
+        most += history->prompt_rows;
+    if (penalises(params))
+        most += history->token_count;
+    return most < sampler->vocab_rows ? (int32_t)most : sampler->vocab_rows;
+}
+
+/* What penalties and bans change, each token once. Returns how many. */
+static int32_t list_adjustments(avl_sampler_t *sampler, const avl_sampling_params_t *params,
+                                const avl_sampler_history_t *history,
+                                avl_sample_adjustment_t *adjustments) {
+    int32_t count = 0;
+    avl_sample_adjustment_t *found;
+    next_mark(sampler);
+    for (int32_t i = 0; penalises(params) && i < history->token_count; i++) {
+        found = find(sampler, history->token_ids[i], adjustments, &count);
+        if (found != NULL)
+            found->subtract += 1; /* how often, for now */
+    }
+    for (int32_t i = 0; i < count; i++)
+        adjustments[i].subtract =
+            (float)(params->presence_penalty +
+                    params->frequency_penalty * (double)adjustments[i].subtract);
+    for (int32_t i = 0; repeats(params) && i < history->prompt_rows; i++)
+        (void)find(sampler, history->prompt_ids[i], adjustments, &count);
+    for (int32_t i = 0; repeats(params) && i < count; i++)
+        adjustments[i].factor = (float)params->repetition_penalty;
+    for (int32_t i = 0; i < history->banned_count; i++) {
+        found = find(sampler, history->banned_ids[i], adjustments, &count);
+        if (found != NULL)
+            found->subtract = INFINITY;
+    }
+    return count;
 }
 
 /* The logits to choose by: the model's own, or a copy with penalties and bans. */
 static const float *adjust(avl_sampler_t *sampler, const float *logits,
                            const avl_sampling_params_t *params,
                            const avl_sampler_history_t *history) {
-    if (!penalises(params) && history->banned_count == 0)
+    int32_t count = list_adjustments(sampler, params, history, sampler->adjustments);
+    if (count == 0)
         return logits;
     memcpy(sampler->logits, logits, (size_t)sampler->vocab_rows * sizeof *logits);
-    if (penalises(params))
-        penalise(sampler, params, history);
-    for (int32_t i = 0; i < history->banned_count; i++) {
-        int32_t id = history->banned_ids[i];
-        if (id >= 0 && id < sampler->vocab_rows)
-            sampler->logits[id] = -INFINITY;
+    for (int32_t i = 0; i < count; i++) {
+        const avl_sample_adjustment_t *adjustment = &sampler->adjustments[i];
+        float *logit = &sampler->logits[adjustment->token_id];
+        *logit = *logit > 0 ? *logit / adjustment->factor : *logit * adjustment->factor;
+        *logit = adjustment->subtract == INFINITY ? -INFINITY : *logit - adjustment->subtract;
     }
     return sampler->logits;
 }
@@ -335,43 +364,15 @@ static void front(choice_t *choices, int32_t count, int32_t keep) {
     sort(choices, 0, (keep < count ? keep : count) - 1);
 }
 
-/* e^x for x <= 0, to two units in the last place; 0 below the range of normal numbers. (Cody and
- * Waite's reduction, a Taylor polynomial; in this form compilers do 16 at a time.) */
-static inline float exponential(float x) {
-    float clamped = x > -87.0f ? x : -87.0f;
-    float shifted = clamped * 1.44269504f + 12582912.0f; /* rounds to a whole number */
-    float whole = shifted - 12582912.0f;
-    float r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t bits = ((int32_t)whole + 127) * (1 << 23);
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x > -87.0f ? p * power : 0.0f;
-}
-
 /* Weights of `count` logits; returns their sum. */
-static double weigh(const float *restrict logits, int32_t count, float best, float temperature,
-                    float *restrict weights) {
-    double sums[LANES] = {0};
-    float scale = 1 / temperature;
-    int32_t i = 0;
-    for (; i < count; i++)
-        weights[i] = exponential((logits[i] - best) * scale);
-    for (i = 0; i + LANES <= count; i += LANES) {
-        for (int j = 0; j < LANES; j++)
-            sums[j] += (double)weights[i + j];
-    }
-    for (; i < count; i++)
-        sums[0] += (double)weights[i];
-    for (int j = 1; j < LANES; j++)
-        sums[0] += sums[j];
-    return sums[0];
+static uint64_t weigh(const float *restrict logits, int32_t count, float best, float scale,
+                      float *restrict weights) {
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < count; i++)
+        weights[i] = avl_weight_of(logits[i], best, scale);
+    for (int32_t i = 0; i < count; i++)
+        sum += avl_weight_whole(weights[i]);
+    return sum;
 }
 
 /* Puts the choice at `place` of a heap whose root comes last, and lets it sink. */
@@ -411,11 +412,10 @@ static int exponent_of(float weight) {
     return below < EXPONENTS ? below : EXPONENTS - 1;
 }
 
-/* Choices of all weights down to a power of two, so many that they reach top_p of the sum; not
- * sorted. */
-static int32_t heavy_choices(const float *logits, const float *weights, int32_t count, double sum,
-                             double top_p, choice_t *choices) {
-    double by_exponent[EXPONENTS] = {0}, reached = 0;
+/* Choices of all weights down to a power of two, so many that they reach `wanted`; not sorted. */
+static int32_t heavy_choices(const float *logits, const float *weights, int32_t count,
+                             uint64_t wanted, choice_t *choices) {
+    uint64_t by_exponent[EXPONENTS], reached;
     /* Most tokens are light and seldom needed: they are looked at only when the others do not do.
      */
     float light = LIGHT;
@@ -424,15 +424,15 @@ static int32_t heavy_choices(const float *logits, const float *weights, int32_t 
         memset(by_exponent, 0, sizeof by_exponent);
         for (int32_t i = 0; i < count; i++) {
             if (weights[i] >= light && weights[i] > 0)
-                by_exponent[exponent_of(weights[i])] += (double)weights[i];
+                by_exponent[exponent_of(weights[i])] += avl_weight_whole(weights[i]);
         }
         reached = by_exponent[0];
-        for (last = 0; last < EXPONENTS - 1 && reached < top_p * sum;)
+        for (last = 0; last < EXPONENTS - 1 && reached < wanted;)
             reached += by_exponent[++last];
         if (last < EXPONENTS - 1)
             break;
     }
-    /* One more, because sums in another order may fall short of it by a rounding. */
+    /* One more, because of two logits at a power of two the larger may weigh less by a rounding. */
     float least = last + 1 < EXPONENTS - 1 ? ldexpf(1, -last - 1) : 0;
     int32_t kept = 0;
     for (int32_t i = 0; i < count; i++) {
@@ -442,18 +442,18 @@ static int32_t heavy_choices(const float *logits, const float *weights, int32_t 
     return kept;
 }
 
-/* Brings the smallest set whose weight reaches top_p of `sum` to the front; returns its size. Sorts
- * four times as many whenever those sorted do not suffice. */
-static int32_t nucleus(choice_t *choices, int32_t count, double sum, double top_p, bool sorted) {
-    double reached = 0;
+/* Brings the fewest that reach `wanted` to the front; returns how many. Sorts four times as many
+ * whenever those sorted do not suffice. */
+static int32_t nucleus(choice_t *choices, int32_t count, uint64_t wanted, bool sorted) {
+    uint64_t reached = 0;
     int32_t done = 0, ahead = sorted ? count : NUCLEUS_FIRST;
     while (done < count) {
         int32_t part = ahead < count - done ? ahead : count - done;
         if (!sorted)
             front(choices + done, count - done, part);
         for (int32_t end = done + part; done < end;) {
-            reached += (double)choices[done++].weight;
-            if (reached >= top_p * sum)
+            reached += avl_weight_whole(choices[done++].weight);
+            if (reached >= wanted)
                 return done;
         }
         ahead *= 4;
@@ -461,119 +461,150 @@ static int32_t nucleus(choice_t *choices, int32_t count, double sum, double top_
     return count;
 }
 
-/* Without those below `least`; keeps the order. */
-static int32_t drop_light(choice_t *choices, int32_t count, double least) {
-    int32_t kept = 0;
-    for (int32_t i = 0; i < count; i++) {
-        if ((double)choices[i].weight >= least)
-            choices[kept++] = choices[i];
-    }
-    return kept;
-}
-
-/* What the filters leave, in choices; returns how many. */
-static int32_t filter(avl_sampler_t *sampler, const float *logits, float best,
+/* What top-k and top-p leave, in choices, the last of the order at the end; returns how many. */
+static int32_t filter(avl_sampler_t *sampler, const float *logits, float best, float scale,
                       const avl_sampling_params_t *params) {
     choice_t *choices = sampler->choices;
     int32_t count = sampler->vocab_rows;
-    float temperature = (float)params->temperature;
     bool cut = params->top_k > 0 && params->top_k < count;
-    double sum = 0;
+    uint64_t sum = 0, wanted;
     if (cut) {
         count = params->top_k;
         best_choices(logits, sampler->vocab_rows, count, choices);
         for (int32_t i = 0; i < count; i++) {
-            choices[i].weight = exponential((choices[i].logit - best) * (1 / temperature));
-            sum += (double)choices[i].weight;
+            choices[i].weight = avl_weight_of(choices[i].logit, best, scale);
+            sum += avl_weight_whole(choices[i].weight);
         }
     } else {
-        sum = weigh(logits, count, best, temperature, sampler->weights);
-        count = heavy_choices(logits, sampler->weights, count, sum, params->top_p, choices);
+        sum = weigh(logits, count, best, scale, sampler->weights);
     }
-    if (params->top_p < 1)
-        count = nucleus(choices, count, sum, params->top_p, cut);
-    if (params->min_p > 0)
-        count = drop_light(choices, count, params->min_p); /* the best weighs 1 */
-    return count;
+    if (params->top_p >= 1)
+        return count;
+    wanted = avl_weight_share(sum, params->top_p);
+    if (!cut)
+        count = heavy_choices(logits, sampler->weights, count, wanted, choices);
+    return nucleus(choices, count, wanted, cut);
 }
 
-/* Draws from weights that lie `stride` bytes apart; returns the place. */
-static int32_t draw_from(const float *weights, size_t stride, int32_t count, double sum,
-                         double share) {
-    double target = share * sum, reached = 0;
-    int32_t last = 0; /* one with weight even when rounding leaves the sum behind the target */
-    for (int32_t i = 0; i < count && target >= reached; i++) {
-        reached += (double)weights[(size_t)i * stride];
-        if (weights[(size_t)i * stride] > 0)
-            last = i;
+/* floor(share * sum / 2^64) */
+static uint64_t target_of(uint64_t share, uint64_t sum) {
+    uint64_t high = (share >> 32) * (sum >> 32), low = (share & UINT32_MAX) * (sum & UINT32_MAX);
+    uint64_t one = (share >> 32) * (sum & UINT32_MAX), other = (share & UINT32_MAX) * (sum >> 32);
+    uint64_t middle = (low >> 32) + (one & UINT32_MAX) + (other & UINT32_MAX);
+    return high + (one >> 32) + (other >> 32) + (middle >> 32);
+}
+
+/* One of all tokens. */
+static int32_t draw_any(avl_sampler_t *sampler, const float *logits, float best, float scale,
+                        float least, uint64_t share) {
+    float *weights = sampler->weights;
+    int32_t count = sampler->vocab_rows, last = 0;
+    uint64_t sum = weigh(logits, count, best, scale, weights);
+    if (least > 0) {
+        sum = 0;
+        for (int32_t i = 0; i < count; i++) {
+            weights[i] = weights[i] >= least ? weights[i] : 0;
+            sum += avl_weight_whole(weights[i]);
+        }
+    }
+    uint64_t target = target_of(share, sum), reached = 0;
+    for (; last < count; last++) {
+        reached += avl_weight_whole(weights[last]);
+        if (reached > target)
+            break;
     }
     return last;
 }
 
+/* One of `count` choices, in the order of the ids; `choices` holds them, and those that follow the
+ * last of them do not count. */
+static int32_t draw_chosen(const avl_sampler_t *sampler, const float *logits, float best,
+                           float scale, float least, uint64_t share, int32_t count) {
+    const choice_t *choices = sampler->choices, last = choices[count - 1];
+    uint64_t sum = 0, reached = 0;
+    for (int32_t i = 0; i < count; i++) {
+        if (choices[i].weight >= least)
+            sum += avl_weight_whole(choices[i].weight);
+    }
+    uint64_t target = target_of(share, sum);
+    int32_t id = 0;
+    for (; id < sampler->vocab_rows; id++) {
+        if (logits[id] < last.logit || (logits[id] == last.logit && id > last.token_id))
+            continue;
+        float weight = avl_weight_of(logits[id], best, scale);
+        reached += weight >= least ? avl_weight_whole(weight) : 0;
+        if (reached > target)
+            break;
+    }
+    return id;
+}
+
+/* The least float that is not less: what is compared with it fares as with `value`. */
+static float float_from(double value) {
+    float nearest = (float)value;
+    return (double)nearest < value ? nextafterf(nearest, INFINITY) : nearest;
+}
+
 static int32_t draw(avl_sampler_t *sampler, const float *logits, float best,
                     const avl_sampling_params_t *params, uint64_t token_index) {
-    double share = uniform(params->seed, token_index);
-    bool cut = params->top_k > 0 && params->top_k < sampler->vocab_rows;
-    if (!cut && params->top_p >= 1 && params->min_p <= 0) {
-        double sum =
-            weigh(logits, sampler->vocab_rows, best, (float)params->temperature, sampler->weights);
-        return draw_from(sampler->weights, 1, sampler->vocab_rows, sum, share);
-    }
-    int32_t count = filter(sampler, logits, best, params);
-    double sum = 0;
-    for (int32_t i = 0; i < count; i++)
-        sum += (double)sampler->choices[i].weight;
-    int32_t place =
-        draw_from(&sampler->choices[0].weight, sizeof(choice_t) / sizeof(float), count, sum, share);
-    return sampler->choices[place].token_id;
+    uint64_t share = uniform(params->seed, token_index);
+    float scale = 1 / (float)params->temperature, least = float_from(params->min_p);
+    if ((params->top_k <= 0 || params->top_k >= sampler->vocab_rows) && params->top_p >= 1)
+        return draw_any(sampler, logits, best, scale, least, share);
+    int32_t count = filter(sampler, logits, best, scale, params);
+    return draw_chosen(sampler, logits, best, scale, least, share, count);
 }
 
 /* ---- logprobs ---- */
 
-/* The token's own and the best tokens', by the model's logits. */
-static avl_status_t tell_logprobs(avl_sampler_t *sampler, const float *logits, int32_t token_id,
-                                  int32_t wanted) {
-    choice_t *choices = sampler->choices;
-    int32_t count = sampler->vocab_rows, others = wanted - 1 < count ? wanted - 1 : count;
-    float best;
-    AVL_TRY(largest(logits, count, &best));
-    double base = (double)best + log(weigh(logits, count, best, 1, sampler->weights));
-    if (others > 0)
-        best_choices(logits, count, others, choices);
-    sampler->logprobs[0] = (avl_token_logprob_t){
-        .token_id = token_id, .logprob = (float)((double)logits[token_id] - base)};
-    for (int32_t i = 0; i < others; i++)
-        sampler->logprobs[1 + i] = (avl_token_logprob_t){
-            .token_id = choices[i].token_id, .logprob = (float)((double)choices[i].logit - base)};
-    return AVL_OK;
+static double base_of(float best, uint64_t sum) {
+    return (double)best + log((double)sum / (double)AVL_WEIGHT_ONE);
 }
 
-/* The token, with the logprobs that are wanted. */
+static avl_token_logprob_t logprob_of(int32_t token_id, float logit, double base) {
+    return (avl_token_logprob_t){.token_id = token_id, .logprob = (float)((double)logit - base)};
+}
+
+/* Of a token, how many besides its own: -1 without logprobs. */
+static int32_t tops_of(const avl_sampler_t *sampler, const avl_sampling_params_t *params) {
+    int32_t tops = params->logprob_count - 1;
+    return tops < sampler->vocab_rows ? tops : sampler->vocab_rows;
+}
+
+/* The token, with the logprobs that are wanted: its own and the best tokens', by the model's
+ * logits. */
 static avl_status_t tell(avl_sampler_t *sampler, const float *logits,
-                         const avl_sampling_params_t *params, avl_sampler_token_t token,
+                         const avl_sampling_params_t *params, int32_t token_id,
                          avl_sampler_token_t *token_p) {
-    if (params->logprob_count > 0) {
-        AVL_TRY(tell_logprobs(sampler, logits, token.token_id, params->logprob_count));
-        token.logprob_count = params->logprob_count - 1 < sampler->vocab_rows
-                                  ? params->logprob_count
-                                  : sampler->vocab_rows + 1;
+    const choice_t *choices = sampler->choices;
+    int32_t count = sampler->vocab_rows, tops = tops_of(sampler, params);
+    float best;
+    if (tops >= 0) {
+        AVL_TRY(largest(logits, count, &best));
+        double base = base_of(best, weigh(logits, count, best, 1, sampler->weights));
+        if (tops > 0)
+            best_choices(logits, count, tops, sampler->choices);
+        sampler->logprobs[0] = logprob_of(token_id, logits[token_id], base);
+        for (int32_t i = 0; i < tops; i++)
+            sampler->logprobs[1 + i] = logprob_of(choices[i].token_id, choices[i].logit, base);
     }
-    *token_p = token;
+    *token_p = (avl_sampler_token_t){
+        .token_id = token_id, .logprob_count = tops + 1, .logprobs = sampler->logprobs};
     return AVL_OK;
 }
 
 avl_status_t avl_sampler_draw(avl_sampler_t *sampler, const float *logits,
                               const avl_sampling_params_t *params,
                               const avl_sampler_history_t *history, avl_sampler_token_t *token_p) {
-    avl_sampler_token_t token = {.logprobs = sampler->logprobs};
     const float *adjusted = adjust(sampler, logits, params, history);
+    int32_t token_id;
     float best;
     AVL_TRY(largest(adjusted, sampler->vocab_rows, &best));
     if (params->temperature < TEMPERATURE_LEAST)
-        token.token_id = first_of(adjusted, sampler->vocab_rows, best);
+        token_id = first_of(adjusted, sampler->vocab_rows, best);
     else
-        token.token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
-    return tell(sampler, logits, params, token, token_p);
+        token_id = draw(sampler, adjusted, best, params, (uint64_t)history->token_count);
+    return tell(sampler, logits, params, token_id, token_p);
 }
 
 bool avl_sampler_wants_best(const avl_sampling_params_t *params, int32_t banned_count) {
@@ -594,8 +625,47 @@ avl_status_t avl_sampler_take_best(avl_sampler_t *sampler, int32_t token_id, flo
 avl_status_t avl_sampler_force(avl_sampler_t *sampler, const float *logits,
                                const avl_sampling_params_t *params, int32_t token_id,
                                avl_sampler_token_t *token_p) {
-    avl_sampler_token_t token = {.token_id = token_id, .logprobs = sampler->logprobs};
     float best;
     AVL_TRY(largest(logits, sampler->vocab_rows, &best));
-    return tell(sampler, logits, params, token, token_p);
+    return tell(sampler, logits, params, token_id, token_p);
+}
+
+/* ---- on the device ---- */
+
+avl_sample_item_t avl_sampler_item(avl_sampler_t *sampler, const avl_sampling_params_t *params,
+                                   const avl_sampler_history_t *history, int32_t forced_id,
+                                   avl_sample_adjustment_t *adjustments) {
+    avl_sample_item_t item = {
+        .least = float_from(params->min_p),
+        .top_p = params->top_p,
+        .top_k = params->top_k,
+        .forced_id = forced_id,
+        .tops = tops_of(sampler, params),
+        .adjustments = adjustments,
+    };
+    if (params->temperature >= TEMPERATURE_LEAST) {
+        item.scale = 1 / (float)params->temperature;
+        item.share = uniform(params->seed, (uint64_t)history->token_count);
+    }
+    if (forced_id < 0)
+        item.adjustment_count = list_adjustments(sampler, params, history, adjustments);
+    return item;
+}
+
+avl_status_t avl_sampler_take(avl_sampler_t *sampler, const avl_sampling_params_t *params,
+                              const avl_sample_result_t *result, avl_sampler_token_t *token_p) {
+    int32_t tops = tops_of(sampler, params);
+    if (result->outcome == AVL_SAMPLE_STRANGE)
+        return refuse_strange(result->token_id, result->logit);
+    if (result->outcome == AVL_SAMPLE_NOTHING)
+        return refuse_all();
+    if (tops >= 0) {
+        double base = base_of(result->best, result->sum);
+        sampler->logprobs[0] = logprob_of(result->token_id, result->logit, base);
+        for (int32_t i = 0; i < tops; i++)
+            sampler->logprobs[1 + i] = logprob_of(result->top_ids[i], result->top_logits[i], base);
+    }
+    *token_p = (avl_sampler_token_t){
+        .token_id = result->token_id, .logprob_count = tops + 1, .logprobs = sampler->logprobs};
+    return AVL_OK;
 }

@@ -434,14 +434,6 @@ static bool plan_pictures(avl_scheduler_t *scheduler, avl_job_t *job) {
     return true;
 }
 
-/* Whether the job's next token needs no more than the best of the logits. */
-static bool wants_best(const avl_scheduler_t *scheduler, const avl_job_t *job) {
-    const avl_config_t *config = avl_engine_options(scheduler->engine)->config;
-    int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
-    return avl_engine_finds_best(scheduler->engine) && job->request->forced_count == 0 &&
-           avl_sampler_wants_best(&job->sampling, avl_job_banned(job, &config->generation, banned));
-}
-
 static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_rows,
                     int32_t token_id) {
     avl_plan_t *plan = &scheduler->plan;
@@ -454,7 +446,7 @@ static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_r
     avl_plan_wish_t wish = AVL_PLAN_NOTHING;
     if (ends && (job->tokens_done >= job->tokens_known || reads))
         /* A prompt's logits are kept with it, for requests that go on otherwise. */
-        wish = prompt_rows == 0 && wants_best(scheduler, job) ? AVL_PLAN_BEST : AVL_PLAN_LOGITS;
+        wish = prompt_rows == 0 ? avl_scheduler_wish(scheduler, job) : AVL_PLAN_LOGITS;
     plan->runs[plan->run_count++] = (avl_plan_run_t){
         .sequence = job->sequence,
         .row_count = prompt_rows,
@@ -464,6 +456,7 @@ static void add_run(avl_scheduler_t *scheduler, avl_job_t *job, int32_t prompt_r
 }
 
 static void plan_decodes(avl_scheduler_t *scheduler) {
+    avl_scheduler_begin_draws(scheduler);
     for (int32_t i = 0; i < scheduler->active_count; i++) {
         avl_job_t *job = scheduler->active[i];
         if (job->stage == AVL_STAGE_DECODE)
@@ -519,6 +512,7 @@ const avl_plan_t *avl_scheduler_plan(avl_scheduler_t *scheduler) {
     end_late_requests(scheduler, now_ns);
     grow_decodes(scheduler);
     avl_plan_begin(plan, AVL_PLAN_STEP, scheduler->step + 1);
+    plan->draws = scheduler->draws;
     /* What the counts alone may add is set aside, so that only prompts and pixels are measured
      * below. */
     scheduler->plan_bytes =
@@ -569,54 +563,11 @@ static void complete_pictures(avl_scheduler_t *scheduler, const avl_step_result_
     }
 }
 
-/* What a run's last row brought: one of them, or nothing. */
-typedef struct outcome {
-    const float *logits;
-    const avl_best_token_t *best;
-} outcome_t;
-
-/* Draws the job's next token, or takes the forced one, and tells it. */
-static avl_status_t draw_token(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome) {
-    const avl_request_t *request = job->request;
-    const avl_engine_options_t *options = avl_engine_options(scheduler->engine);
-    int32_t banned[AVL_EOS_IDS_MAX + AVL_STOP_IDS_MAX];
-    avl_sampler_history_t history = {
-        .prompt_ids = request->token_ids,
-        .prompt_rows = request->row_count,
-        .token_ids = job->token_ids,
-        .token_count = job->tokens_done,
-        .banned_ids = banned,
-        .banned_count = avl_job_banned(job, &options->config->generation, banned),
-    };
-    avl_sampler_token_t token;
-    if (outcome.best != NULL)
-        AVL_TRY(avl_sampler_take_best(scheduler->sampler, outcome.best->token_id,
-                                      outcome.best->logit, &token));
-    else if (request->forced_count > 0)
-        AVL_TRY(avl_sampler_force(scheduler->sampler, outcome.logits, &job->sampling,
-                                  job->token_ids[job->tokens_done], &token));
-    else
-        AVL_TRY(
-            avl_sampler_draw(scheduler->sampler, outcome.logits, &job->sampling, &history, &token));
-    job->token_ids[job->tokens_done] = token.token_id;
-    avl_event_t event = {
-        .kind = AVL_EVENT_TOKEN,
-        .request_id = request->id,
-        .choice = job->choice,
-        .stage = AVL_STAGE_DECODE,
-        .token_id = token.token_id,
-        .logprob_count = token.logprob_count,
-        .logprobs = token.logprobs,
-    };
-    scheduler->sink.take(scheduler->sink.context, &event);
-    return AVL_OK;
-}
-
 /* Takes the job's next token, from the replay when there is no outcome. */
-static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome,
+static void take_token(avl_scheduler_t *scheduler, avl_job_t *job, avl_outcome_t outcome,
                        int64_t now_ns) {
-    if (outcome.logits != NULL || outcome.best != NULL) {
-        avl_status_t status = draw_token(scheduler, job, outcome);
+    if (outcome.logits != NULL || outcome.best != NULL || outcome.drawn != NULL) {
+        avl_status_t status = avl_scheduler_draw(scheduler, job, &outcome);
         if (status != AVL_OK) {
             const avl_log_field_t field = AVL_LOG_INTEGER("request", job->request->id);
             avl_log_with(AVL_LOG_ERROR, &field, 1, "no token: %s", avl_status_detail());
@@ -641,7 +592,7 @@ static void begin_decoding(avl_scheduler_t *scheduler, avl_job_t *job) {
     avl_scheduler_reserve(scheduler, job, avl_job_pages_to_decode(job));
 }
 
-static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t outcome,
+static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, avl_outcome_t outcome,
                          int64_t now_ns) {
     if (job->stage != AVL_STAGE_DECODE) {
         job->stage = AVL_STAGE_PREFILL;
@@ -657,7 +608,7 @@ static void complete_run(avl_scheduler_t *scheduler, avl_job_t *job, outcome_t o
         begin_decoding(scheduler, job);
     }
     if (job->tokens_done < job->tokens_known)
-        outcome = (outcome_t){.logits = NULL};
+        outcome = (avl_outcome_t){.logits = NULL};
     take_token(scheduler, job, outcome, now_ns);
 }
 
@@ -675,7 +626,7 @@ static void complete_shared(avl_scheduler_t *scheduler, int64_t now_ns) {
                                         job->shape.prompt_rows);
         prompt_is_read(scheduler, job, logits);
         begin_decoding(scheduler, job);
-        take_token(scheduler, job, (outcome_t){.logits = job->tokens_known > 0 ? NULL : logits},
+        take_token(scheduler, job, (avl_outcome_t){.logits = job->tokens_known > 0 ? NULL : logits},
                    now_ns);
     }
 }
@@ -707,17 +658,20 @@ void avl_scheduler_complete(avl_scheduler_t *scheduler, const avl_step_result_t 
     int32_t vocab_rows = avl_engine_options(scheduler->engine)->config->model.text.vocab_rows;
     const float *logits = result->logits;
     const avl_best_token_t *best = result->best;
+    const avl_sample_result_t *drawn = result->drawn;
     int64_t now_ns = avl_clock_now_ns();
     scheduler->work = work_of(plan, result);
     complete_shared(scheduler, now_ns);
     complete_pictures(scheduler, result);
     for (int32_t i = 0; i < plan->run_count; i++) {
-        outcome_t outcome = {.logits = NULL};
+        avl_outcome_t outcome = {.logits = NULL};
         if (plan->runs[i].logits == AVL_PLAN_LOGITS) {
             outcome.logits = logits;
             logits += vocab_rows;
         } else if (plan->runs[i].logits == AVL_PLAN_BEST) {
             outcome.best = best++;
+        } else if (plan->runs[i].logits == AVL_PLAN_DRAW) {
+            outcome.drawn = drawn++;
         }
         complete_run(scheduler, scheduler->by_sequence[plan->runs[i].sequence], outcome, now_ns);
     }

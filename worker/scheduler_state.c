@@ -17,6 +17,7 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
     scheduler->queue_max = queue_max;
     scheduler->queue.deadline_ns = AVL_DEADLINE_NONE;
     scheduler->growth_share = AVL_GROWTH_SHARE;
+    scheduler->adjustments_max = avl_scheduler_adjustments_max(engine);
     const avl_plan_limits_t *limits = avl_engine_plan_limits(engine);
     size_t indices = (size_t)limits->indices_max;
     const struct {
@@ -27,6 +28,9 @@ avl_status_t avl_scheduler_create(avl_engine_t *engine, int32_t queue_max,
         {indices, sizeof *scheduler->by_sequence, &scheduler->by_sequence},
         {indices, sizeof *scheduler->releases, &scheduler->releases},
         {sequences, sizeof *scheduler->retirements, &scheduler->retirements},
+        {sequences, sizeof *scheduler->draws, &scheduler->draws},
+        {(size_t)scheduler->adjustments_max, sizeof *scheduler->adjustments,
+         &scheduler->adjustments},
     };
     avl_status_t status;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
@@ -76,6 +80,8 @@ void avl_scheduler_destroy(avl_scheduler_t *scheduler) {
     avl_encoder_cache_destroy(scheduler->encoder_cache);
     avl_prompt_cache_destroy(scheduler->prompt_cache);
     free(scheduler->retirements);
+    free(scheduler->draws);
+    free(scheduler->adjustments);
     free(scheduler->releases);
     free(scheduler);
 }

@@ -13,6 +13,11 @@ struct avl_scheduler {
     avl_engine_t *engine;
     avl_event_sink_t sink;
     avl_sampler_t *sampler;
+    /* What the next plan asks the device to draw (worker/scheduler_draw.c): */
+    avl_sample_item_t *draws;             /* [sequences_max] */
+    avl_sample_adjustment_t *adjustments; /* [adjustments_max] of theirs */
+    int32_t draw_count, adjustment_count, adjustments_max;
+    bool draws_all; /* the best tokens too */
     avl_job_queue_t queue;
     int32_t queue_max;
     double growth_share;
@@ -36,6 +41,26 @@ struct avl_scheduler {
 };
 
 #define AVL_STEP_NONE UINT64_MAX /* a step that there is not */
+
+/* worker/scheduler_draw.c */
+
+/* What a run's last row brought: one of them, or nothing. */
+typedef struct avl_outcome {
+    const float *logits;
+    const avl_best_token_t *best;
+    const avl_sample_result_t *drawn;
+} avl_outcome_t;
+
+/* Adjustments of logits that one step can carry. */
+int32_t avl_scheduler_adjustments_max(const avl_engine_t *engine);
+/* A plan begins: nothing is to be drawn yet. */
+void avl_scheduler_begin_draws(avl_scheduler_t *scheduler);
+/* What the job's next decode row asks for; a draw is listed. */
+avl_plan_wish_t avl_scheduler_wish(avl_scheduler_t *scheduler, avl_job_t *job);
+/* Draws the job's next token, or takes the one that was drawn or is forced, and tells it. Errors:
+ * as avl_sampler_draw. */
+AVL_MUST_CHECK avl_status_t avl_scheduler_draw(avl_scheduler_t *scheduler, avl_job_t *job,
+                                               const avl_outcome_t *outcome);
 
 /* worker/scheduler_end.c */
 

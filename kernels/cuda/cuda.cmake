@@ -22,7 +22,7 @@ list(APPEND flags -gencode=arch=compute_${newest},code=compute_${newest})
 
 file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/cuda)
 set(objects)
-foreach(name activation add argmax attention blas copy_rows decode_attention device diversity embed kv linear lists norm patches rope round text topk)
+foreach(name activation add argmax attention blas copy_rows decode_attention device diversity embed kv linear lists norm patches rope round sample text topk)
   set(source ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.o)
   add_custom_command(OUTPUT ${object}

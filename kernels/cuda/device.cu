@@ -231,6 +231,7 @@ static const avl_device_ops_t cuda_ops = {
     .kv_move = avl_cuda_kv_move,
     .topk = avl_cuda_topk,
     .argmax = avl_cuda_argmax,
+    .sample = avl_cuda_sample,
     .choose = avl_cuda_choose,
     .publish = avl_cuda_publish,
     .round = avl_cuda_round,

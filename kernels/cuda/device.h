@@ -23,6 +23,7 @@ extern "C" {
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/lists.h"
+#include "kernels/sample.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 }
@@ -120,6 +121,7 @@ avl_status_t avl_cuda_kv_write(avl_device_t *device, const avl_kv_write_args_t *
 avl_status_t avl_cuda_kv_move(avl_device_t *device, const avl_kv_move_args_t *args);
 avl_status_t avl_cuda_topk(avl_device_t *device, const avl_topk_args_t *args);
 avl_status_t avl_cuda_argmax(avl_device_t *device, const avl_argmax_args_t *args);
+avl_status_t avl_cuda_sample(avl_device_t *device, const avl_sample_args_t *args);
 avl_status_t avl_cuda_choose(avl_device_t *device, const avl_choose_args_t *args);
 avl_status_t avl_cuda_publish(avl_device_t *device, const avl_publish_args_t *args);
 avl_status_t avl_cuda_round(avl_device_t *device, const avl_round_args_t *args);

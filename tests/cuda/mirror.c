@@ -9,6 +9,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
 #include "kernels/lists.h"
+#include "kernels/sample.h"
 #include "kernels/select.h"
 #include "kernels/text.h"
 
@@ -364,6 +365,15 @@ static avl_status_t argmax(avl_device_t *device, const avl_argmax_args_t *args) 
     return finish(mirror, mirror->inner->ops->argmax(mirror->inner, &copy));
 }
 
+static avl_status_t sample(avl_device_t *device, const avl_sample_args_t *args) {
+    mirror_t *mirror = mirror_of(device);
+    avl_sample_args_t copy = *args;
+    copy.logits = map(mirror, args->logits, extent(args->rows, args->stride, args->width),
+                      sizeof(float), OUTPUT);
+    copy.results = map(mirror, args->results, args->rows, sizeof *args->results, OUTPUT);
+    return finish(mirror, mirror->inner->ops->sample(mirror->inner, &copy));
+}
+
 /* The text rows' arrays, and the last slot among them; the caller frees the list. */
 static avl_status_t map_text_rows(mirror_t *mirror, const avl_text_row_t *given, int count,
                                   int buffer_heads, int query_heads, int kv_heads, int output,
@@ -559,6 +569,7 @@ static const avl_device_ops_t mirror_ops = {
     .kv_move = kv_move,
     .topk = topk,
     .argmax = argmax,
+    .sample = sample,
     .text_weights = text_weights,
     .text_update = text_update,
     .text_keep = text_keep,

@@ -1,6 +1,6 @@
-/* tests/cuda/waits.c: what a step waits for on the device: its logits and its end, however many
- * layers it has and whatever it chooses or evicts in them. And what was chosen without the host
- * knowing serves the next request all the same. */
+/* tests/cuda/waits.c: what a step waits for on the device: its tokens or logits and its end,
+ * however many layers it has and whatever it chooses or evicts in them. And what was chosen without
+ * the host knowing serves the next request all the same. */
 #include "tests/worker/rig.h"
 
 /* cmocka.h needs these four before it. */
@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/cuda/shim/shim.h"
@@ -111,6 +112,65 @@ static void waits_for_no_other_rank(void **state) {
     rig_close(rig);
 }
 
+/* Everything that a draw may ask for, in a step of its own, and greedy beside it. */
+static void waits_for_what_was_drawn_alone(void **state) {
+    (void)state;
+    enum { TOKENS = 4 };
+    static int32_t forced[TOKENS] = {7, 11, 7, 3};
+    const avl_sampling_params_t params[] = {
+        {.top_p = 1, .temperature = 0.8, .seed = 3},
+        {.top_p = 0.9, .temperature = 1.3, .top_k = 40, .min_p = 0.01, .seed = 4},
+        {.top_p = 1, .repetition_penalty = 1.2, .presence_penalty = 0.5, .frequency_penalty = 0.1},
+        {.top_p = 0.8, .temperature = 1, .logprob_count = AVL_LOGPROBS_MAX, .seed = 5},
+        {.top_p = 1, .logprob_count = 1},
+        {.top_p = 1, .min_tokens = 3},
+    };
+    enum { KINDS = sizeof params / sizeof *params };
+    rig_t *rig = open_rig(1, 1); /* the dense prompt is read once; count_waits looks behind it */
+    rig_case_t data = rig_case_load(rig_config(rig), case_directory);
+    data.images[0].digest.bytes[0] = 1;
+    for (int i = 0; i < KINDS; i++) {
+        avl_request_t *request = rig_request(&data, (uint64_t)i + 1, TOKENS);
+        request->sampling = params[i];
+        request->ignore_eos = true;
+        count_waits(rig, request);
+        const rig_result_t *result = rig_result(rig, (uint64_t)i + 1);
+        assert_int_equal(result->end.status, AVL_OK);
+        assert_int_equal(result->token_count, TOKENS);
+        assert_int_equal(result->end.reuse.prompt_rows, i == 0 ? 0 : data.row_count);
+        for (int j = 0; params[i].logprob_count > 0 && j < TOKENS; j++)
+            assert_true(result->logprobs[j] <= 0);
+    }
+    /* A whole answer that the caller chose, with logprobs. */
+    avl_request_t *request = rig_request(&data, 20, TOKENS);
+    request->sampling.logprob_count = 2;
+    request->forced_ids = malloc(sizeof forced);
+    assert_non_null(request->forced_ids);
+    memcpy(request->forced_ids, forced, sizeof forced);
+    request->forced_count = TOKENS;
+    count_waits(rig, request);
+    rig_expect_tokens(rig_result(rig, 20), forced, TOKENS, "forced");
+    /* All together, with one that is greedy; they draw as they did alone. */
+    for (uint64_t id = 30; id <= 30 + KINDS; id++) {
+        avl_request_t *one = rig_request(&data, id, TOKENS);
+        if (id < 30 + KINDS)
+            one->sampling = params[id - 30];
+        one->ignore_eos = true;
+        avl_scheduler_submit(rig_scheduler(rig), one);
+    }
+    int64_t before = 0;
+    for (int step = 0; rig_step(rig); step++) {
+        assert_true(step == 0 || avl_shim_waits() - before <= STEP_WAITS);
+        before = avl_shim_waits();
+    }
+    for (uint64_t id = 30; id < 30 + KINDS; id++)
+        rig_expect_tokens(rig_result(rig, id), rig_result(rig, id - 29)->tokens, TOKENS,
+                          "together");
+    assert_int_equal(rig_result(rig, 30 + KINDS)->end.status, AVL_OK);
+    rig_case_release(&data);
+    rig_close(rig);
+}
+
 /* The host learns store and first core when another request begins with them. */
 static void hands_on_what_the_device_chose(void **state) {
     (void)state;
@@ -179,6 +239,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(waits_for_nothing_within_a_step),
         cmocka_unit_test(waits_for_no_other_rank),
+        cmocka_unit_test(waits_for_what_was_drawn_alone),
         cmocka_unit_test(hands_on_what_the_device_chose),
         cmocka_unit_test(asks_for_what_a_window_splits),
     };

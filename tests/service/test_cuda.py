@@ -86,6 +86,32 @@ class Cuda(unittest.TestCase):
         self.assertLess(report.text_rows_stored, report.text_rows_seen)
         self.assertEqual((report.text_rows_seen, report.text_rows_stored), (other.text_rows_seen, other.text_rows_stored))
 
+    def test_draws(self):
+        """Tokens drawn on the device, with everything that can be asked of a draw: those that the CPU backend draws, and
+        their logprobs."""
+        def ask(service, **fields):
+            case = case_of("01")
+            deltas = [event.delta for event in service.inference.Generate(
+                raw(case["prompt"], [case["image"]], max_tokens=6, ignore_eos=True,
+                    sampling=pb.SamplingParameters(logprobs=3, **fields)), timeout=600)
+                      if event.WhichOneof("event") == "delta"]
+            logprobs = [entry for delta in deltas for entry in delta.logprobs]
+            return ([token for delta in deltas for token in delta.token_ids],
+                    [best.token_id for entry in logprobs for best in entry.best],
+                    [best.logprob for entry in logprobs for best in [entry.token, *entry.best]])
+        settings = [dict(temperature=1.1, seed=7),
+                    dict(temperature=1.5, seed=8, top_p=.9, top_k=50, min_p=.01, repetition_penalty=1.2, presence_penalty=.3,
+                         frequency_penalty=.2, min_tokens=4)]
+        answers = {}
+        for device in ("cpu", "cuda"):
+            with start("--device", device) as service:
+                answers[device] = [ask(service, **fields) for fields in settings]
+        for (ids, best, logprobs), (other_ids, other_best, other_logprobs) in zip(answers["cuda"], answers["cpu"]):
+            self.assertEqual(len(ids), 6)
+            self.assertEqual((ids, best), (other_ids, other_best))
+            for logprob, other in zip(logprobs, other_logprobs, strict=True):
+                self.assertAlmostEqual(logprob, other, delta=1e-3)
+
     def test_auto(self):
         """`auto` takes a GPU where library, driver and GPU are, else the CPU, and says why."""
         tries = [({"gpus": 1}, GPU, "a GPU, an NVIDIA driver and libavl_cuda.so are here"),

@@ -382,6 +382,11 @@ bool avl_engine_finds_best(const avl_engine_t *engine) {
     return true;
 }
 
+bool avl_engine_draws(const avl_engine_t *engine) {
+    (void)engine;
+    return false; /* plans here go over the wire */
+}
+
 int32_t avl_engine_feature_rows(const avl_engine_t *engine) {
     return engine->feature_rows;
 }

@@ -225,6 +225,79 @@ static void test_top_p(void **state) {
                          10);
 }
 
+/* The token is the one whose share of the weights that are left, added up in the order of the ids,
+ * the uniform number falls into: philox of the token's index, as a part of 2^64. */
+static void test_order_of_ids(void **state) {
+    (void)state;
+    float logits[VOCAB];
+    double weights[VOCAB], sum = 0;
+    for (int i = 0; i < VOCAB; i++)
+        logits[i] = (float)((i * 17) % VOCAB) * 0.1f;
+    /* Of 50 logits from 4.9 down in steps of 0.1 the 30 largest are left, then those down to e^-2 /
+     * 1.3 of the best: 1.3 * 2 below it, 26 steps and itself. */
+    const avl_sampling_params_t params = {
+        .temperature = 1.3, .top_p = 1, .top_k = 30, .min_p = 0.1353, .seed = 0x123456789abcdef};
+    for (int i = 0; i < VOCAB; i++) {
+        weights[i] = logits[i] > 2.25f ? exp(((double)logits[i] - 4.9) / 1.3) : 0;
+        sum += weights[i];
+    }
+    int clear = 0;
+    for (uint32_t index = 0; index < 500; index++) {
+        uint32_t words[4];
+        avl_philox((const uint32_t[4]){index}, (const uint32_t[2]){0x89abcdef, 0x01234567}, words);
+        double share = ((double)words[0] + (double)words[1] * 0x1p-32) * 0x1p-32;
+        double reached = 0;
+        int32_t expected = 0;
+        for (; reached + weights[expected] <= share * sum; expected++)
+            reached += weights[expected];
+        bool near = share * sum - reached < 1e-5 * sum ||
+                    reached + weights[expected] - share * sum < 1e-5 * sum;
+        int32_t token_id = draw(logits, params, index);
+        clear += !near;
+        if (!near)
+            assert_int_equal(token_id, expected);
+    }
+    assert_true(clear > 450);
+}
+
+/* Presence and frequency together, a ban of a penalised token, and each token listed once. */
+static void test_items(void **state) {
+    (void)state;
+    static const int32_t prompt[] = {4, -1, 4, 7}, answer[] = {9, 9, 4}, banned[] = {9, 30, VOCAB};
+    const avl_sampler_history_t history = {prompt, 4, answer, 3, banned, 3};
+    const avl_sampling_params_t params = {.top_p = 0.5,
+                                          .temperature = 2,
+                                          .min_p = 0.1,
+                                          .top_k = 9,
+                                          .repetition_penalty = 1.5,
+                                          .presence_penalty = 0.25,
+                                          .frequency_penalty = 0.5,
+                                          .logprob_count = 4};
+    avl_sample_adjustment_t list[VOCAB];
+    assert_in_range(avl_sampler_adjustments_most(sampler, &params, &history), 4, VOCAB);
+    avl_sample_item_t item = avl_sampler_item(sampler, &params, &history, -1, list);
+    assert_int_equal(item.adjustment_count, 4);
+    for (int32_t i = 0; i < 4; i++) {
+        int32_t id = list[i].token_id;
+        float subtract = id == 4 ? 0.75f : id == 7 ? 0.0f : INFINITY;
+        assert_true(id == 4 || id == 7 || id == 9 || id == 30);
+        assert_true(list[i].factor == (id == 30 ? 1.0f : 1.5f) && list[i].subtract == subtract);
+        for (int32_t j = 0; j < i; j++)
+            assert_int_not_equal(list[j].token_id, id);
+    }
+    assert_true(item.scale == 0.5f && item.top_p == 0.5 && item.least >= 0.1f);
+    assert_true((double)item.least >= 0.1 && (double)nextafterf(item.least, 0) < 0.1);
+    assert_int_equal(item.top_k, 9);
+    assert_int_equal(item.tops, 3);
+    assert_int_equal(item.forced_id, -1);
+    item = avl_sampler_item(sampler, &params, &history, 31, list);
+    assert_int_equal(item.adjustment_count, 0);
+    assert_int_equal(item.forced_id, 31);
+    item = avl_sampler_item(sampler, &(avl_sampling_params_t){.top_p = 1}, &history, -1, list);
+    assert_true(item.scale == 0 && item.tops == -1);
+    assert_int_equal(item.adjustment_count, 2); /* the bans */
+}
+
 static void test_min_p(void **state) {
     (void)state;
     float logits[VOCAB];
@@ -360,6 +433,8 @@ int main(void) {
         cmocka_unit_test(test_draws_are_a_function_of_seed_and_index),
         cmocka_unit_test(test_top_k),
         cmocka_unit_test(test_top_p),
+        cmocka_unit_test(test_order_of_ids),
+        cmocka_unit_test(test_items),
         cmocka_unit_test(test_min_p),
         cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_banned),

@@ -174,6 +174,19 @@ static inline unsigned __float_as_uint(float value) {
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
+/* Products and sums that are not contracted; this build contracts none. */
+static inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+static inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+static inline float __fdiv_rn(float a, float b) {
+    return a / b;
+}
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 static inline int __popc(unsigned value) {
     return __builtin_popcount(value);
 }
