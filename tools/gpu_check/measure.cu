@@ -1,7 +1,7 @@
 /* tools/gpu_check/measure.cu: what the GPU can do, and what the kernels reach of it. One program,
  * one part a run, so that a part that fails takes no other with it:
  *
- *     measure copy|product|decode|select|prompt|rows [small]
+ *     measure copy|product|decode|select|prompt|rows|draw [small]
  *
  * Every line of output is one JSON object: name, median microseconds, and what was moved ("bytes")
  * or computed ("flops"). Shares are worked out by gpu-check.
@@ -221,8 +221,8 @@ cache_t make_cache(void) {
     return cache;
 }
 
-/* One step of `batch` sequences, each with its `length` rows of the lists. `keep`: 0, or how many of
- * the visual rows each head chooses. */
+/* One step of `batch` sequences, each with its `length` rows of the lists. `keep`: 0, or how many
+ * of the visual rows each head chooses. */
 void decode(const cache_t *cache, const int32_t *list, int visual, int keep, int batch, int exports,
             int i) {
     std::vector<avl_decode_sequence_t> sequences((size_t)batch);
@@ -282,8 +282,8 @@ void measure_decode(void) {
     for (int batch = 1; batch <= batch_most; batch *= 2) {
         int inner = batch <= 8 ? 8 : 2;
         double row_bytes = 2.0 * ROW * 2 * batch;
-        double us = time_of([&](int i) { decode(&cache, dense, visual_rows, 0, batch, 0, i); }, inner,
-                            "decode attention");
+        double us = time_of([&](int i) { decode(&cache, dense, visual_rows, 0, batch, 0, i); },
+                            inner, "decode attention");
         report("decode attention, all rows", batch, us, "bytes", row_bytes * all_rows());
         us = time_of([&](int i) { decode(&cache, indexed, kept, 0, batch, 0, i); }, inner,
                      "decode attention by index");
@@ -387,6 +387,47 @@ void measure_rows(void) {
     report("addition to the stream, 4096", (int)rows, us, "bytes", (double)(rows * hidden) * 12);
 }
 
+/* Tokens from logits that lie as a vocabulary's do: like a bell, the best far off; in the cache, as
+ * far as they fit, as a step finds those that it has just written. */
+void measure_draws(void) {
+    const int width = is_small ? 3000 : 152064, batches[] = {1, 16, 64};
+    const int tops[] = {-1, -1, -1, 20};
+    const char *names[] = {"draw, temperature", "draw, top-p", "draw, top-k and top-p",
+                           "draw, greedy with 20 logprobs"};
+    std::mt19937 random(1);
+    std::normal_distribution<float> bell(0.0f, 2.5f);
+    std::vector<float> logits((size_t)batch_most * (size_t)width);
+    for (float &logit : logits)
+        logit = bell(random);
+    avl_sample_args_t args = {};
+    args.logits = (float *)allocate(logits.size() * sizeof(float), "logits");
+    must(device->ops->upload(device, args.logits, logits.data(), logits.size() * sizeof(float)),
+         "logits");
+    args.results =
+        (avl_sample_result_t *)allocate((size_t)batch_most * sizeof *args.results, "results");
+    args.stride = args.width = width;
+    for (int kind = 0; kind < 4; kind++) {
+        avl_sample_item_t item = {};
+        item.scale = kind < 3 ? 1 / 0.8f : 0.0f;
+        item.top_p = kind == 1 || kind == 2 ? 0.9 : 1.0;
+        item.top_k = kind == 2 ? 50 : 0;
+        item.forced_id = -1;
+        item.tops = tops[kind];
+        for (int batch : batches) {
+            if (batch > batch_most)
+                continue;
+            std::vector<avl_sample_item_t> items((size_t)batch, item);
+            for (int i = 0; i < batch; i++)
+                items[(size_t)i].share = (uint64_t)random() << 32;
+            args.items = items.data();
+            args.rows = batch;
+            /* One by one: what the host sends cannot be part of a graph. */
+            double us = time_of([&](int) { must(avl_sample(device, &args), "draw"); }, 1, "draw");
+            report(names[kind], batch, us, "bytes", 4.0 * batch * width);
+        }
+    }
+}
+
 typedef struct part {
     const char *name;
     void (*run)(void);
@@ -395,6 +436,7 @@ typedef struct part {
 const part_t parts[] = {
     {"copy", measure_copy},     {"product", measure_product}, {"decode", measure_decode},
     {"select", measure_select}, {"prompt", measure_prompt},   {"rows", measure_rows},
+    {"draw", measure_draws},
 };
 
 } // namespace
