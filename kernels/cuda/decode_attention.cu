@@ -90,9 +90,10 @@ __device__ __forceinline__ void load_slots(const task_t &task, int32_t *slots) {
         int span = 0;
         while (index >= entry->counts[span])
             index -= entry->counts[span++];
+        const int32_t *rows = entry->rows[span];
         if (span == AVL_SPAN_VISUAL && entry->places != nullptr)
-            index = entry->places[(int64_t)task.kv_head * entry->counts[AVL_SPAN_VISUAL] + index];
-        slots[r] = entry->rows[span][index];
+            rows = entry->slots + (int64_t)task.kv_head * entry->counts[AVL_SPAN_VISUAL];
+        slots[r] = rows[index];
     }
 }
 
@@ -617,6 +618,8 @@ static entry_t make_entry(const avl_decode_attention_args_t *args,
         next += heads * sequence->visual_keep;
         entry.places =
             sequence->visual_places != nullptr ? sequence->visual_places : (int32_t *)next;
+        next += places;
+        entry.slots = (int32_t *)next;
         next += places;
         if (visual > AVL_MERIT_SHARED_KEYS) {
             entry.keys = (uint32_t *)next;

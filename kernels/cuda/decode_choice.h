@@ -23,6 +23,7 @@ typedef struct entry {
     float *logits;   /* with weights or places: [Hq][visual_rows] */
     float *weights;  /* NULL, or where they go */
     int32_t *places; /* NULL, or [Hk][counts[VISUAL]]: the chosen ones of the span */
+    int32_t *slots;  /* with places: theirs, so that attention reads one list */
     float *chosen;   /* with places: their logits, [Hq][counts[VISUAL]] */
     uint32_t *keys;  /* [Hk][visual_rows], where they are too many for shared memory */
 } entry_t;
@@ -103,15 +104,17 @@ __global__ void __launch_bounds__(AVL_MERIT_THREADS)
     item.count = (int32_t)count;
     item.keep = (int32_t)keep;
     item.indices = places;
+    item.rows = entry->rows[AVL_SPAN_VISUAL];
+    item.list = entry->slots + kv_head * keep;
     choose_best(keys, merit, item);
     for (int64_t i = threadIdx.x; i < (end - begin) * keep; i += AVL_MERIT_THREADS)
         entry->chosen[begin * keep + i] = logits[i / keep * count + places[i % keep]];
 }
 
-/* Of a choice of `keep` of `rows` rows, as floats, whose size they all have: logits and places of
- * the chosen rows, and keys. */
+/* Of a choice of `keep` of `rows` rows, as floats, whose size they all have: logits, places and
+ * slots of the chosen rows, and keys. */
 static int64_t choice_floats(int64_t heads, int64_t kv_heads, int64_t rows, int64_t keep) {
-    return heads * keep + kv_heads * (keep + (rows > AVL_MERIT_SHARED_KEYS ? rows : 0));
+    return heads * keep + kv_heads * (2 * keep + (rows > AVL_MERIT_SHARED_KEYS ? rows : 0));
 }
 
 } // namespace

@@ -78,6 +78,19 @@ static void selects_among_many(void **unused) {
 
 enum { SLOTS = 600, WIDTH = 64, HEADS = 2, STRIDE = HEADS * WIDTH };
 
+/* Whether every KV head of every other sequence chooses all its rows, that changes no bit. */
+static void check_choice_of_all(avl_device_t *device, const avl_decode_attention_args_t *args,
+                                avl_decode_sequence_t *sequences, const tensor_t *expected) {
+    tensor_t output = tensor_create(expected->dtype, expected->count);
+    avl_decode_attention_args_t chosen = *args;
+    chosen.output = output.data;
+    for (int s = 0; s < args->sequence_count; s += 2)
+        sequences[s].visual_keep = sequences[s].spans[AVL_SPAN_VISUAL].row_count;
+    expect_status(avl_decode_attention(device, &chosen), AVL_OK, NULL);
+    tensor_check_same(expected, &output, "a choice of all rows");
+    tensor_destroy(&output);
+}
+
 /* 70 sequences: more than a launch carries, in one launch all the same. */
 static void check_batch(avl_device_t *device, void *context) {
     (void)context;
@@ -129,6 +142,7 @@ static void check_batch(avl_device_t *device, void *context) {
     }
     tensor_check_canaries(&output);
     tensor_check_canaries(&weights);
+    check_choice_of_all(device, &decode, decodes, &output);
     tensor_destroy(&query);
     tensor_destroy(&keys);
     tensor_destroy(&values);
