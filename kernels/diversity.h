@@ -36,14 +36,32 @@ typedef struct avl_weigh_args {
     int adds;
 } avl_weigh_args_t;
 
-/* The scratch memory: unit rows [rows, stride of width], likenesses [rows, stride of rows], and one
- * line of each. Strides are whole vectors. */
+/* The scratch memory: rows scaled to length 1, likenesses, and one line of each. Strides are whole
+ * vectors. */
+typedef struct avl_diversity_parts {
+    int64_t row, line;
+    float *units;    /* [rows, row] */
+    float *likeness; /* [rows, line] */
+    float *means;    /* [row] */
+    float *nearest;  /* [line] */
+} avl_diversity_parts_t;
+
 static inline int64_t avl_diversity_stride(int64_t width) {
     return (width + 15) / 16 * 16;
 }
 static inline size_t avl_diversity_scratch_bytes(int64_t rows, int64_t width) {
     int64_t row = avl_diversity_stride(width), line = avl_diversity_stride(rows);
     return sizeof(float) * (size_t)(rows * (row + line) + row + line);
+}
+static inline avl_diversity_parts_t avl_diversity_lay_out(const avl_diversity_args_t *args) {
+    avl_diversity_parts_t parts;
+    parts.row = avl_diversity_stride(args->width);
+    parts.line = avl_diversity_stride(args->rows);
+    parts.units = (float *)args->scratch;
+    parts.likeness = parts.units + args->rows * parts.row;
+    parts.means = parts.likeness + args->rows * parts.line;
+    parts.nearest = parts.means + parts.row;
+    return parts;
 }
 
 /* Sets aside what rows of this width need (kernels/device.h). */

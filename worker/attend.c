@@ -349,7 +349,7 @@ static avl_status_t settle_hidden(avl_attend_t *attend, int layer) {
         (void)avl_visual_store_hidden_rows(run->sequence, layer,
                                            visible_first(attend, run->first_position), &splits);
         if (splits)
-            AVL_TRY(avl_visual_store_settle(run->sequence, layer));
+            AVL_TRY(avl_visual_store_settle(run->sequence, layer, 1));
     }
     return AVL_OK;
 }
@@ -401,7 +401,7 @@ static avl_status_t measure_mass(avl_attend_t *attend, const avl_attention_call_
         if (!run->decode || !sequence->shape.measures)
             continue;
         const avl_row_list_t *visual = &sequence->layers[call->layer].visual.slots;
-        AVL_TRY(avl_visual_store_settle(sequence, call->layer));
+        AVL_TRY(avl_visual_store_settle(sequence, call->layer, 1));
         int32_t visible = visible_first(attend, run->first_position);
         int32_t hidden =
             avl_visual_store_hidden(sequence->visual_positions, visual->count, visible);

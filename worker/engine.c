@@ -471,8 +471,7 @@ static avl_status_t admit(avl_engine_t *engine, const avl_plan_admission_t *admi
     if (source == NULL)
         return avl_fail(AVL_ERR_INTERNAL, "rows of sequence %d, which does not exist",
                         admission->source);
-    for (int layer = 0; layer < source->layer_count; layer++)
-        AVL_TRY(avl_visual_store_settle(source, layer));
+    AVL_TRY(avl_visual_store_settle(source, 0, source->layer_count));
     return avl_sequence_share(sequence, engine->pages, source, admission->source_rows);
 }
 
@@ -759,8 +758,8 @@ const avl_sequence_t *avl_engine_sequence(const avl_engine_t *engine, int32_t se
 avl_status_t avl_engine_inspect(avl_engine_t *engine, int32_t index,
                                 const avl_sequence_t **sequence_p) {
     avl_sequence_t *sequence = engine->sequences[index];
-    for (int layer = 0; sequence != NULL && layer < sequence->layer_count; layer++)
-        AVL_TRY(avl_visual_store_settle(sequence, layer));
+    if (sequence != NULL)
+        AVL_TRY(avl_visual_store_settle(sequence, 0, sequence->layer_count));
     *sequence_p = sequence;
     return AVL_OK;
 }

@@ -129,14 +129,14 @@ enum { LAYER_LISTS = 7 };
 static void layer_lists(avl_sequence_layer_t *layer, const avl_sequence_shape_t *shape,
                         avl_row_list_t *lists[LAYER_LISTS], int32_t capacities[LAYER_LISTS]) {
     avl_row_list_t *const own[] = {&layer->text.slots, &layer->visual.slots, &layer->order,
-                                   &layer->store,      &layer->core,         &layer->first_core,
+                                   &layer->core,       &layer->store,        &layer->first_core,
                                    &layer->later_core};
     int32_t core = avl_sequence_core_rows(shape);
     const int32_t most[] = {text_capacity(shape),
                             shape->visual_rows,
                             shape->prompt_rows,
-                            shape->store_rows,
                             core,
+                            shape->store_rows,
                             core,
                             core};
     memcpy(lists, own, sizeof own);
@@ -179,19 +179,24 @@ static void carve(avl_sequence_t *sequence) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     int32_t *host = sequence->block;
     int32_t *device = sequence->device_block != NULL ? sequence->device_block : host;
-    for (int32_t i = 0; i < sequence->layer_count; i++) {
-        avl_sequence_layer_t *layer = &sequence->layers[i];
-        avl_row_list_t *lists[LAYER_LISTS];
-        int32_t capacities[LAYER_LISTS];
-        layer_lists(layer, shape, lists, capacities);
-        for (int j = 0; j < LAYER_LISTS; j++) {
-            lists[j]->host = host;
-            lists[j]->device = device;
-            host += capacities[j];
-            device += capacities[j];
+    /* What is fetched together (avl_visual_store_settle) stands together: stores and first cores of
+     * all layers, then later cores. */
+    static const int ends[] = {4, 6, LAYER_LISTS};
+    for (int part = 0, from = 0; part < 3; from = ends[part++]) {
+        for (int32_t i = 0; i < sequence->layer_count; i++) {
+            avl_row_list_t *lists[LAYER_LISTS];
+            int32_t capacities[LAYER_LISTS];
+            layer_lists(&sequence->layers[i], shape, lists, capacities);
+            for (int j = from; j < ends[part]; j++) {
+                lists[j]->host = host;
+                lists[j]->device = device;
+                host += capacities[j];
+                device += capacities[j];
+            }
         }
-        if (score_entries(shape) > 0)
-            layer->scores = (float *)(void *)device;
+    }
+    for (int32_t i = 0; i < sequence->layer_count && score_entries(shape) > 0; i++) {
+        sequence->layers[i].scores = (float *)(void *)device;
         host += score_entries(shape);
         device += score_entries(shape);
     }

@@ -84,12 +84,16 @@ avl_choose_item_t avl_visual_store_core_choice(avl_sequence_t *sequence, int lay
     };
 }
 
-/* Fetches `count` ascending places below `limit`. */
-static avl_status_t fetch_places(const avl_sequence_t *sequence, const char *what, int32_t *places,
-                                 const int32_t *source, int32_t count, int32_t limit) {
-    avl_device_t *device = sequence->device;
-    if (places != source)
-        AVL_TRY(device->ops->download(device, places, source, (size_t)count * sizeof *places));
+static avl_status_t fetch(const avl_sequence_t *sequence, int32_t *host, const int32_t *device,
+                          int64_t count) {
+    return host == device ? AVL_OK
+                          : sequence->device->ops->download(sequence->device, host, device,
+                                                            (size_t)count * sizeof *host);
+}
+
+/* `count` ascending places below `limit`. */
+static avl_status_t check_places(const avl_sequence_t *sequence, const char *what,
+                                 const int32_t *places, int32_t count, int32_t limit) {
     for (int32_t i = 0, least = 0; i < count; i++) {
         if (places[i] < least || places[i] >= limit)
             return avl_fail(
@@ -113,29 +117,44 @@ avl_choose_item_t avl_visual_store_filter_choice(avl_sequence_t *sequence, const
 avl_status_t avl_visual_store_filter(avl_sequence_t *sequence) {
     const avl_sequence_shape_t *shape = &sequence->shape;
     int32_t *survivors = sequence->survivors;
-    AVL_TRY(fetch_places(sequence, "behind the prefill filter", survivors,
-                         sequence->device_survivors, shape->survivor_rows, shape->visual_rows));
+    AVL_TRY(fetch(sequence, survivors, sequence->device_survivors, shape->survivor_rows));
+    AVL_TRY(check_places(sequence, "behind the prefill filter", survivors, shape->survivor_rows,
+                         shape->visual_rows));
     for (int32_t i = 0; i < shape->survivor_rows; i++)
         survivors[i] = sequence->visual_positions[survivors[i]];
     sequence->filtered = true;
     return AVL_OK;
 }
 
-avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer_index) {
-    avl_sequence_layer_t *layer = &sequence->layers[layer_index];
-    const avl_row_list_t *store = &layer->store, *first = &layer->first_core;
-    const avl_row_list_t *later = &layer->later_core;
-    if (layer->store_is_ahead) {
-        AVL_TRY(fetch_places(sequence, "store", store->host, store->device, store->count,
-                             avl_sequence_visual_rows(&sequence->shape, layer_index)));
-        AVL_TRY(fetch_places(sequence, "first core", first->host, first->device, first->count,
-                             store->count));
+/* All of a step's choices are made in all layers, or were: what is not ahead comes again as it is.
+ */
+avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int first, int count) {
+    avl_sequence_layer_t *layers = sequence->layers + first, *last = layers + count - 1;
+    bool stores = false, cores = false;
+    for (avl_sequence_layer_t *layer = layers; layer <= last; layer++) {
+        stores |= layer->store_is_ahead;
+        cores |= layer->core_is_ahead;
     }
-    layer->store_is_ahead = false;
-    if (layer->core_is_ahead)
-        AVL_TRY(
-            fetch_places(sequence, "core", later->host, later->device, later->count, store->count));
-    layer->core_is_ahead = false;
+    const int32_t *stores_end = last->first_core.host + last->first_core.count;
+    if (stores)
+        AVL_TRY(fetch(sequence, layers->store.host, layers->store.device,
+                      stores_end - layers->store.host));
+    if (cores)
+        AVL_TRY(fetch(sequence, layers->later_core.host, layers->later_core.device,
+                      last->later_core.host + last->later_core.count - layers->later_core.host));
+    for (avl_sequence_layer_t *layer = layers; layer <= last; layer++) {
+        const avl_row_list_t *store = &layer->store;
+        int32_t rows = avl_sequence_visual_rows(&sequence->shape, (int)(layer - sequence->layers));
+        if (stores) {
+            AVL_TRY(check_places(sequence, "store", store->host, store->count, rows));
+            AVL_TRY(check_places(sequence, "first core", layer->first_core.host,
+                                 layer->first_core.count, store->count));
+        }
+        if (cores)
+            AVL_TRY(check_places(sequence, "core", layer->later_core.host, layer->later_core.count,
+                                 store->count));
+        layer->store_is_ahead = layer->core_is_ahead = false;
+    }
     return AVL_OK;
 }
 

@@ -51,10 +51,11 @@ AVL_MUST_CHECK avl_status_t avl_visual_store_spread(avl_sequence_t *sequence, av
 AVL_MUST_CHECK avl_status_t avl_visual_store_respread(avl_sequence_t *sequence, int layer,
                                                       int32_t step);
 
-/* Brings the host's copies of store and core up to date where the device is ahead of them; then it
- * waits for the device. Errors: AVL_ERR_DEVICE; AVL_ERR_INTERNAL for a store that is no part of the
- * layer's visual rows, or a core that is none of the store. */
-AVL_MUST_CHECK avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int layer);
+/* Brings the host's copies of stores and cores of layers [first, first + count) up to date where
+ * the device is ahead of them; then it waits for the device, once for all. Errors: AVL_ERR_DEVICE;
+ * AVL_ERR_INTERNAL for a store that is no part of the layer's visual rows, or a core that is none
+ * of the store. */
+AVL_MUST_CHECK avl_status_t avl_visual_store_settle(avl_sequence_t *sequence, int first, int count);
 
 /* How many of the layer's visual rows (the store once it selected) stand before `visible_first`,
  * which are the first ones. Where that is some of them but not all, the host's copy of the store

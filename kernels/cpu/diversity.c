@@ -14,8 +14,7 @@ static const double nothing_left = 1e-12;
 
 typedef struct diversity {
     const avl_diversity_args_t *args;
-    int64_t row, line; /* strides */
-    float *units, *likeness, *means, *nearest;
+    avl_diversity_parts_t parts;
 } diversity_t;
 
 static void mean_item(void *context, int64_t item, int thread) {
@@ -31,7 +30,7 @@ static void mean_item(void *context, int64_t item, int thread) {
             sums[j] += (double)row[j];
     }
     for (int64_t j = 0; j < count; j++)
-        run->means[first + j] = (float)(sums[j] / (double)args->rows);
+        run->parts.means[first + j] = (float)(sums[j] / (double)args->rows);
 }
 
 static void unit_item(void *context, int64_t item, int thread) {
@@ -39,18 +38,18 @@ static void unit_item(void *context, int64_t item, int thread) {
     const avl_diversity_args_t *args = run->args;
     (void)thread;
     const float *features = args->features + item * args->width;
-    float *unit = run->units + item * run->row;
+    float *unit = run->parts.units + item * run->parts.row;
     double before = 0, left = 0;
     for (int64_t j = 0; j < args->width; j++) {
-        double feature = (double)features[j], rest = feature - (double)run->means[j];
+        double feature = (double)features[j], rest = feature - (double)run->parts.means[j];
         before += feature * feature;
         left += rest * rest;
     }
     int is_row = isfinite((float)left) && left > nothing_left * before;
     double scale = is_row ? 1 / sqrt(left) : 0;
     for (int64_t j = 0; j < args->width; j++)
-        unit[j] = is_row ? (float)(((double)features[j] - (double)run->means[j]) * scale) : 0;
-    for (int64_t j = args->width; j < run->row; j++)
+        unit[j] = is_row ? (float)(((double)features[j] - (double)run->parts.means[j]) * scale) : 0;
+    for (int64_t j = args->width; j < run->parts.row; j++)
         unit[j] = 0;
 }
 
@@ -60,7 +59,7 @@ static int64_t least_like_all(const diversity_t *run) {
     for (int64_t i = 0; i < run->args->rows; i++) {
         double sum = 0;
         for (int64_t j = 0; j < run->args->rows; j++)
-            sum += (double)run->likeness[i * run->line + j];
+            sum += (double)run->parts.likeness[i * run->parts.line + j];
         if (sum < least) {
             least = sum;
             pick = i;
@@ -73,17 +72,18 @@ static int64_t least_like_all(const diversity_t *run) {
 static void order_rows(const diversity_t *run) {
     int64_t rows = run->args->rows, pick = least_like_all(run);
     for (int64_t j = 0; j < rows; j++)
-        run->nearest[j] = 2;
+        run->parts.nearest[j] = 2;
     for (int64_t count = 0; count < rows; count++) {
-        const float *likeness = run->likeness + pick * run->line;
-        run->args->distances[pick] = run->nearest[pick];
-        run->nearest[pick] = -1;
+        const float *likeness = run->parts.likeness + pick * run->parts.line;
+        run->args->distances[pick] = run->parts.nearest[pick];
+        run->parts.nearest[pick] = -1;
         float farthest = -1;
         for (int64_t j = 0; j < rows; j++) {
             float distance = likeness[j] < 1 ? 1 - likeness[j] : 0;
-            run->nearest[j] = distance < run->nearest[j] ? distance : run->nearest[j];
-            if (run->nearest[j] > farthest) {
-                farthest = run->nearest[j];
+            run->parts.nearest[j] =
+                distance < run->parts.nearest[j] ? distance : run->parts.nearest[j];
+            if (run->parts.nearest[j] > farthest) {
+                farthest = run->parts.nearest[j];
                 pick = j;
             }
         }
@@ -93,27 +93,21 @@ static void order_rows(const diversity_t *run) {
 avl_status_t avl_cpu_diversity(avl_device_t *device, const avl_diversity_args_t *args) {
     avl_cpu_device_t *cpu = avl_cpu_device(device);
     AVL_TRY(avl_check_diversity(args));
-    diversity_t run = {.args = args,
-                       .row = avl_diversity_stride(args->width),
-                       .line = avl_diversity_stride(args->rows)};
     if (args->rows == 0)
         return AVL_OK;
-    run.units = args->scratch;
-    run.likeness = run.units + args->rows * run.row;
-    run.means = run.likeness + args->rows * run.line;
-    run.nearest = run.means + run.row;
+    diversity_t run = {.args = args, .parts = avl_diversity_lay_out(args)};
     avl_cpu_parallel(cpu, avl_ceil_div(args->width, COLUMNS_PER_ITEM), args->rows * args->width,
                      mean_item, &run);
     avl_cpu_parallel(cpu, args->rows, args->rows * args->width, unit_item, &run);
     AVL_TRY(avl_cpu_linear(device, &(avl_linear_args_t){
-                                       .input = run.units,
-                                       .input_stride = run.row,
-                                       .weight = run.units,
-                                       .weight_stride = run.row,
-                                       .output = run.likeness,
-                                       .output_stride = run.line,
+                                       .input = run.parts.units,
+                                       .input_stride = run.parts.row,
+                                       .weight = run.parts.units,
+                                       .weight_stride = run.parts.row,
+                                       .output = run.parts.likeness,
+                                       .output_stride = run.parts.line,
                                        .rows = args->rows,
-                                       .in_width = run.row,
+                                       .in_width = run.parts.row,
                                        .out_width = args->rows,
                                        .dtype = AVL_DTYPE_F32,
                                        .output_dtype = AVL_DTYPE_F32,

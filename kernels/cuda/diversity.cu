@@ -13,8 +13,8 @@ constexpr float NOTHING_LEFT = 1e-12f;
 typedef struct diversity {
     const float *features;
     float *distances;
-    int64_t rows, width, row, line; /* the last two are strides */
-    float *units, *likeness, *means, *nearest;
+    int64_t rows, width;
+    avl_diversity_parts_t parts;
 } diversity_t;
 
 /* In double precision, so that the mean of equal numbers is that number. */
@@ -24,7 +24,7 @@ __global__ void mean_kernel(diversity_t run) {
         double sum = 0.0;
         for (int64_t i = 0; i < run.rows; i++)
             sum += (double)run.features[i * run.width + j];
-        run.means[j] = (float)(sum / (double)run.rows);
+        run.parts.means[j] = (float)(sum / (double)run.rows);
     }
 }
 
@@ -34,10 +34,10 @@ __global__ void unit_kernel(diversity_t run) {
     float *scratch = (float *)avl_shared_take(&cursor, AVL_WARP * sizeof(float));
     for (int64_t i = blockIdx.x; i < run.rows; i += gridDim.x) {
         const float *features = run.features + i * run.width;
-        float *unit = run.units + i * run.row;
+        float *unit = run.parts.units + i * run.parts.row;
         float before = 0.0f, left = 0.0f;
         for (int64_t j = threadIdx.x; j < run.width; j += blockDim.x) {
-            float rest = features[j] - run.means[j];
+            float rest = features[j] - run.parts.means[j];
             before += features[j] * features[j];
             left += rest * rest;
         }
@@ -45,8 +45,8 @@ __global__ void unit_kernel(diversity_t run) {
         left = avl_block_sum(left, scratch);
         int is_row = isfinite(left) && left > NOTHING_LEFT * before;
         float scale = is_row ? 1.0f / sqrtf(left) : 0.0f;
-        for (int64_t j = threadIdx.x; j < run.row; j += blockDim.x)
-            unit[j] = is_row && j < run.width ? (features[j] - run.means[j]) * scale : 0.0f;
+        for (int64_t j = threadIdx.x; j < run.parts.row; j += blockDim.x)
+            unit[j] = is_row && j < run.width ? (features[j] - run.parts.means[j]) * scale : 0.0f;
     }
 }
 
@@ -58,10 +58,10 @@ __global__ void sum_kernel(diversity_t run) {
     for (int64_t i = blockIdx.x; i < run.rows; i += gridDim.x) {
         float sum = 0.0f;
         for (int64_t j = threadIdx.x; j < run.rows; j += blockDim.x)
-            sum += run.likeness[i * run.line + j];
+            sum += run.parts.likeness[i * run.parts.line + j];
         sum = avl_block_sum(sum, scratch);
         if (threadIdx.x == 0)
-            run.nearest[i] = sum;
+            run.parts.nearest[i] = sum;
     }
 }
 
@@ -75,21 +75,21 @@ __global__ void __launch_bounds__(ORDER_THREADS_MAX) order_kernel(diversity_t ru
     int rows = (int)run.rows, first = (int)threadIdx.x, step = (int)blockDim.x, index = -1;
     float value = 0.0f;
     for (int j = first; j < rows; j += step) {
-        avl_take_better(-run.nearest[j], j, &value, &index);
-        run.nearest[j] = 2.0f;
+        avl_take_better(-run.parts.nearest[j], j, &value, &index);
+        run.parts.nearest[j] = 2.0f;
     }
     int pick = avl_block_best(value, index, values, indices);
     for (int count = 0; count < rows; count++) {
-        const float *likeness = run.likeness + pick * run.line;
+        const float *likeness = run.parts.likeness + pick * run.parts.line;
         if (pick % step == first) {
-            run.distances[pick] = run.nearest[pick];
-            run.nearest[pick] = -1.0f;
+            run.distances[pick] = run.parts.nearest[pick];
+            run.parts.nearest[pick] = -1.0f;
         }
         index = -1;
         for (int j = first; j < rows; j += step) {
             float distance = likeness[j] < 1.0f ? 1.0f - likeness[j] : 0.0f;
-            float nearest = fminf(distance, run.nearest[j]);
-            run.nearest[j] = nearest;
+            float nearest = fminf(distance, run.parts.nearest[j]);
+            run.parts.nearest[j] = nearest;
             if (nearest >= 0.0f)
                 avl_take_better(nearest, j, &value, &index);
         }
@@ -112,10 +112,10 @@ static avl_status_t measure_likeness(avl_device_t *device, const diversity_t *ru
     AVL_LAUNCH(unit_kernel, blocks, AVL_CUDA_THREADS, shared, stream, *run);
     AVL_TRY(avl_cuda_launched("diversity: unit rows"));
     avl_linear_args_t product = {};
-    product.input = product.weight = run->units;
-    product.input_stride = product.weight_stride = product.in_width = run->row;
-    product.output = run->likeness;
-    product.output_stride = run->line;
+    product.input = product.weight = run->parts.units;
+    product.input_stride = product.weight_stride = product.in_width = run->parts.row;
+    product.output = run->parts.likeness;
+    product.output_stride = run->parts.line;
     product.rows = product.out_width = run->rows;
     product.dtype = product.output_dtype = AVL_DTYPE_F32;
     AVL_TRY(avl_cuda_linear(device, &product));
@@ -134,12 +134,7 @@ avl_status_t avl_cuda_diversity(avl_device_t *device, const avl_diversity_args_t
     run.distances = args->distances;
     run.rows = args->rows;
     run.width = args->width;
-    run.row = avl_diversity_stride(args->width);
-    run.line = avl_diversity_stride(args->rows);
-    run.units = (float *)args->scratch;
-    run.likeness = run.units + run.rows * run.row;
-    run.means = run.likeness + run.rows * run.line;
-    run.nearest = run.means + run.row;
+    run.parts = avl_diversity_lay_out(args);
     AVL_TRY(measure_likeness(device, &run));
     int64_t threads =
         avl_cuda_min(avl_cuda_ceil_div(run.rows, AVL_WARP) * AVL_WARP, ORDER_THREADS_MAX);
