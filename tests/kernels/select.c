@@ -115,27 +115,35 @@ static void chooses_for_many(void **unused) {
 }
 
 /* Pieces of all sizes, and nothing written beside them. */
-static void check_publish(avl_device_t *device, void *context) {
+static void check_pieces(avl_device_t *device, int item_count) {
     enum { ITEMS = 500, LENGTH_MAX = 70, ROOM = ITEMS * (LENGTH_MAX + 1) };
-    (void)context;
     static int32_t targets[ROOM], sources[ROOM], expected[ROOM];
     avl_publish_item_t items[ITEMS];
     for (int i = 0; i < ROOM; i++) {
         targets[i] = expected[i] = -77;
         sources[i] = random_below(1000000);
     }
-    for (int i = 0; i < ITEMS; i++) {
+    for (int i = 0; i < item_count; i++) {
         int32_t *target = targets + i * (LENGTH_MAX + 1);
         const int32_t *source = sources + i * (LENGTH_MAX + 1);
-        int32_t count = i % 4 == 0 ? random_below(LENGTH_MAX + 1) : 1;
+        int32_t count = i % 4 == 3 ? random_below(LENGTH_MAX + 1) : 1;
         items[i] = (avl_publish_item_t){target, source, count};
         memcpy(expected + (target - targets), source, (size_t)count * sizeof *source);
     }
-    expect_status(avl_publish(device, &(avl_publish_args_t){items, ITEMS}), AVL_OK, NULL);
+    expect_status(avl_publish(device, &(avl_publish_args_t){items, item_count}), AVL_OK, NULL);
     expect_status(device->ops->synchronize(device), AVL_OK, NULL);
     assert_memory_equal(targets, expected, sizeof targets);
-    items[1] = (avl_publish_item_t){NULL, sources, 1};
-    expect_status(avl_publish(device, &(avl_publish_args_t){items, ITEMS}), AVL_ERR_SHAPE, "NULL");
+}
+
+static void check_publish(avl_device_t *device, void *context) {
+    /* Few and many, and around what travels with a launch. */
+    static const int counts[] = {1, 2, 3, 10, 18, 50, 90, 100, 110, 500};
+    static int32_t targets[1], sources[1];
+    (void)context;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        check_pieces(device, counts[i]);
+    avl_publish_item_t items[2] = {{targets, sources, 1}, {NULL, sources, 1}};
+    expect_status(avl_publish(device, &(avl_publish_args_t){items, 2}), AVL_ERR_SHAPE, "NULL");
     items[1] = (avl_publish_item_t){targets, sources, -1};
     expect_status(avl_publish(device, &(avl_publish_args_t){items, 2}), AVL_ERR_SHAPE, "negative");
     expect_status(avl_publish(device, &(avl_publish_args_t){NULL, 0}), AVL_OK, NULL);
