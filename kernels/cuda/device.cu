@@ -183,9 +183,12 @@ static avl_status_t download(avl_device_t *device, void *target, const void *sou
     AVL_TRY(check_copy(target, source, bytes));
     if (bytes == 0)
         return AVL_OK;
+    avl_cuda_device_t *cuda = avl_cuda_of(device);
+    /* A copy into memory that is not pinned itself waits for all before it, unwatched. */
+    if (cuda->device.watch != nullptr)
+        AVL_TRY(wait_stream(cuda, "download"));
     AVL_TRY(avl_cuda_status(
-        cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, avl_cuda_of(device)->stream),
-        "download"));
+        cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, cuda->stream), "download"));
     return synchronize(device);
 }
 

@@ -411,14 +411,18 @@ cudaError_t cudaFreeHost(void *memory) {
     return give_back(memory, 0);
 }
 
-static int is_device_memory(const void *memory, size_t bytes) {
+static int is_allocated(const void *memory, size_t bytes, int is_device) {
     int found = 0;
     pthread_mutex_lock(&allocations_lock);
     for (const allocation_t *a = allocations; a != nullptr && !found; a = a->next)
-        found = a->is_device && (const unsigned char *)memory >= a->memory &&
+        found = a->is_device == is_device && (const unsigned char *)memory >= a->memory &&
                 (const unsigned char *)memory + bytes <= a->memory + a->bytes;
     pthread_mutex_unlock(&allocations_lock);
     return found;
+}
+
+static int is_device_memory(const void *memory, size_t bytes) {
+    return is_allocated(memory, bytes, 1);
 }
 
 /* Words that are addresses of this process's memory, and not of the device's. Numbers look like
@@ -479,7 +483,13 @@ cudaError_t cudaMemcpyAsync(void *target, const void *source, size_t bytes, cuda
     if (target == nullptr || source == nullptr || (to_device && !is_device_memory(target, bytes)) ||
         (from_device && !is_device_memory(source, bytes)))
         return result(cudaErrorInvalidValue);
-    return enqueue_copy(stream, target, source, bytes, 0);
+    cudaError_t error = enqueue_copy(stream, target, source, bytes, 0);
+    /* Into memory that is not pinned, it returns when the copy has been made and all before it. */
+    if (error == cudaSuccess && kind == cudaMemcpyDeviceToHost && !is_allocated(target, bytes, 0)) {
+        run_until(stream, stream->enqueued);
+        error = result(cudaSuccess);
+    }
+    return error;
 }
 
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
