@@ -179,14 +179,32 @@ static avl_status_t measure(avl_device_t *device) {
     return AVL_OK;
 }
 
+/* A copy into memory that is not pinned itself waits for all before it, unwatched: so it goes
+ * through the ring. */
+static avl_status_t download_watched(avl_cuda_device_t *cuda, void *target, const void *source,
+                                     size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        unsigned char *room = nullptr;
+        size_t room_bytes = 0;
+        AVL_TRY(reserve_ring(cuda, bytes - done, "download", &room, &room_bytes));
+        AVL_TRY(avl_cuda_status(cudaMemcpyAsync(room, (const char *)source + done, room_bytes,
+                                                cudaMemcpyDeviceToHost, cuda->stream),
+                                "download"));
+        cuda->ring_filled += room_bytes;
+        AVL_TRY(wait_stream(cuda, "download"));
+        memcpy((char *)target + done, room, room_bytes);
+        done += room_bytes;
+    }
+    return AVL_OK;
+}
+
 static avl_status_t download(avl_device_t *device, void *target, const void *source, size_t bytes) {
+    avl_cuda_device_t *cuda = avl_cuda_of(device);
     AVL_TRY(check_copy(target, source, bytes));
     if (bytes == 0)
         return AVL_OK;
-    avl_cuda_device_t *cuda = avl_cuda_of(device);
-    /* A copy into memory that is not pinned itself waits for all before it, unwatched. */
     if (cuda->device.watch != nullptr)
-        AVL_TRY(wait_stream(cuda, "download"));
+        return download_watched(cuda, target, source, bytes);
     AVL_TRY(avl_cuda_status(
         cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, cuda->stream), "download"));
     return synchronize(device);
