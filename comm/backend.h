@@ -15,7 +15,6 @@ typedef struct avl_group_ops {
     void (*close)(avl_group_t *group);
     avl_status_t (*broadcast)(avl_group_t *group, void *data, size_t bytes);
     avl_status_t (*all_reduce)(avl_group_t *group, float *data, int64_t count);
-    avl_status_t (*reduce_scatter)(avl_group_t *group, float *data, int64_t count);
     avl_status_t (*all_gather)(avl_group_t *group, void *data, size_t item_bytes);
     avl_status_t (*gather)(avl_group_t *group, const void *source, const size_t *bytes_by_rank,
                            void *target);

@@ -111,15 +111,6 @@ avl_status_t avl_group_all_reduce(avl_group_t *group, float *data, int64_t count
                    group->ops->all_reduce(group, data, count));
 }
 
-avl_status_t avl_group_reduce_scatter(avl_group_t *group, float *data, int64_t count) {
-    AVL_TRY(check_usable(group, "reduce-scatter"));
-    if (group->ranks == 1 || count <= 0)
-        return AVL_OK;
-    int64_t begin_ns = avl_clock_now_ns();
-    return account(group, AVL_GROUP_REDUCE_SCATTER, begin_ns,
-                   group->ops->reduce_scatter(group, data, count));
-}
-
 avl_status_t avl_group_all_gather(avl_group_t *group, void *data, size_t item_bytes) {
     AVL_TRY(check_usable(group, "all-gather"));
     if (group->ranks == 1 || item_bytes == 0)

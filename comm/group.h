@@ -40,7 +40,6 @@ int64_t avl_group_memory_bytes(const avl_group_t *group);
 typedef enum avl_group_operation {
     AVL_GROUP_BROADCAST,
     AVL_GROUP_ALL_REDUCE,
-    AVL_GROUP_REDUCE_SCATTER,
     AVL_GROUP_ALL_GATHER,
     AVL_GROUP_GATHER,
     AVL_GROUP_AGREE,
@@ -52,8 +51,8 @@ typedef struct avl_group_times {
 } avl_group_times_t;
 avl_group_times_t avl_group_times(const avl_group_t *group);
 static inline const char *avl_group_operation_name(avl_group_operation_t operation) {
-    static const char *const names[AVL_GROUP_OPERATIONS] = {
-        "broadcast", "all_reduce", "reduce_scatter", "all_gather", "gather", "agree"};
+    static const char *const names[AVL_GROUP_OPERATIONS] = {"broadcast", "all_reduce", "all_gather",
+                                                            "gather", "agree"};
     return operation < AVL_GROUP_OPERATIONS ? names[operation] : "unknown";
 }
 /* Operations begun so far, in groups of one rank too: whoever watches from another thread sees that
@@ -66,10 +65,6 @@ void avl_group_set_timeout(avl_group_t *group, int64_t timeout_ns);
 AVL_MUST_CHECK avl_status_t avl_group_broadcast(avl_group_t *group, void *data, size_t bytes);
 /* Sum of f32 [count] over ranks, in place. Every rank ends with bit-identical data. */
 AVL_MUST_CHECK avl_status_t avl_group_all_reduce(avl_group_t *group, float *data, int64_t count);
-/* Rank r gets, in data[first..last) of its own slice (avl_group_slice(count, r)), the sum over
- * ranks; the rest of `data` is undefined. */
-AVL_MUST_CHECK avl_status_t avl_group_reduce_scatter(avl_group_t *group, float *data,
-                                                     int64_t count);
 /* data[r * item_bytes ..] holds rank r's item on entry (own place filled), everyone's on return. */
 AVL_MUST_CHECK avl_status_t avl_group_all_gather(avl_group_t *group, void *data, size_t item_bytes);
 /* Rank r's bytes_by_rank[r] bytes, one after the other in `target` on rank 0 (NULL elsewhere).

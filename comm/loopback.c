@@ -202,17 +202,6 @@ static avl_status_t loopback_all_reduce(avl_group_t *group, float *data, int64_t
     return AVL_OK;
 }
 
-static avl_status_t loopback_reduce_scatter(avl_group_t *group, float *data, int64_t count) {
-    loopback_group_t *self = (loopback_group_t *)group;
-    AVL_TRY(enter(self, "reduce-scatter", (uint64_t)count, data));
-    int64_t first, last;
-    avl_group_slice(count, group->rank, group->ranks, &first, &last);
-    for (int64_t index = first; index < last; index++)
-        data[index] = sum_at(self->hub, index);
-    leave(self);
-    return AVL_OK;
-}
-
 static avl_status_t loopback_all_gather(avl_group_t *group, void *data, size_t item_bytes) {
     loopback_group_t *self = (loopback_group_t *)group;
     AVL_TRY(enter(self, "all-gather", item_bytes, data));
@@ -277,7 +266,6 @@ static const avl_group_ops_t loopback_ops = {
     .close = loopback_close,
     .broadcast = loopback_broadcast,
     .all_reduce = loopback_all_reduce,
-    .reduce_scatter = loopback_reduce_scatter,
     .all_gather = loopback_all_gather,
     .gather = loopback_gather,
     .wake = loopback_wake,

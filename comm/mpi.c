@@ -145,24 +145,24 @@ static avl_status_t sum_by_exchange(mpi_group_t *self, float *data, int64_t coun
 }
 
 /* Each rank's slice of data[0, count) becomes the sum there; the rest is as it was. */
-static avl_status_t sum_own_slice(mpi_group_t *self, const char *what, float *data, int64_t count) {
+static avl_status_t sum_own_slice(mpi_group_t *self, float *data, int64_t count) {
     int own = self->head.rank, ranks = self->head.ranks, requests = 0;
     int64_t first, last;
     avl_group_slice(count, own, ranks, &first, &last);
     int64_t width = last - first;
     for (int rank = 0; rank < ranks; rank++)
         if (rank != own && width > 0)
-            AVL_TRY(start_receive(self, what, self->scratch + rank * width,
+            AVL_TRY(start_receive(self, "all-reduce", self->scratch + rank * width,
                                   (size_t)width * sizeof *data, rank, &requests));
     for (int step = 1; step < ranks; step++) {
         int rank = (own + step) % ranks;
         int64_t peer_first, peer_last;
         avl_group_slice(count, rank, ranks, &peer_first, &peer_last);
         if (peer_last > peer_first)
-            AVL_TRY(start_send(self, what, data + peer_first,
+            AVL_TRY(start_send(self, "all-reduce", data + peer_first,
                                (size_t)(peer_last - peer_first) * sizeof *data, rank, &requests));
     }
-    AVL_TRY(finish(self, what, requests));
+    AVL_TRY(finish(self, "all-reduce", requests));
     memcpy(self->scratch + own * width, data + first, (size_t)width * sizeof *data);
     for (int64_t index = 0; index < width; index++) {
         float sum = self->scratch[index];
@@ -173,20 +173,20 @@ static avl_status_t sum_own_slice(mpi_group_t *self, const char *what, float *da
     return AVL_OK;
 }
 
-static avl_status_t share_slices(mpi_group_t *self, const char *what, float *data, int64_t count) {
+static avl_status_t share_slices(mpi_group_t *self, float *data, int64_t count) {
     int own = self->head.rank, ranks = self->head.ranks, requests = 0;
     int64_t first, last;
     for (int rank = 0; rank < ranks; rank++) {
         avl_group_slice(count, rank, ranks, &first, &last);
         if (rank != own && last > first)
-            AVL_TRY(start_receive(self, what, data + first, (size_t)(last - first) * sizeof *data,
-                                  rank, &requests));
+            AVL_TRY(start_receive(self, "all-reduce", data + first,
+                                  (size_t)(last - first) * sizeof *data, rank, &requests));
     }
     avl_group_slice(count, own, ranks, &first, &last);
     for (int step = 1; step < ranks && last > first; step++)
-        AVL_TRY(start_send(self, what, data + first, (size_t)(last - first) * sizeof *data,
+        AVL_TRY(start_send(self, "all-reduce", data + first, (size_t)(last - first) * sizeof *data,
                            (own + step) % ranks, &requests));
-    return finish(self, what, requests);
+    return finish(self, "all-reduce", requests);
 }
 
 static avl_status_t mpi_all_reduce(avl_group_t *group, float *data, int64_t count) {
@@ -195,19 +195,10 @@ static avl_status_t mpi_all_reduce(avl_group_t *group, float *data, int64_t coun
         return sum_by_exchange(self, data, count);
     for (int64_t done = 0; done < count; done += ROUND_COUNT) {
         int64_t part = count - done < ROUND_COUNT ? count - done : ROUND_COUNT;
-        AVL_TRY(sum_own_slice(self, "all-reduce", data + done, part));
-        AVL_TRY(share_slices(self, "all-reduce", data + done, part));
+        AVL_TRY(sum_own_slice(self, data + done, part));
+        AVL_TRY(share_slices(self, data + done, part));
     }
     return AVL_OK;
-}
-
-/* Slices of the whole, not of a round, must come to their ranks: what exceeds one round (none of
- * the selection's reductions does) takes the way of the full sum. */
-static avl_status_t mpi_reduce_scatter(avl_group_t *group, float *data, int64_t count) {
-    mpi_group_t *self = (mpi_group_t *)group;
-    if (count <= ROUND_COUNT)
-        return sum_own_slice(self, "reduce-scatter", data, count);
-    return mpi_all_reduce(group, data, count);
 }
 
 static avl_status_t mpi_all_gather(avl_group_t *group, void *data, size_t item_bytes) {
@@ -321,7 +312,6 @@ static const avl_group_ops_t mpi_ops = {
     .close = mpi_close,
     .broadcast = mpi_broadcast,
     .all_reduce = mpi_all_reduce,
-    .reduce_scatter = mpi_reduce_scatter,
     .all_gather = mpi_all_gather,
     .gather = mpi_gather,
     .wake = mpi_wake,

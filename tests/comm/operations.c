@@ -41,18 +41,6 @@ static avl_status_t check_reductions(avl_group_t *group, int64_t count) {
         if (memcmp(&data[index], &sum, sizeof sum) != 0)
             status = wrong(group, "all-reduce", count, index);
     }
-    for (int64_t index = 0; index < count; index++)
-        data[index] = term(rank, index);
-    avl_status_t scattered = avl_group_reduce_scatter(group, data, count);
-    if (status == AVL_OK)
-        status = scattered;
-    int64_t first, last;
-    avl_group_slice(count, rank, ranks, &first, &last);
-    for (int64_t index = first; index < last && status == AVL_OK; index++) {
-        float sum = expected_sum(ranks, index);
-        if (memcmp(&data[index], &sum, sizeof sum) != 0)
-            status = wrong(group, "reduce-scatter", count, index);
-    }
 out:
     free(data);
     return status;
