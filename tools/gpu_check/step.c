@@ -29,6 +29,19 @@ static const mode_t_ modes[] = {
      {.visual_store_ratio = .5, .visual_compute_ratio = .3, .visual_update_interval = INTERVAL}},
     {".1/.05/3",
      {.visual_store_ratio = .1, .visual_compute_ratio = .05, .visual_update_interval = INTERVAL}},
+    /* The presets quality, which is the service's default, and lean. */
+    {"quality",
+     {.visual_selection = AVL_VISUAL_COVERAGE,
+      .visual_core = AVL_CORE_STEP,
+      .visual_store_ratio = .5,
+      .visual_compute_ratio = .1,
+      .visual_update_interval = 1}},
+    {"lean",
+     {.visual_selection = AVL_VISUAL_COVERAGE,
+      .visual_core = AVL_CORE_STEP,
+      .visual_store_ratio = .1,
+      .visual_compute_ratio = .05,
+      .visual_update_interval = 1}},
 };
 
 static int batches[] = {64, 32, 8, 1};
