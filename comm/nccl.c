@@ -2,10 +2,12 @@
  *
  * Invariants:
  *
- * 1. NCCL is called without blocking: what is still under way is asked for until a deadline, so
- *    that a lost peer gives a status and not a hang. A sum that has been enqueued is waited for
- *    with the stream; who waits calls avl_group_watch_gpus, which ends the sums of a group whose
- *    peers stay away.
+ * 1. A sum is enqueued and returns; who waits for the stream calls avl_group_watch_gpus, which ends
+ *    the sums of a group whose peers stay away. (NCCL's calls that never block would start a thread
+ *    for every sum. Where the environment asks for them, NCCL_COMM_BLOCKING=0, what is under way is
+ *    asked for until a deadline.) Joining alone can block, when a rank that has just said that it
+ *    will join does not: the launcher ends the job of a rank that died, and the coordinator the
+ *    group that does not advance.
  *
  * 2. Whether a group's GPUs are joined is the same on every rank: each step of joining ends with
  *    an agreement. */
@@ -53,7 +55,7 @@ static avl_status_t find_functions(avl_nccl_functions_t *call) {
         {"ncclGetErrorString", &call->get_error_string, 1},
         {"ncclGetLastError", &call->get_last_error, 0},
         {"ncclGetUniqueId", &call->get_unique_id, 1},
-        {"ncclCommInitRankConfig", &call->comm_init, 1},
+        {"ncclCommInitRank", &call->comm_init, 1},
         {"ncclCommGetAsyncError", &call->comm_get_async_error, 1},
         {"ncclCommFinalize", &call->comm_finalize, 1},
         {"ncclCommDestroy", &call->comm_destroy, 1},
@@ -153,8 +155,10 @@ static avl_status_t nccl_watch(avl_group_gpus_t *gpus, int64_t waited_ns) {
     AVL_TRY(begin_sum(self));
     int result = AVL_NCCL_SUCCESS;
     int asked = self->call.comm_get_async_error(self->comm, &result);
-    avl_status_t status = check(self, AVL_ERR_COMM, "waiting for the GPU",
-                                asked != AVL_NCCL_SUCCESS ? asked : result);
+    result = asked != AVL_NCCL_SUCCESS        ? asked
+             : result == AVL_NCCL_IN_PROGRESS ? AVL_NCCL_SUCCESS
+                                              : result;
+    avl_status_t status = check(self, AVL_ERR_COMM, "waiting for the GPU", result);
     if (status == AVL_OK && waited_ns >= self->group->timeout_ns)
         status =
             avl_fail(AVL_ERR_TIMEOUT, "rank %d waited %.3f s for its GPU, and that for its peers'",
@@ -212,13 +216,6 @@ static avl_status_t compare(const avl_group_t *group, const introduction_t *rank
     return AVL_OK;
 }
 
-/* AVL_ERR_UNSUPPORTED everywhere when somebody fails with it. */
-static avl_status_t agree_to_join(avl_group_t *group, avl_status_t own) {
-    avl_status_t agreed = avl_group_agree(group, own);
-    return agreed == AVL_ERR_PEER ? avl_fail(AVL_ERR_UNSUPPORTED, "%s", avl_status_detail())
-                                  : agreed;
-}
-
 /* Makes the communicator. What one rank cannot do leaves all of them without. */
 static avl_status_t meet(nccl_t *self) {
     avl_group_t *group = self->group;
@@ -233,21 +230,12 @@ static avl_status_t meet(nccl_t *self) {
     if (invitation.status != AVL_OK)
         return group->rank == 0 ? AVL_ERR_UNSUPPORTED
                                 : avl_fail(AVL_ERR_UNSUPPORTED, "rank 0 cannot begin with NCCL");
-    avl_nccl_config_t config = {.size = sizeof config,
-                                .magic = AVL_NCCL_CONFIG_MAGIC,
-                                .version = AVL_NCCL_LEAST_VERSION,
-                                .blocking = 0};
-    int result =
-        self->call.comm_init(&self->comm, group->ranks, invitation.id, group->rank, &config);
-    avl_status_t own = AVL_OK;
-    if (self->comm == NULL && result == AVL_NCCL_IN_PROGRESS)
-        own = avl_fail(AVL_ERR_UNSUPPORTED, "rank %d: NCCL gives no communicator", group->rank);
-    else if (result != AVL_NCCL_IN_PROGRESS)
-        own = check(self, AVL_ERR_UNSUPPORTED, "joining", result);
-    /* Who could not begin would be waited for. */
-    AVL_TRY(agree_to_join(group, own));
-    own = finish(self, AVL_ERR_UNSUPPORTED, "joining", result, JOIN_TIMEOUT_NS);
-    return agree_to_join(group, own == AVL_ERR_TIMEOUT ? AVL_ERR_UNSUPPORTED : own);
+    int result = self->call.comm_init(&self->comm, group->ranks, invitation.id, group->rank);
+    avl_status_t own = finish(self, AVL_ERR_UNSUPPORTED, "joining", result, JOIN_TIMEOUT_NS);
+    avl_status_t agreed =
+        avl_group_agree(group, own == AVL_ERR_TIMEOUT ? AVL_ERR_UNSUPPORTED : own);
+    return agreed == AVL_ERR_PEER ? avl_fail(AVL_ERR_UNSUPPORTED, "%s", avl_status_detail())
+                                  : agreed;
 }
 
 static avl_status_t join(nccl_t *self, const avl_group_gpu_t *gpu) {

@@ -4,7 +4,6 @@
 #ifndef AVL_COMM_NCCL_ABI_H
 #define AVL_COMM_NCCL_ABI_H
 
-#include <limits.h>
 #include <stddef.h>
 
 #define AVL_NCCL_LIBRARY "libnccl.so.2"
@@ -21,24 +20,12 @@ typedef struct avl_nccl_id { /* ncclUniqueId */
     char bytes[AVL_NCCL_ID_BYTES];
 } avl_nccl_id_t;
 
-/* ncclConfig_t as it was in 2.14: later libraries look at `version` and take their defaults for
- * what came after it. */
-typedef struct avl_nccl_config {
-    size_t size;
-    unsigned magic;
-    unsigned version;
-    int blocking;
-    int unused; /* the structure's size is a multiple of 8 */
-} avl_nccl_config_t;
-#define AVL_NCCL_CONFIG_MAGIC 0xcafebeefu
-
 typedef struct avl_nccl_functions {
     int (*get_version)(int *version_p);
     const char *(*get_error_string)(int result);
     const char *(*get_last_error)(avl_nccl_comm_t *comm); /* NULL in old libraries */
     int (*get_unique_id)(avl_nccl_id_t *id_p);
-    int (*comm_init)(avl_nccl_comm_t **comm_p, int ranks, avl_nccl_id_t id, int rank,
-                     avl_nccl_config_t *config);
+    int (*comm_init)(avl_nccl_comm_t **comm_p, int ranks, avl_nccl_id_t id, int rank);
     int (*comm_get_async_error)(avl_nccl_comm_t *comm, int *result_p);
     int (*comm_finalize)(avl_nccl_comm_t *comm);
     int (*comm_destroy)(avl_nccl_comm_t *comm);

@@ -11,10 +11,6 @@ SAME(AVL_NCCL_FLOAT32, ncclFloat32);
 SAME(AVL_NCCL_SUM, ncclSum);
 SAME(sizeof(avl_nccl_id_t), sizeof(ncclUniqueId));
 SAME(_Alignof(avl_nccl_id_t), _Alignof(ncclUniqueId));
-SAME(offsetof(avl_nccl_config_t, size), offsetof(ncclConfig_t, size));
-SAME(offsetof(avl_nccl_config_t, magic), offsetof(ncclConfig_t, magic));
-SAME(offsetof(avl_nccl_config_t, version), offsetof(ncclConfig_t, version));
-SAME(offsetof(avl_nccl_config_t, blocking), offsetof(ncclConfig_t, blocking));
 SAME(sizeof(int), sizeof(ncclResult_t));
 
 /* The functions' types: what differs in the names of types alone is cast away, the rest must fit.
@@ -24,7 +20,7 @@ typedef struct nccl_functions {
     const char *(*get_error_string)(ncclResult_t);
     const char *(*get_last_error)(ncclComm_t);
     ncclResult_t (*get_unique_id)(ncclUniqueId *);
-    ncclResult_t (*comm_init)(ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *);
+    ncclResult_t (*comm_init)(ncclComm_t *, int, ncclUniqueId, int);
     ncclResult_t (*comm_get_async_error)(ncclComm_t, ncclResult_t *);
     ncclResult_t (*comm_finalize)(ncclComm_t);
     ncclResult_t (*comm_destroy)(ncclComm_t);
@@ -44,7 +40,7 @@ const nccl_functions_t avl_nccl_functions = {
     .get_error_string = ncclGetErrorString,
     .get_last_error = ncclGetLastError,
     .get_unique_id = ncclGetUniqueId,
-    .comm_init = ncclCommInitRankConfig,
+    .comm_init = ncclCommInitRank,
     .comm_get_async_error = ncclCommGetAsyncError,
     .comm_finalize = ncclCommFinalize,
     .comm_destroy = ncclCommDestroy,

@@ -1,7 +1,8 @@
 /* tests/cuda/shim/nccl.cpp: a libnccl.so.2 for the execution shim: what comm/nccl.c calls, between
- * threads of one process or processes of one host. Like the real one when it may not block, calls
- * say that they are under way before they are done; a collective runs when the stream comes to it
- * and every rank has, and stays under way for ever where one does not, until its own rank aborts.
+ * threads of one process or processes of one host. Like the real one under NCCL_COMM_BLOCKING=0,
+ * calls then say that they are under way before they are done. A collective runs when the stream
+ * comes to it and every rank has, and stays under way for ever where one does not, until its own
+ * rank aborts.
  *
  * It finds collectives that differ between ranks (kind, count or root): the process ends with a
  * message. AVL_SHIM_NCCL_FAILS names a call that fails, for tests of what happens then. */
@@ -67,6 +68,13 @@ static size_t hub_bytes(void) {
 static int fails(const char *call) {
     const char *named = getenv("AVL_SHIM_NCCL_FAILS");
     return named != nullptr && strcmp(named, call) == 0;
+}
+
+/* What a call returns that has begun well. */
+static int begun(avl_nccl_comm *comm) {
+    const char *blocking = getenv("NCCL_COMM_BLOCKING");
+    comm->is_told = blocking == nullptr || strcmp(blocking, "0") != 0;
+    return comm->is_told ? AVL_NCCL_SUCCESS : AVL_NCCL_IN_PROGRESS;
 }
 
 static float *slot_of(const avl_nccl_comm *comm, int rank) {
@@ -144,8 +152,7 @@ static int enqueue(kind_t kind, const void *source, void *target, size_t count, 
     task->destroy = [](avl_shim_task *self) { free(self); };
     avl_shim_stream *on = (avl_shim_stream *)stream;
     on->enqueue(on, task);
-    comm->is_told = 0;
-    return AVL_NCCL_IN_PROGRESS;
+    return begun(comm);
 }
 
 static int map_hub(avl_nccl_comm *comm) {
@@ -198,11 +205,10 @@ EXPORT int ncclGetUniqueId(avl_nccl_id_t *id) {
     return AVL_NCCL_SUCCESS;
 }
 
-EXPORT int ncclCommInitRankConfig(avl_nccl_comm **comm_p, int ranks, avl_nccl_id_t id, int rank,
-                                  avl_nccl_config_t *config) {
-    if (config->magic != AVL_NCCL_CONFIG_MAGIC || config->blocking != 0 || ranks > RANKS_MAX)
+EXPORT int ncclCommInitRank(avl_nccl_comm **comm_p, int ranks, avl_nccl_id_t id, int rank) {
+    if (ranks > RANKS_MAX)
         return INVALID_ARGUMENT;
-    if (fails("init") && rank == ranks - 1)
+    if (fails("init"))
         return SYSTEM_ERROR;
     avl_nccl_comm *comm = (avl_nccl_comm *)calloc(1, sizeof *comm);
     if (comm == nullptr)
@@ -216,7 +222,10 @@ EXPORT int ncclCommInitRankConfig(avl_nccl_comm **comm_p, int ranks, avl_nccl_id
     }
     comm->hub->joined++;
     *comm_p = comm;
-    return AVL_NCCL_IN_PROGRESS;
+    int result = begun(comm);
+    while (result == AVL_NCCL_SUCCESS && comm->hub->joined < ranks)
+        usleep(200);
+    return result;
 }
 
 EXPORT int ncclCommGetAsyncError(avl_nccl_comm *comm, int *result) {
@@ -231,8 +240,7 @@ EXPORT int ncclCommGetAsyncError(avl_nccl_comm *comm, int *result) {
 }
 
 EXPORT int ncclCommFinalize(avl_nccl_comm *comm) {
-    comm->is_told = 0;
-    return AVL_NCCL_IN_PROGRESS;
+    return begun(comm);
 }
 
 EXPORT int ncclCommDestroy(avl_nccl_comm *comm) {
