@@ -12,7 +12,6 @@
  * 2. Whether a group's GPUs are joined is the same on every rank: each step of joining ends with
  *    an agreement. */
 #include <dlfcn.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -48,10 +48,11 @@ static avl_status_t find_best(avl_model_t *model, const avl_forward_batch_t *bat
     int64_t first = batch->logit_count - batch->draw_count - count;
     int32_t *tokens = decoder->best;
     float *logits = (float *)decoder->best + count;
-    for (int64_t i = 0; i < count && vocab == 0; i++)
-        found[i] = (found_t){.token_id = -1};
-    if (vocab == 0)
+    if (vocab == 0) { /* more ranks than rows of the vocabulary */
+        for (int64_t i = 0; i < count; i++)
+            found[i] = (found_t){.token_id = -1};
         return AVL_OK;
+    }
     AVL_TRY(avl_argmax(device, &(avl_argmax_args_t){
                                    .logits = decoder->logits + first * vocab,
                                    .stride = vocab,
