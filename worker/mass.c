@@ -30,7 +30,12 @@ static avl_status_t allocate(const avl_attend_options_t *options, void **numbers
     size_t count = (size_t)numbers_max(options);
     AVL_TRY(device->ops->allocate(device, count * sizeof(int32_t), "captured mass", numbers_p));
     *host_p = *numbers_p;
-    return device->is_host ? AVL_OK : avl_alloc(count, sizeof(int32_t), "captured mass", host_p);
+    if (device->is_host)
+        return AVL_OK;
+    avl_status_t status = avl_alloc(count, sizeof(int32_t), "captured mass", host_p);
+    if (status != AVL_OK)
+        device->ops->release(device, *numbers_p);
+    return status;
 }
 
 avl_status_t avl_mass_create(const avl_attend_options_t *options, avl_mass_t **mass_p) {
